@@ -1,0 +1,1 @@
+//! Benchmarks: criterion, and the side-by-side harness against peers.

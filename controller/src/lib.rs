@@ -1,0 +1,1 @@
+//! The controller: writes the export annotations of pods from Services.

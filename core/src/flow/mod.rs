@@ -1,0 +1,3 @@
+//! Flows between two routers: frames, and the machine of one TCP flow on one connection.
+
+pub mod frame;

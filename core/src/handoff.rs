@@ -1,0 +1,247 @@
+//! The conversation between a sidecar and its router, over a Unix socket of type SEQPACKET.
+//!
+//! - The sidecar opens with [`ToRouter::Hello`]; the router answers [`ToSidecar::Welcome`] with the
+//!   cluster and node that it serves, or closes.
+//! - For each port of each import the sidecar sends [`ToRouter::Import`] with one socket of its network
+//!   namespace: a listening TCP socket, or a bound UDP socket. The router accepts on it from then on.
+//!   [`ToRouter::Unimport`] takes it back.
+//! - For each port of each export it sends [`ToRouter::Export`]; [`ToRouter::Unexport`] withdraws it.
+//! - The router asks for unconnected sockets with [`ToSidecar::More`]; the sidecar sends them with
+//!   [`ToRouter::Stock`]. The router connects them to the exported ports.
+//! - [`ToRouter::Bye`] says that the pod ends. A connection that closes without it is a sidecar that
+//!   restarts: the router keeps its sockets for a while.
+//!
+//! One message is one packet, CBOR, at most [`MAX_MESSAGE`] bytes and [`MAX_DESCRIPTORS`] descriptors.
+//! Fields are numbered and may be added; a message of an unknown number is skipped.
+
+use std::net::IpAddr;
+
+use minicbor::{Decode, Encode};
+
+use crate::name::{AllowRule, ClusterName, Label, Protocol, ServicePort};
+
+/// The version of this conversation. A router speaks with sidecars of its own version and older ones.
+pub const VERSION: u32 = 1;
+/// The most bytes in one message.
+pub const MAX_MESSAGE: usize = 16 * 1024;
+/// The most descriptors beside one message (the kernel's SCM_MAX_FD is 253).
+pub const MAX_DESCRIPTORS: usize = 64;
+
+/// What a descriptor must be; the receiver asks the kernel whether it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DescriptorKind {
+    /// A listening TCP socket.
+    TcpListener,
+    /// A TCP socket that is neither connected nor listening.
+    TcpUnconnected,
+    /// A UDP socket bound to an address.
+    UdpBound,
+    /// A UDP socket that is neither bound nor connected.
+    UdpUnconnected,
+}
+
+/// Names one import or export of one conversation; chosen by the sidecar.
+pub type SocketId = u64;
+
+/// From the sidecar to the router.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub enum ToRouter {
+    /// The first message.
+    #[n(0)]
+    Hello {
+        /// [`VERSION`] of the sidecar.
+        #[n(0)]
+        version: u32,
+        /// The pod, as it calls itself. A claim, for logs and status.
+        #[n(1)]
+        pod: Pod,
+        /// The pod's addresses, where its exports are dialled before its loopback.
+        #[n(2)]
+        addresses: Vec<IpAddr>,
+    },
+    /// One imported port; with one descriptor, [`DescriptorKind::TcpListener`] or [`DescriptorKind::UdpBound`].
+    #[n(1)]
+    Import {
+        /// The import's number.
+        #[n(0)]
+        id: SocketId,
+        /// What is wanted.
+        #[n(1)]
+        wanted: ServicePort,
+    },
+    /// An import that is over.
+    #[n(2)]
+    Unimport {
+        /// Its number.
+        #[n(0)]
+        id: SocketId,
+    },
+    /// One exported port.
+    #[n(3)]
+    Export {
+        /// The export's number. The same number again replaces it.
+        #[n(0)]
+        id: SocketId,
+        /// What is offered.
+        #[n(1)]
+        offered: ServicePort,
+        /// The container's port.
+        #[n(2)]
+        target: std::num::NonZeroU16,
+        /// Who may use it; `None`: every member of the mesh.
+        #[n(3)]
+        allow: Option<Vec<AllowRule>>,
+    },
+    /// An export that is over.
+    #[n(4)]
+    Unexport {
+        /// Its number.
+        #[n(0)]
+        id: SocketId,
+    },
+    /// Unconnected sockets; with `tcp` + `udp` descriptors, the TCP ones first.
+    #[n(5)]
+    Stock {
+        /// How many [`DescriptorKind::TcpUnconnected`].
+        #[n(0)]
+        tcp: u16,
+        /// How many [`DescriptorKind::UdpUnconnected`].
+        #[n(1)]
+        udp: u16,
+    },
+    /// The pod ends.
+    #[n(6)]
+    Bye,
+}
+
+/// The pod that a sidecar says it serves.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Pod {
+    /// Its name; empty where unknown.
+    #[n(0)]
+    pub name: String,
+    /// Its namespace.
+    #[n(1)]
+    pub namespace: Label,
+    /// Its uid; empty where unknown. A sidecar that comes back with the same uid takes its place again.
+    #[n(2)]
+    pub uid: String,
+}
+
+/// From the router to the sidecar.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub enum ToSidecar {
+    /// The answer to Hello.
+    #[n(0)]
+    Welcome {
+        /// [`VERSION`] of the router.
+        #[n(0)]
+        version: u32,
+        /// The cluster that the router belongs to.
+        #[n(1)]
+        cluster: ClusterName,
+        /// The router's node.
+        #[n(2)]
+        node: ClusterName,
+    },
+    /// An import or export that the router does not serve.
+    #[n(1)]
+    Refused {
+        /// Its number; `None`: the conversation as a whole, which the router then closes.
+        #[n(0)]
+        id: Option<SocketId>,
+        /// Why, for the log and the status.
+        #[n(1)]
+        reason: String,
+    },
+    /// The router wants this many more unconnected sockets, [`MAX_DESCRIPTORS`] at most.
+    #[n(2)]
+    More {
+        /// TCP sockets.
+        #[n(0)]
+        tcp: u16,
+        /// UDP sockets.
+        #[n(1)]
+        udp: u16,
+    },
+}
+
+/// Why a message can't be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MessageError {
+    /// Longer than [`MAX_MESSAGE`].
+    #[error("a message of {0} bytes; {MAX_MESSAGE} is the most")]
+    TooLong(usize),
+    /// Not a message of this version.
+    #[error("not a handoff message: {0}")]
+    Malformed(String),
+    /// Descriptors that do not fit the message.
+    #[error("a message with {got} descriptors where {want} belong")]
+    Descriptors {
+        /// How many came.
+        got: usize,
+        /// How many belong to it.
+        want: usize,
+    },
+}
+
+impl ToRouter {
+    /// The descriptors that belong to this message, in their order.
+    pub fn descriptors(&self) -> impl Iterator<Item = DescriptorKind> + use<> {
+        let (first, n, second, m) = match self {
+            Self::Import { wanted, .. } => match wanted.protocol {
+                Protocol::Tcp => (DescriptorKind::TcpListener, 1, DescriptorKind::TcpListener, 0),
+                Protocol::Udp => (DescriptorKind::UdpBound, 1, DescriptorKind::UdpBound, 0),
+            },
+            Self::Stock { tcp, udp } => {
+                (DescriptorKind::TcpUnconnected, *tcp, DescriptorKind::UdpUnconnected, *udp)
+            }
+            _ => (DescriptorKind::TcpListener, 0, DescriptorKind::TcpListener, 0),
+        };
+        std::iter::repeat_n(first, n.into()).chain(std::iter::repeat_n(second, m.into()))
+    }
+
+    /// Reads a message that came with `descriptors` descriptors.
+    ///
+    /// # Errors
+    /// [`MessageError`] where the bytes are no message or the number of descriptors is another.
+    pub fn decode(bytes: &[u8], descriptors: usize) -> Result<Self, MessageError> {
+        let message: Self = decode(bytes)?;
+        let want = message.descriptors().count();
+        if want != descriptors {
+            return Err(MessageError::Descriptors { got: descriptors, want });
+        }
+        Ok(message)
+    }
+
+    /// The message as bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        encode(self)
+    }
+}
+
+impl ToSidecar {
+    /// Reads a message.
+    ///
+    /// # Errors
+    /// [`MessageError`] where the bytes are no message.
+    pub fn decode(bytes: &[u8]) -> Result<Self, MessageError> {
+        decode(bytes)
+    }
+
+    /// The message as bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        encode(self)
+    }
+}
+
+fn decode<'b, T: Decode<'b, ()>>(bytes: &'b [u8]) -> Result<T, MessageError> {
+    if bytes.len() > MAX_MESSAGE {
+        return Err(MessageError::TooLong(bytes.len()));
+    }
+    minicbor::decode(bytes).map_err(|e| MessageError::Malformed(e.to_string()))
+}
+
+fn encode<T: Encode<()>>(message: &T) -> Vec<u8> {
+    minicbor::to_vec(message).expect("a Vec takes every byte, and no message has a custom encoder that fails")
+}

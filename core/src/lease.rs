@@ -1,0 +1,1 @@
+//! Leases: which imported Service has which address, across reloads and restarts.

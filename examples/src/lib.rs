@@ -1,0 +1,1 @@
+//! The quickstart behind make demo.

@@ -1,0 +1,1 @@
+//! The router of a node: carries flows between pods and to other routers.

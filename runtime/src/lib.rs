@@ -1,0 +1,3 @@
+//! What the three programs share of tokio and the operating system. It knows nothing of Services.
+
+pub mod net;

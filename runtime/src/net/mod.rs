@@ -1,0 +1,149 @@
+//! The network as the programs see it: [`Net`]. [`os::OsNet`] is the real one; the simulation has its own.
+//!
+//! A socket goes through three hands. A sidecar makes it as a [`Net::Descriptor`], which nothing polls; hands it over
+//! a [`Handoff`] connection; and the router turns it into a live listener, connector or socket.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+
+use servicekeel_core::handoff::DescriptorKind;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+pub mod os;
+
+/// A network: where sockets are made, names of peers resolved, and descriptors handed over.
+pub trait Net: Clone + Send + Sync + 'static {
+    /// A connected TCP stream.
+    type TcpStream: Stream;
+    /// A listening TCP socket.
+    type TcpListener: Listener<Stream = Self::TcpStream>;
+    /// A UDP socket.
+    type UdpSocket: Datagrams;
+    /// A socket that is held or handed over, and not polled.
+    type Descriptor: Descriptor;
+    /// The router's end of [`Net::handoff_connect`].
+    type HandoffListener: HandoffListener<Handoff = Self::Handoff>;
+    /// A conversation between sidecar and router.
+    type Handoff: Handoff<Descriptor = Self::Descriptor>;
+
+    /// Makes a socket that is not bound: [`DescriptorKind::TcpUnconnected`] or [`DescriptorKind::UdpUnconnected`].
+    fn make_unbound(&self, kind: DescriptorKind) -> io::Result<Self::Descriptor>;
+    /// Makes a bound socket: [`DescriptorKind::TcpListener`] or [`DescriptorKind::UdpBound`]. A socket of the same
+    /// user that another process still holds at the address does not hinder it.
+    fn make_bound(
+        &self,
+        kind: DescriptorKind,
+        addr: SocketAddr,
+    ) -> impl Future<Output = io::Result<Self::Descriptor>> + Send;
+
+    /// Starts to poll a listener that was handed over, after asking whether it is one.
+    fn adopt_listener(&self, descriptor: Self::Descriptor) -> io::Result<Self::TcpListener>;
+    /// Starts to poll a UDP socket that was handed over, bound or not.
+    fn adopt_udp(&self, descriptor: Self::Descriptor) -> io::Result<Self::UdpSocket>;
+    /// Connects an unconnected TCP socket that was handed over, in the network namespace where it was made.
+    fn connect_descriptor(
+        &self,
+        descriptor: Self::Descriptor,
+        addr: SocketAddr,
+    ) -> impl Future<Output = io::Result<Self::TcpStream>> + Send;
+
+    /// Listens in the program's own network namespace.
+    fn listen(&self, addr: SocketAddr) -> impl Future<Output = io::Result<Self::TcpListener>> + Send;
+    /// Resolves `host:port` and connects to the first address that answers.
+    fn connect(&self, address: &str) -> impl Future<Output = io::Result<Self::TcpStream>> + Send;
+
+    /// Listens for sidecars at a path. A dead socket that lies there is replaced; a live one is an error.
+    fn handoff_listen(&self, path: &Path) -> impl Future<Output = io::Result<Self::HandoffListener>> + Send;
+    /// Connects to a router at a path.
+    fn handoff_connect(&self, path: &Path) -> impl Future<Output = io::Result<Self::Handoff>> + Send;
+
+    /// Carries bytes both ways between two streams of this machine until both have ended, then says how many went
+    /// from `a` to `b` and from `b` to `a`. An end of one side is passed on as an end, and the other direction goes
+    /// on; a reset is passed on as a reset.
+    fn splice(
+        &self,
+        a: Self::TcpStream,
+        b: Self::TcpStream,
+    ) -> impl Future<Output = (u64, u64, io::Result<()>)> + Send;
+}
+
+/// A TCP stream.
+pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {
+    /// Drops the stream so that the peer sees a reset, not an end.
+    fn reset(self);
+    /// The address of the other side.
+    fn peer_addr(&self) -> io::Result<SocketAddr>;
+}
+
+/// A listening TCP socket.
+pub trait Listener: Send + Sync + 'static {
+    /// What it accepts.
+    type Stream: Stream;
+    /// The next connection. Errors of one connection (ECONNABORTED) are skipped; others are for the caller.
+    fn accept(&self) -> impl Future<Output = io::Result<(Self::Stream, SocketAddr)>> + Send;
+    /// Where it listens.
+    fn local_addr(&self) -> io::Result<SocketAddr>;
+}
+
+/// A UDP socket.
+pub trait Datagrams: Send + Sync + 'static {
+    /// Receives one datagram: its length and its sender. After [`Datagrams::connect`] an ICMP refusal comes as
+    /// [`io::ErrorKind::ConnectionRefused`].
+    fn recv_from(&self, buf: &mut [u8]) -> impl Future<Output = io::Result<(usize, SocketAddr)>> + Send;
+    /// Sends one datagram.
+    fn send_to(&self, buf: &[u8], to: SocketAddr) -> impl Future<Output = io::Result<()>> + Send;
+    /// Takes datagrams from `to` alone from now on.
+    fn connect(&self, to: SocketAddr) -> impl Future<Output = io::Result<()>> + Send;
+    /// Where it is bound.
+    fn local_addr(&self) -> io::Result<SocketAddr>;
+}
+
+/// A socket that is held, not polled.
+pub trait Descriptor: Send + Sync + Sized + 'static {
+    /// Another handle of the same socket, to hand over.
+    fn share(&self) -> io::Result<Self>;
+    /// Asks the kernel whether the socket is of this kind.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::InvalidInput`], with a text that says what it is instead.
+    fn check(&self, kind: DescriptorKind) -> io::Result<()>;
+    /// The address where it is bound.
+    fn local_addr(&self) -> io::Result<SocketAddr>;
+}
+
+/// Accepts conversations.
+pub trait HandoffListener: Send + Sync + 'static {
+    /// What it accepts.
+    type Handoff: Handoff;
+    /// The next sidecar, with what the kernel says of it.
+    fn accept(&self) -> impl Future<Output = io::Result<(Self::Handoff, PeerCredentials)>> + Send;
+}
+
+/// What the kernel attests of the process at the other end of a Unix socket (SO_PEERCRED, unix(7)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeerCredentials {
+    /// Its process, as the router's process namespace numbers it; 0 where it has no number there.
+    pub pid: i32,
+    /// Its user.
+    pub uid: u32,
+}
+
+/// A conversation: whole messages with descriptors.
+pub trait Handoff: Send + Sync + 'static {
+    /// What travels beside a message.
+    type Descriptor: Descriptor;
+    /// Sends one message, waiting where the other side is slow.
+    fn send(
+        &self,
+        message: &[u8],
+        descriptors: Vec<Self::Descriptor>,
+    ) -> impl Future<Output = io::Result<()>> + Send;
+    /// Receives one message; `None` when the other side has closed. Every descriptor that came is owned by what is
+    /// returned, or closed. A message that is too long, or has too many descriptors, is
+    /// [`io::ErrorKind::InvalidData`].
+    ///
+    /// Cancel safe: a message is taken whole or not at all.
+    fn recv(&self) -> impl Future<Output = io::Result<Option<(Vec<u8>, Vec<Self::Descriptor>)>>> + Send;
+}

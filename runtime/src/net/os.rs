@@ -1,0 +1,1 @@
+//! The real network: sockets of the kernel, by tokio.

@@ -1,0 +1,1 @@
+//! The sidecar: DNS, addresses and sockets of one pod.
