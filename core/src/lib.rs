@@ -12,3 +12,4 @@ pub mod lease;
 pub mod mesh;
 pub mod name;
 pub mod plan;
+pub mod session;

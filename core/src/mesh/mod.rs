@@ -1,5 +1,8 @@
 //! The mesh: what neighbours tell each other, and which endpoint a flow takes.
 
+pub mod keepalive;
+pub mod table;
+
 use minicbor::{Decode, Encode};
 
 use crate::name::{AllowRule, ServicePort};

@@ -1,0 +1,326 @@
+//! The table of endpoints: what this node's pods export and what neighbours offer, and in which order a flow
+//! tries them.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU16;
+use std::time::{Duration, Instant};
+
+use crate::mesh::Offer;
+use crate::name::{AllowRule, ClusterName, Label, RouterId, ServicePort, allows};
+
+/// The most ports that one neighbour may offer on one link; further offers are refused.
+pub const MAX_OFFERS: usize = 16_384;
+/// How long an endpoint that failed once is tried last.
+pub const FIRST_BACKOFF: Duration = Duration::from_secs(1);
+/// The longest that an endpoint which fails again and again is tried last.
+pub const LAST_BACKOFF: Duration = Duration::from_secs(30);
+
+/// Names an exported port of a pod of this node; chosen by the router.
+pub type EndpointId = u64;
+/// Names a link to a neighbour; chosen by the router, rising.
+pub type LinkId = u64;
+
+/// A port of a pod of this node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// What it serves.
+    pub port: ServicePort,
+    /// The container's port.
+    pub target: NonZeroU16,
+    /// Who may use it; `None`: every member of the mesh.
+    pub allow: Option<Vec<AllowRule>>,
+}
+
+/// Where a flow can go.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Candidate {
+    /// A pod of this node.
+    Local(EndpointId),
+    /// A neighbour, which picks among its pods.
+    Remote(RouterId),
+}
+
+/// Who asks.
+#[derive(Debug, Clone, Copy)]
+pub struct Consumer<'a> {
+    /// Its cluster, as proven.
+    pub cluster: &'a ClusterName,
+    /// Its namespace, where attested.
+    pub namespace: Option<&'a Label>,
+}
+
+/// Why an offer is not taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OfferError {
+    /// A router speaks for its own cluster only.
+    #[error("{0} offers {1}, which is of another cluster")]
+    Foreign(RouterId, ServicePort),
+    /// The bound of one link is reached.
+    #[error("{0} offers more than {MAX_OFFERS} ports")]
+    TooMany(RouterId),
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Failing {
+    times: u32,
+    until: Instant,
+}
+
+/// What can be reached from here.
+#[derive(Debug, Default)]
+pub struct Table {
+    endpoints: BTreeMap<EndpointId, Endpoint>,
+    by_port: BTreeMap<ServicePort, Vec<EndpointId>>,
+    offers: BTreeMap<ServicePort, BTreeMap<RouterId, BTreeMap<LinkId, Offer>>>,
+    offered: BTreeMap<LinkId, usize>,
+    failing: BTreeMap<(ServicePort, Candidate), Failing>,
+}
+
+impl Table {
+    /// Adds an endpoint of this node, or replaces the one of the same number.
+    pub fn add(&mut self, id: EndpointId, endpoint: Endpoint) {
+        self.remove(id);
+        self.by_port.entry(endpoint.port.clone()).or_default().push(id);
+        self.endpoints.insert(id, endpoint);
+    }
+
+    /// Takes an endpoint of this node away.
+    pub fn remove(&mut self, id: EndpointId) {
+        let Some(endpoint) = self.endpoints.remove(&id) else { return };
+        if let Some(ids) = self.by_port.get_mut(&endpoint.port) {
+            ids.retain(|other| *other != id);
+            if ids.is_empty() {
+                self.by_port.remove(&endpoint.port);
+            }
+        }
+        self.failing.remove(&(endpoint.port, Candidate::Local(id)));
+    }
+
+    /// An endpoint of this node.
+    pub fn endpoint(&self, id: EndpointId) -> Option<&Endpoint> {
+        self.endpoints.get(&id)
+    }
+
+    /// What this node offers to its neighbours: a port with several endpoints once, open to whom any of them is.
+    pub fn offers(&self) -> BTreeMap<ServicePort, Offer> {
+        self.by_port
+            .iter()
+            .map(|(port, ids)| {
+                let mut allow = Some(Vec::new());
+                for endpoint in ids.iter().filter_map(|id| self.endpoints.get(id)) {
+                    allow = match (allow, &endpoint.allow) {
+                        (Some(mut all), Some(rules)) => {
+                            all.extend(rules.iter().cloned());
+                            Some(all)
+                        }
+                        _ => None,
+                    };
+                }
+                if let Some(rules) = &mut allow {
+                    rules.sort();
+                    rules.dedup();
+                }
+                (port.clone(), Offer { port: port.clone(), allow })
+            })
+            .collect()
+    }
+
+    /// Takes an offer that a neighbour made on a link.
+    ///
+    /// # Errors
+    /// [`OfferError`] where it speaks for another cluster or the link's bound is reached.
+    pub fn offer(&mut self, from: &RouterId, link: LinkId, offer: Offer) -> Result<(), OfferError> {
+        if offer.port.service.cluster != from.cluster {
+            return Err(OfferError::Foreign(from.clone(), offer.port));
+        }
+        let count = self.offered.entry(link).or_default();
+        let links = self.offers.entry(offer.port.clone()).or_default().entry(from.clone()).or_default();
+        if !links.contains_key(&link) {
+            if *count >= MAX_OFFERS {
+                self.prune(&offer.port, from);
+                return Err(OfferError::TooMany(from.clone()));
+            }
+            *count += 1;
+        }
+        self.failing.remove(&(offer.port.clone(), Candidate::Remote(from.clone())));
+        links.insert(link, offer);
+        Ok(())
+    }
+
+    /// Takes an offer back.
+    pub fn withdraw(&mut self, from: &RouterId, link: LinkId, port: &ServicePort) {
+        let gone = self
+            .offers
+            .get_mut(port)
+            .and_then(|routers| routers.get_mut(from))
+            .and_then(|links| links.remove(&link));
+        if gone.is_some() {
+            if let Some(count) = self.offered.get_mut(&link) {
+                *count -= 1;
+            }
+            self.prune(port, from);
+        }
+    }
+
+    /// Forgets all that was offered on a link: it is down.
+    pub fn link_down(&mut self, link: LinkId) {
+        self.offered.remove(&link);
+        for routers in self.offers.values_mut() {
+            for links in routers.values_mut() {
+                links.remove(&link);
+            }
+            routers.retain(|_, links| !links.is_empty());
+        }
+        self.offers.retain(|_, routers| !routers.is_empty());
+        let offers = &self.offers;
+        self.failing.retain(|(port, candidate), _| match candidate {
+            Candidate::Local(_) => true,
+            Candidate::Remote(router) => offers.get(port).is_some_and(|routers| routers.contains_key(router)),
+        });
+    }
+
+    fn prune(&mut self, port: &ServicePort, router: &RouterId) {
+        let Some(routers) = self.offers.get_mut(port) else { return };
+        if routers.get(router).is_some_and(BTreeMap::is_empty) {
+            routers.remove(router);
+            self.failing.remove(&(port.clone(), Candidate::Remote(router.clone())));
+        }
+        if routers.is_empty() {
+            self.offers.remove(port);
+        }
+    }
+
+    /// The neighbours' offers, for the status: port, router.
+    pub fn remote(&self) -> impl Iterator<Item = (&ServicePort, &RouterId)> {
+        self.offers.iter().flat_map(|(port, routers)| routers.keys().map(move |router| (port, router)))
+    }
+
+    /// The endpoints of this node, for the status.
+    pub fn local(&self) -> impl Iterator<Item = (EndpointId, &Endpoint)> {
+        self.endpoints.iter().map(|(id, endpoint)| (*id, endpoint))
+    }
+
+    /// Whether `consumer` may use any endpoint of this node that serves the port; `None` where none does.
+    pub fn permits(&self, wanted: &ServicePort, consumer: Consumer<'_>) -> Option<bool> {
+        let ids = self.by_port.get(wanted)?;
+        Some(
+            ids.iter().filter_map(|id| self.endpoints.get(id)).any(|e| permits(e.allow.as_deref(), consumer)),
+        )
+    }
+
+    /// The endpoints of this node for a flow, in the order in which to try them: the better of two drawn by `seed`
+    /// first (the one with less `load`), those that fail last.
+    pub fn local_candidates(
+        &self,
+        wanted: &ServicePort,
+        consumer: Consumer<'_>,
+        now: Instant,
+        seed: u64,
+        load: impl Fn(&Candidate) -> usize,
+    ) -> Vec<Candidate> {
+        let candidates = self
+            .by_port
+            .get(wanted)
+            .into_iter()
+            .flatten()
+            .filter(|id| {
+                self.endpoints.get(id).is_some_and(|endpoint| permits(endpoint.allow.as_deref(), consumer))
+            })
+            .map(|id| Candidate::Local(*id))
+            .collect();
+        self.ordered(wanted, candidates, now, seed, load)
+    }
+
+    /// All that a flow can take, in the order in which to try it: this node's endpoints first, then neighbours.
+    pub fn candidates(
+        &self,
+        wanted: &ServicePort,
+        consumer: Consumer<'_>,
+        now: Instant,
+        seed: u64,
+        load: impl Fn(&Candidate) -> usize,
+    ) -> Vec<Candidate> {
+        let mut all = self.local_candidates(wanted, consumer, now, seed, &load);
+        let remote = self
+            .offers
+            .get(wanted)
+            .into_iter()
+            .flatten()
+            .filter(|(_, links)| {
+                links.values().next_back().is_some_and(|offer| permits(offer.allow.as_deref(), consumer))
+            })
+            .map(|(router, _)| Candidate::Remote(router.clone()))
+            .collect();
+        let remote = self.ordered(wanted, remote, now, seed, &load);
+        // A local endpoint that fails comes behind a neighbour that does not.
+        let healthy = |c: &Candidate| !self.is_failing(wanted, c, now);
+        let split = all.iter().position(|c| !healthy(c)).unwrap_or(all.len());
+        let failing_local = all.split_off(split);
+        let split = remote.iter().position(|c| !healthy(c)).unwrap_or(remote.len());
+        all.extend_from_slice(&remote[..split]);
+        all.extend(failing_local);
+        all.extend_from_slice(&remote[split..]);
+        all
+    }
+
+    fn ordered(
+        &self,
+        wanted: &ServicePort,
+        mut candidates: Vec<Candidate>,
+        now: Instant,
+        seed: u64,
+        load: impl Fn(&Candidate) -> usize,
+    ) -> Vec<Candidate> {
+        let n = candidates.len();
+        if n > 1 {
+            candidates.rotate_left((seed % n as u64) as usize);
+            let other = 1 + ((seed >> 32) % (n as u64 - 1)) as usize;
+            if load(&candidates[other]) < load(&candidates[0]) {
+                candidates.swap(0, other);
+            }
+            candidates.sort_by_key(|c| self.is_failing(wanted, c, now));
+        }
+        candidates
+    }
+
+    fn is_failing(&self, wanted: &ServicePort, candidate: &Candidate, now: Instant) -> bool {
+        // The key is cloned for the look-up only where something fails at all.
+        !self.failing.is_empty()
+            && self
+                .failing
+                .get(&(wanted.clone(), candidate.clone()))
+                .is_some_and(|failing| failing.until > now)
+    }
+
+    /// A candidate did not take a flow: it is tried last for a while, doubled each time.
+    pub fn failed(&mut self, wanted: &ServicePort, candidate: &Candidate, now: Instant) {
+        let known = match candidate {
+            Candidate::Local(id) => self.endpoints.contains_key(id),
+            Candidate::Remote(router) => {
+                self.offers.get(wanted).is_some_and(|routers| routers.contains_key(router))
+            }
+        };
+        if known {
+            let failing = self
+                .failing
+                .entry((wanted.clone(), candidate.clone()))
+                .or_insert(Failing { times: 0, until: now });
+            let backoff = FIRST_BACKOFF.saturating_mul(1 << failing.times.min(8)).min(LAST_BACKOFF);
+            *failing = Failing { times: failing.times + 1, until: now + backoff };
+        }
+    }
+
+    /// A candidate took a flow.
+    pub fn succeeded(&mut self, wanted: &ServicePort, candidate: &Candidate) {
+        if !self.failing.is_empty() {
+            self.failing.remove(&(wanted.clone(), candidate.clone()));
+        }
+    }
+}
+
+fn permits(allow: Option<&[AllowRule]>, consumer: Consumer<'_>) -> bool {
+    allows(allow, consumer.cluster, consumer.namespace)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,156 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::name::Protocol;
+
+fn port(cluster: &str, number: u16) -> ServicePort {
+    ServicePort {
+        service: crate::name::ServiceName {
+            name: "web".parse().unwrap(),
+            namespace: "default".parse().unwrap(),
+            cluster: cluster.parse().unwrap(),
+        },
+        port: NonZeroU16::new(number).unwrap(),
+        protocol: Protocol::Tcp,
+    }
+}
+
+fn router(cluster: &str, node: &str) -> RouterId {
+    RouterId { cluster: cluster.parse().unwrap(), node: node.parse().unwrap() }
+}
+
+fn endpoint(port: ServicePort, allow: Option<&[&str]>) -> Endpoint {
+    let allow = allow.map(|rules| rules.iter().map(|rule| rule.parse().unwrap()).collect());
+    Endpoint { target: port.port, port, allow }
+}
+
+fn idle(_: &Candidate) -> usize {
+    0
+}
+
+#[test]
+fn this_node_comes_first_and_a_failing_one_last() {
+    let (a, now) = (port("a.local", 80), Instant::now());
+    let cluster = "a.local".parse().unwrap();
+    let consumer = Consumer { cluster: &cluster, namespace: None };
+    let (n2, mut table) = (router("a.local", "n2"), Table::default());
+    table.offer(&n2, 1, Offer { port: a.clone(), allow: None }).unwrap();
+    table.add(7, endpoint(a.clone(), None));
+    let (local, remote) = (Candidate::Local(7), Candidate::Remote(n2));
+    assert_eq!(table.candidates(&a, consumer, now, 3, idle), [local.clone(), remote.clone()]);
+    table.failed(&a, &local, now);
+    assert_eq!(table.candidates(&a, consumer, now, 3, idle), [remote.clone(), local.clone()]);
+    let later = now + FIRST_BACKOFF;
+    assert_eq!(table.candidates(&a, consumer, later, 3, idle), [local.clone(), remote.clone()]);
+    table.failed(&a, &local, now);
+    assert_eq!(table.candidates(&a, consumer, later, 3, idle), [remote.clone(), local.clone()]);
+    table.succeeded(&a, &local);
+    assert_eq!(table.candidates(&a, consumer, now, 3, idle), [local, remote]);
+}
+
+#[test]
+fn the_less_loaded_of_two_comes_first() {
+    let (a, now) = (port("a.local", 80), Instant::now());
+    let cluster = "a.local".parse().unwrap();
+    let consumer = Consumer { cluster: &cluster, namespace: None };
+    let mut table = Table::default();
+    table.add(1, endpoint(a.clone(), None));
+    table.add(2, endpoint(a.clone(), None));
+    for seed in 0..8 {
+        let load = |c: &Candidate| usize::from(*c == Candidate::Local(1));
+        assert_eq!(table.candidates(&a, consumer, now, seed, load)[0], Candidate::Local(2));
+    }
+}
+
+#[test]
+fn allow_rules_hide_an_endpoint() {
+    let (a, now) = (port("a.local", 80), Instant::now());
+    let mut table = Table::default();
+    table.add(1, endpoint(a.clone(), Some(&["b.local/prod"])));
+    let (b, prod) = ("b.local".parse().unwrap(), "prod".parse().unwrap());
+    let attested = Consumer { cluster: &b, namespace: Some(&prod) };
+    let unknown = Consumer { cluster: &b, namespace: None };
+    assert_eq!(table.permits(&a, attested), Some(true));
+    assert_eq!(table.permits(&a, unknown), Some(false));
+    assert_eq!(table.permits(&port("a.local", 81), unknown), None);
+    assert_eq!(table.local_candidates(&a, unknown, now, 0, idle), []);
+    assert_eq!(table.local_candidates(&a, attested, now, 0, idle), [Candidate::Local(1)]);
+}
+
+#[test]
+fn a_router_speaks_for_its_own_cluster_and_within_bounds() {
+    let mut table = Table::default();
+    let b = router("b.local", "n1");
+    let foreign = table.offer(&b, 1, Offer { port: port("a.local", 80), allow: None });
+    assert!(matches!(foreign, Err(OfferError::Foreign(..))));
+    for i in 1..=MAX_OFFERS {
+        table.offer(&b, 1, Offer { port: port("b.local", i as u16), allow: None }).unwrap();
+    }
+    let more = Offer { port: port("b.local", 60_000), allow: None };
+    assert!(matches!(table.offer(&b, 1, more), Err(OfferError::TooMany(_))));
+    table.offer(&b, 1, Offer { port: port("b.local", 1), allow: None }).unwrap();
+    table.link_down(1);
+    assert_eq!(table.remote().count(), 0);
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Offer(usize, LinkId, u16),
+    Withdraw(usize, LinkId, u16),
+    Down(LinkId),
+    Fail(usize, u16),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let (r, p) = (0..3_usize, 1..4_u16);
+    prop_oneof![
+        (r.clone(), 0..2_u64, p.clone()).prop_map(|(r, l, p)| Step::Offer(r, r as u64 * 2 + l, p)),
+        (r.clone(), 0..2_u64, p.clone()).prop_map(|(r, l, p)| Step::Withdraw(r, r as u64 * 2 + l, p)),
+        (0..6_u64).prop_map(Step::Down),
+        (r, p).prop_map(|(r, p)| Step::Fail(r, p)),
+    ]
+}
+
+proptest! {
+    /// A neighbour is a candidate exactly while one of its links offers the port, and nothing of a link that is
+    /// down is kept.
+    #[test]
+    fn candidates_are_what_live_links_offer(steps in prop::collection::vec(step(), 0..60)) {
+        let routers: Vec<RouterId> = ["x", "y", "z"].iter().map(|n| router("b.local", n)).collect();
+        let cluster = "a.local".parse().unwrap();
+        let consumer = Consumer { cluster: &cluster, namespace: None };
+        let (now, mut table) = (Instant::now(), Table::default());
+        let mut model = std::collections::BTreeSet::new();
+        for step in steps {
+            match step {
+                Step::Offer(r, l, p) => {
+                    table.offer(&routers[r], l, Offer { port: port("b.local", p), allow: None }).unwrap();
+                    model.insert((r, l, p));
+                }
+                Step::Withdraw(r, l, p) => {
+                    table.withdraw(&routers[r], l, &port("b.local", p));
+                    model.remove(&(r, l, p));
+                }
+                Step::Down(l) => {
+                    table.link_down(l);
+                    model.retain(|(_, link, _)| *link != l);
+                }
+                Step::Fail(r, p) => {
+                    table.failed(&port("b.local", p), &Candidate::Remote(routers[r].clone()), now);
+                }
+            }
+            for p in 1..4 {
+                let mut got = table.candidates(&port("b.local", p), consumer, now, 5, idle);
+                got.sort();
+                let want: std::collections::BTreeSet<_> =
+                    model.iter().filter(|(_, _, q)| *q == p).map(|(r, _, _)| *r).collect();
+                let want: Vec<_> = want.into_iter().map(|r| Candidate::Remote(routers[r].clone())).collect();
+                prop_assert_eq!(got, want);
+            }
+        }
+        for l in 0..6 {
+            table.link_down(l);
+        }
+        prop_assert!(table.offers.is_empty() && table.offered.values().all(|n| *n == 0) && table.failing.is_empty());
+    }
+}
