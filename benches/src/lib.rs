@@ -1,1 +1,0 @@
-//! Benchmarks: criterion, and the side-by-side harness against peers.

@@ -1,0 +1,140 @@
+//! A program of the project that runs, with its log.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+/// A running program. Killed when dropped.
+pub struct Process {
+    child: Child,
+    name: String,
+    log: PathBuf,
+}
+
+impl Process {
+    /// Starts a command whose output goes to a file of `dir`, after what an earlier run wrote there.
+    ///
+    /// # Errors
+    /// Where the program can't be started.
+    pub fn start(dir: &Path, name: &str, command: &mut Command) -> Result<Self> {
+        let log = dir.join(format!("{name}.log"));
+        let file = File::options().create(true).append(true).open(&log)?;
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(file.try_clone()?)
+            .stderr(file)
+            .spawn()
+            .with_context(|| format!("{name}: {command:?} does not start; was it built?"))?;
+        Ok(Self { child, name: name.to_owned(), log })
+    }
+
+    /// Its process number.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it has logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Whether it has ended, and how.
+    ///
+    /// # Errors
+    /// Where the system does not say.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
+    }
+
+    /// Waits until it has ended by itself.
+    ///
+    /// # Errors
+    /// Where it still runs after `limit`.
+    pub fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
+        let end = Instant::now() + limit;
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            if Instant::now() > end {
+                bail!("{} still runs after {limit:?}; its log:\n{}", self.name, self.log());
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Sends SIGTERM.
+    ///
+    /// # Errors
+    /// Where `kill` fails.
+    pub fn terminate(&self) -> Result<()> {
+        let done = Command::new("kill").arg("-TERM").arg(self.pid().to_string()).status()?;
+        if !done.success() {
+            bail!("kill -TERM {} failed: {done}", self.name);
+        }
+        Ok(())
+    }
+
+    /// Kills it, as a crash would.
+    ///
+    /// # Errors
+    /// Where the system refuses.
+    pub fn kill(&mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// Resident memory in KiB (`VmRSS` of proc_pid_status(5)).
+    ///
+    /// # Errors
+    /// Where the process is gone.
+    pub fn resident_kib(&self) -> Result<u64> {
+        self.status("VmRSS:")
+    }
+
+    /// Memory of its own in KiB: `RssAnon` of proc_pid_status(5), without the pages of its file.
+    ///
+    /// # Errors
+    /// Where the process is gone.
+    pub fn anonymous_kib(&self) -> Result<u64> {
+        self.status("RssAnon:")
+    }
+
+    fn status(&self, field: &str) -> Result<u64> {
+        let text = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
+        let line = text.lines().find(|line| line.starts_with(field)).context("no such line")?;
+        Ok(line.split_whitespace().nth(1).context("no number")?.parse()?)
+    }
+
+    /// How many descriptors it has open.
+    ///
+    /// # Errors
+    /// Where the process is gone.
+    pub fn descriptors(&self) -> Result<usize> {
+        Ok(std::fs::read_dir(format!("/proc/{}/fd", self.pid()))?.count())
+    }
+
+    /// User and system time so far, in clock ticks of 10 ms.
+    ///
+    /// # Errors
+    /// Where the process is gone.
+    pub fn cpu_ticks(&self) -> Result<u64> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid()))?;
+        let (_, rest) = stat.rsplit_once(')').context("no command")?;
+        let fields: Vec<&str> = rest.split_whitespace().collect();
+        let number = |i: usize| -> Result<u64> { Ok(fields.get(i).context("short")?.parse()?) };
+        Ok(number(11)? + number(12)?)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Ended already is as good.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,137 @@
+//! What a restart of each program does to names, connections and flows.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use e2e::{Echo, Pair, annotation, wait_for};
+
+const LIMIT: Duration = Duration::from_secs(15);
+
+fn ping(addr: std::net::SocketAddr) -> Result<()> {
+    let mut stream = TcpStream::connect_timeout(&addr, LIMIT)?;
+    stream.set_read_timeout(Some(LIMIT))?;
+    stream.write_all(b"ping")?;
+    let mut got = [0; 4];
+    stream.read_exact(&mut got)?;
+    ensure!(&got == b"ping");
+    Ok(())
+}
+
+#[test]
+fn connections_wait_while_the_consumers_router_is_gone() -> Result<()> {
+    let mut pair = Pair::start()?;
+    let _echo = Echo::start(pair.service)?;
+    let web = pair.resolve("web.default")?;
+    ping(web)?;
+    pair.b.process.kill()?;
+    // DNS answers, and the kernel takes the connection: nothing is refused.
+    ensure!(pair.resolve("web.default")? == web);
+    let waiting: Vec<_> = (0..20).map(|_| std::thread::spawn(move || ping(web))).collect();
+    std::thread::sleep(Duration::from_millis(300));
+    pair.stand.restart_router(&mut pair.b)?;
+    for client in waiting {
+        client.join().expect("no panic").context("a connection that waited")?;
+    }
+    ping(web)
+}
+
+#[test]
+fn the_exporters_router_comes_back() -> Result<()> {
+    let mut pair = Pair::start()?;
+    let _echo = Echo::start(pair.service)?;
+    let web = pair.resolve("web.default")?;
+    ping(web)?;
+    let mut flow = TcpStream::connect(web)?;
+    flow.set_read_timeout(Some(LIMIT))?;
+    flow.write_all(b"x")?;
+    flow.read_exact(&mut [0])?;
+    pair.a.process.kill()?;
+    let start = Instant::now();
+    ensure!(flow.read(&mut [0]).is_err(), "the flow ended as if the service had closed it");
+    ensure!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    // No route: fast, not for ever.
+    let start = Instant::now();
+    ensure!(ping(web).is_err());
+    ensure!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    pair.stand.restart_router(&mut pair.a)?;
+    wait_for("the service is back", LIMIT, || Ok(ping(web).ok()))
+}
+
+#[test]
+fn flows_live_on_while_a_sidecar_restarts_and_addresses_stay() -> Result<()> {
+    let mut pair = Pair::start()?;
+    let _echo = Echo::start(pair.service)?;
+    // A second import, removed again, so that the address that stays is not simply the first of the range.
+    let web = pair.resolve("web.default")?;
+    let mut flow = TcpStream::connect(web)?;
+    flow.set_read_timeout(Some(LIMIT))?;
+    for sidecar in ["client", "server"] {
+        flow.write_all(b"x")?;
+        flow.read_exact(&mut [0])?;
+        let pair_sidecar = if sidecar == "client" { &mut pair.client } else { &mut pair.server };
+        pair_sidecar.process.kill()?;
+        flow.write_all(b"y")?;
+        flow.read_exact(&mut [0]).with_context(|| format!("a live flow, without the {sidecar}'s sidecar"))?;
+        ping(web).with_context(|| format!("a new flow, without the {sidecar}'s sidecar"))?;
+        pair.stand.restart_sidecar(pair_sidecar)?;
+        flow.write_all(b"z")?;
+        flow.read_exact(&mut [0])
+            .with_context(|| format!("a live flow, after the {sidecar}'s sidecar came back"))?;
+    }
+    ensure!(pair.resolve("web.default")? == web, "the address changed");
+    // The old sockets go, the new ones serve.
+    std::thread::sleep(Duration::from_secs(3));
+    for _ in 0..20 {
+        ping(web)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_sidecar_starts_without_its_annotations_from_the_last_good_state() -> Result<()> {
+    let mut pair = Pair::start()?;
+    let _echo = Echo::start(pair.service)?;
+    let web = pair.resolve("web.default")?;
+    pair.client.process.kill()?;
+    std::fs::remove_dir_all(&pair.client.config)?;
+    pair.stand.restart_sidecar(&mut pair.client)?;
+    ensure!(pair.resolve("web.default")? == web);
+    ping(web)
+}
+
+#[test]
+fn sigterm_ends_every_program_within_two_seconds() -> Result<()> {
+    let mut pair = Pair::start()?;
+    let _echo = Echo::start(pair.service)?;
+    ping(pair.resolve("web.default")?)?;
+    let Pair { client, server, a, b, .. } = &mut pair;
+    for process in [&mut client.process, &mut server.process, &mut b.process, &mut a.process] {
+        process.terminate()?;
+        let start = Instant::now();
+        let status = process.wait(Duration::from_secs(5))?;
+        ensure!(status.success(), "{status}; {}", process.log());
+        ensure!(start.elapsed() < Duration::from_secs(2), "{:?}; {}", start.elapsed(), process.log());
+    }
+    Ok(())
+}
+
+#[test]
+fn imports_stay_put_when_another_goes() -> Result<()> {
+    let pair = Pair::start()?;
+    let web = ("web", "default", "a.local", 8080, "TCP", 8080);
+    let first = ("aaa", "default", "a.local", 8082, "TCP", 8080);
+    pair.client.set_imports(&annotation(&[first, web]))?;
+    wait_for("the new name", LIMIT, || Ok(pair.resolve("aaa.default").ok()))?;
+    let (aaa, web_addr) = (pair.resolve("aaa.default")?, pair.resolve("web.default")?);
+    pair.client.set_imports(&annotation(&[web]))?;
+    wait_for("the name goes", LIMIT, || Ok(pair.resolve("aaa.default").is_err().then_some(())))?;
+    // A freed address rests: the next Service gets another one.
+    let next = ("zzz", "default", "a.local", 8083, "TCP", 8080);
+    pair.client.set_imports(&annotation(&[next, web]))?;
+    let zzz = wait_for("the next name", LIMIT, || Ok(pair.resolve("zzz.default").ok()))?;
+    ensure!(zzz.ip() != aaa.ip() && zzz.ip() != web_addr.ip(), "{zzz} {aaa} {web_addr}");
+    ensure!(pair.resolve("web.default")? == web_addr);
+    Ok(())
+}
