@@ -1,8 +1,69 @@
 //! The two annotations: what a pod exports and what it imports.
+//!
+//! [`parse_imports`] and [`parse_exports`] read the text, [`render`] writes it, and [`diff`] says what must change
+//! from one state to the next. A wrong entry is refused with its place and the others are served; an unknown field is
+//! a warning, since older sidecars meet newer annotations.
 
+use std::fmt;
 use std::num::NonZeroU16;
 
-use crate::name::{AllowRule, ClusterName, Label, Protocol, ServiceName};
+use crate::name::{AllowRule, ClusterName, Label, Protocol, ServiceName, ServicePort};
+
+pub mod diff;
+mod entry;
+mod fields;
+pub mod render;
+#[cfg(test)]
+mod tests;
+mod tree;
+
+/// The most bytes in an annotation. Kubernetes takes 256 KiB for all of a pod's annotations together.
+pub const MAX_TEXT: usize = 1 << 20;
+/// The most entries that are served.
+pub const MAX_ENTRIES: usize = 4096;
+/// The most ports in one entry.
+pub const MAX_PORTS: usize = 64;
+/// The most `allow` rules in one entry.
+pub const MAX_ALLOW: usize = 256;
+/// The most refusals, and the most warnings, that are told of one annotation.
+pub const MAX_FINDINGS: usize = 256;
+
+/// Reads `servicekeel.io/imported-services`. An empty text, or one without `services`, has no entries.
+///
+/// # Errors
+/// A [`Finding`] where the text as a whole can't be used: over [`MAX_TEXT`], not YAML, or not a mapping with a list.
+/// The caller keeps the last good state.
+pub fn parse_imports(text: &str, defaults: &Defaults) -> Result<Parsed<Import>, Finding> {
+    parse(text, entry::Direction::Import, defaults, |entry| Import {
+        service: entry.service,
+        ports: entry.ports,
+    })
+}
+
+/// Reads `servicekeel.io/exported-services`. An empty text, or one without `services`, has no entries.
+///
+/// # Errors
+/// As [`parse_imports`].
+pub fn parse_exports(text: &str, defaults: &Defaults) -> Result<Parsed<Export>, Finding> {
+    parse(text, entry::Direction::Export, defaults, |entry| Export {
+        service: entry.service,
+        ports: entry.ports,
+        allow: entry.allow,
+    })
+}
+
+fn parse<T>(
+    text: &str,
+    direction: entry::Direction,
+    defaults: &Defaults,
+    make: impl Fn(entry::Entry) -> T,
+) -> Result<Parsed<T>, Finding> {
+    let root = tree::Node::read(text)?;
+    let mut findings = fields::Findings::default();
+    let entries = entry::entries(&root, direction, defaults, &mut findings)?;
+    let (refused, warnings) = findings.into_parts();
+    Ok(Parsed { entries: entries.into_iter().map(make).collect(), refused, warnings })
+}
 
 /// What an entry means where it does not say: the pod's own namespace and cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +87,13 @@ pub struct Port {
     pub target: NonZeroU16,
 }
 
+impl Port {
+    /// The key under which this port of `service` is routed.
+    pub fn of(&self, service: &ServiceName) -> ServicePort {
+        ServicePort { service: service.clone(), port: self.port, protocol: self.protocol }
+    }
+}
+
 /// An entry of `servicekeel.io/imported-services`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Import {
@@ -33,6 +101,13 @@ pub struct Import {
     pub service: ServiceName,
     /// At least one; no two with the same number and protocol.
     pub ports: Vec<Port>,
+}
+
+impl Import {
+    /// The ports for which this import needs a socket.
+    pub fn sockets(&self) -> impl Iterator<Item = ServicePort> {
+        self.ports.iter().map(|port| port.of(&self.service))
+    }
 }
 
 /// An entry of `servicekeel.io/exported-services`.
@@ -68,4 +143,14 @@ pub struct Finding {
     pub column: u64,
     /// What is wrong and what to do.
     pub reason: String,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "line {}, column {}: ", self.line, self.column)?;
+        if !self.path.is_empty() {
+            write!(f, "{}: ", self.path)?;
+        }
+        f.write_str(&self.reason)
+    }
 }

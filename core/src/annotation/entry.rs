@@ -1,0 +1,294 @@
+//! From the tree to entries: the rules of the contract.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU16;
+use std::str::FromStr;
+
+use super::fields::{Findings, fields, finding, join, quoted};
+use super::tree::{Node, Value};
+use super::{Defaults, Finding, MAX_ALLOW, MAX_ENTRIES, MAX_PORTS, Port};
+use crate::name::{AllowRule, Label, NameError, Protocol, ServiceName};
+
+/// Which annotation is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Direction {
+    Import,
+    Export,
+}
+
+/// An entry of either annotation.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) service: ServiceName,
+    pub(super) ports: Vec<Port>,
+    pub(super) allow: Option<Vec<AllowRule>>,
+}
+
+/// Reads every entry of a document that can be served.
+///
+/// # Errors
+/// Where the document's top level is not the contract's.
+pub(super) fn entries(
+    root: &Node,
+    direction: Direction,
+    defaults: &Defaults,
+    findings: &mut Findings,
+) -> Result<Vec<Entry>, Finding> {
+    let Value::Map(pairs) = &root.value else {
+        return match root.value {
+            Value::Null => Ok(Vec::new()),
+            _ => Err(finding(
+                root,
+                "",
+                format!(
+                    "the annotation is {}; it starts with `services:` and a list below it",
+                    root.value.kind()
+                ),
+            )),
+        };
+    };
+    let mut lists =
+        pairs.iter().filter(|(key, _)| matches!(&key.value, Value::Text(name) if name == "services"));
+    let (first, second) = (lists.next(), lists.next());
+    if let Some((key, _)) = second {
+        return Err(finding(key, "services", "stands twice; join the two lists".into()));
+    }
+    fields(root, "", ["services"], findings);
+    let list = match first.map(|(_, list)| (list, &list.value)) {
+        None | Some((_, Value::Null)) => return Ok(Vec::new()),
+        Some((_, Value::List(list))) => list,
+        Some((node, other)) => {
+            return Err(finding(
+                node,
+                "services",
+                format!("is {}; a list belongs here, each entry with a `-`", other.kind()),
+            ));
+        }
+    };
+
+    let mut served: BTreeMap<ServiceName, u64> = BTreeMap::new();
+    let mut entries = Vec::new();
+    for (i, node) in list.iter().enumerate() {
+        let path = format!("services[{i}]");
+        if i == MAX_ENTRIES {
+            let reason = format!(
+                "{} entries; this one and those after it are not served, {MAX_ENTRIES} is the most",
+                list.len()
+            );
+            findings.refuse(node, &path, reason);
+            break;
+        }
+        let Some(entry) = (Reader { direction, defaults, findings }).entry(node, &path) else { continue };
+        if let Some(line) = served.get(&entry.service) {
+            let reason = format!(
+                "{} already stands at line {line}, which is the one that is served; put the ports of both into one entry",
+                entry.service
+            );
+            findings.refuse(node, &path, reason);
+            continue;
+        }
+        served.insert(entry.service.clone(), node.line);
+        entries.push(entry);
+    }
+    Ok(entries)
+}
+
+struct Reader<'r> {
+    direction: Direction,
+    defaults: &'r Defaults,
+    findings: &'r mut Findings,
+}
+
+impl Reader<'_> {
+    /// One entry; `None`, after at least one refusal, where it can't be served. All that is wrong in it is said at once.
+    fn entry(&mut self, node: &Node, path: &str) -> Option<Entry> {
+        const KNOWN: [&str; 5] = ["name", "namespace", "cluster", "ports", "allow"];
+        let [name, namespace, cluster, ports, allow] = fields(node, path, KNOWN, self.findings)?;
+        let name = match present(name) {
+            Some(name) => self.parse::<Label>(name, &join(path, "name")),
+            None => {
+                self.findings.refuse(node, &join(path, "name"), "is missing; say which Service this is");
+                None
+            }
+        };
+        let namespace = match present(namespace) {
+            Some(namespace) => self.parse(namespace, &join(path, "namespace")),
+            None => Some(self.defaults.namespace.clone()),
+        };
+        let cluster = match present(cluster) {
+            Some(cluster) => self.parse(cluster, &join(path, "cluster")),
+            None => Some(self.defaults.cluster.clone()),
+        };
+        let ports = self.ports(node, present(ports), &join(path, "ports"));
+        let allow = self.allow(allow, &join(path, "allow"));
+        Some(Entry {
+            service: ServiceName { name: name?, namespace: namespace?, cluster: cluster? },
+            ports: ports?,
+            allow: allow?,
+        })
+    }
+
+    fn ports(&mut self, entry: &Node, node: Option<&Node>, path: &str) -> Option<Vec<Port>> {
+        let Some(node) = node else {
+            self.findings.refuse(entry, path, "is missing; name at least one port");
+            return None;
+        };
+        let Value::List(list) = &node.value else {
+            let reason = format!("is {}; a list belongs here, such as `[{{port: 8080}}]`", node.value.kind());
+            self.findings.refuse(node, path, reason);
+            return None;
+        };
+        if list.is_empty() {
+            self.findings.refuse(node, path, "is empty; name at least one port");
+            return None;
+        }
+        if list.len() > MAX_PORTS {
+            let reason = format!("{} ports; {MAX_PORTS} is the most in one entry", list.len());
+            self.findings.refuse(node, path, reason);
+            return None;
+        }
+        let mut ports: Vec<Port> = Vec::with_capacity(list.len());
+        let mut whole = true;
+        let mut keys: BTreeMap<(NonZeroU16, Protocol), u64> = BTreeMap::new();
+        let mut names = BTreeSet::new();
+        for (i, node) in list.iter().enumerate() {
+            let path = format!("{path}[{i}]");
+            let Some(port) = self.port(node, &path, list.len() > 1) else {
+                whole = false;
+                continue;
+            };
+            if let Some(line) = keys.insert((port.port, port.protocol), node.line) {
+                let reason = format!(
+                    "{}/{} already stands at line {line}; remove one of the two",
+                    port.port, port.protocol
+                );
+                self.findings.refuse(node, &path, reason);
+                whole = false;
+            }
+            if let Some(name) = &port.name
+                && !names.insert((name.clone(), port.protocol))
+            {
+                let reason = format!("another {} port of this entry has the name {name}, too", port.protocol);
+                self.findings.warn(node, &join(&path, "name"), reason);
+            }
+            ports.push(port);
+        }
+        whole.then_some(ports)
+    }
+
+    fn port(&mut self, node: &Node, path: &str, several: bool) -> Option<Port> {
+        const KNOWN: [&str; 4] = ["name", "port", "protocol", "targetport|targetPort"];
+        let [name, port, protocol, target] = fields(node, path, KNOWN, self.findings)?;
+        let name = match present(name) {
+            Some(name) => self.parse(name, &join(path, "name")).map(Some),
+            None if several => {
+                self.findings.refuse(
+                    node,
+                    &join(path, "name"),
+                    "is missing; each port needs one where there are several",
+                );
+                None
+            }
+            None => Some(None),
+        };
+        let port = match present(port) {
+            Some(port) => self.number(port, &join(path, "port")),
+            None => {
+                self.findings.refuse(
+                    node,
+                    &join(path, "port"),
+                    "is missing; say what the client connects to",
+                );
+                None
+            }
+        };
+        let protocol = match present(protocol) {
+            Some(protocol) => self.protocol(protocol, &join(path, "protocol")),
+            None => Some(Protocol::default()),
+        };
+        let target = match present(target) {
+            Some(target) => self.number(target, &join(path, "targetport")),
+            None => port,
+        };
+        Some(Port { name: name?, port: port?, protocol: protocol?, target: target? })
+    }
+
+    fn number(&mut self, node: &Node, path: &str) -> Option<NonZeroU16> {
+        let text = match &node.value {
+            Value::Text(text) => text,
+            other => {
+                self.findings.refuse(node, path, format!("is {}; a port number belongs here", other.kind()));
+                return None;
+            }
+        };
+        // The text must be the number's own: YAML 1.1 reads 010 as 8, YAML 1.2 as 10.
+        let number = text.parse().ok().filter(|number: &NonZeroU16| number.to_string() == *text);
+        if number.is_none() {
+            let reason = format!("{} is not a port; a number from 1 to 65535 is", quoted(text));
+            self.findings.refuse(node, path, reason);
+        }
+        number
+    }
+
+    fn protocol(&mut self, node: &Node, path: &str) -> Option<Protocol> {
+        match &node.value {
+            Value::Text(text) if text.eq_ignore_ascii_case("TCP") => Some(Protocol::Tcp),
+            Value::Text(text) if text.eq_ignore_ascii_case("UDP") => Some(Protocol::Udp),
+            other => {
+                let shown = match other {
+                    Value::Text(text) => quoted(text),
+                    other => other.kind().to_owned(),
+                };
+                self.findings.refuse(node, path, format!("{shown} is not carried; TCP and UDP are"));
+                None
+            }
+        }
+    }
+
+    /// The rules of an export. `None`, after a refusal, where one of them is not understood: serving the entry
+    /// without it would let in whom the author meant to keep out.
+    fn allow(&mut self, node: Option<&Node>, path: &str) -> Option<Option<Vec<AllowRule>>> {
+        let Some(node) = node else { return Some(None) };
+        if self.direction == Direction::Import {
+            self.findings.warn(node, path, "only an export says who may use it; it is ignored");
+            return Some(None);
+        }
+        let Value::List(list) = &node.value else {
+            let reason = format!(
+                "is {}; a list belongs here, such as `[cluster-b.local, cluster-c.local/prod]`; without the field every member of the mesh may use the export",
+                node.value.kind()
+            );
+            self.findings.refuse(node, path, reason);
+            return None;
+        };
+        if list.len() > MAX_ALLOW {
+            self.findings.refuse(node, path, format!("{} rules; {MAX_ALLOW} is the most", list.len()));
+            return None;
+        }
+        if list.is_empty() {
+            self.findings.warn(node, path, "an empty list lets nobody use the export");
+        }
+        let rules: Vec<Option<AllowRule>> =
+            list.iter().enumerate().map(|(i, rule)| self.parse(rule, &format!("{path}[{i}]"))).collect();
+        rules.into_iter().collect::<Option<_>>().map(Some)
+    }
+
+    fn parse<T: FromStr<Err = NameError>>(&mut self, node: &Node, path: &str) -> Option<T> {
+        let reason = match &node.value {
+            Value::Text(text) => match text.parse() {
+                Ok(parsed) => return Some(parsed),
+                Err(NameError::Empty) => "is empty".to_owned(),
+                Err(error) => format!("{} {error}", quoted(text)),
+            },
+            Value::Float => format!("is {} to YAML; put the name in quotes", node.value.kind()),
+            other => format!("is {}; a name belongs here", other.kind()),
+        };
+        self.findings.refuse(node, path, reason);
+        None
+    }
+}
+
+/// A field without a value is a field that is not there.
+fn present(node: Option<&Node>) -> Option<&Node> {
+    node.filter(|node| !matches!(node.value, Value::Null))
+}

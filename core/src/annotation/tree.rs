@@ -1,0 +1,172 @@
+//! YAML as a tree in which every node knows where it stands.
+//!
+//! The contract refuses one wrong entry and serves the others, so the text can't go straight into typed structs:
+//! the first mistake would end the whole document. It is read into this tree, and the rules are ours.
+
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_yaml::options::{DuplicateKeyPolicy, NonFiniteFloatPolicy};
+use serde_yaml::{MessageFormatter, Options, Spanned, UserMessageFormatter};
+
+use super::{Finding, MAX_TEXT};
+
+/// The most scalars, lists and mappings in one annotation, with aliases expanded. A full annotation of
+/// [`super::MAX_ENTRIES`] entries with two ports each has about 100,000.
+const MAX_NODES: usize = 1 << 17;
+/// The deepest nesting; the contract's own is 5.
+const MAX_DEPTH: usize = 32;
+/// The most aliases.
+const MAX_ALIASES: usize = 1024;
+
+/// One node of the tree.
+#[derive(Debug)]
+pub(super) struct Node {
+    /// Line where it stands, from 1.
+    pub(super) line: u64,
+    /// Column where it starts, from 1.
+    pub(super) column: u64,
+    pub(super) value: Value,
+}
+
+/// What a node is.
+#[derive(Debug)]
+pub(super) enum Value {
+    /// Nothing, `~` or `null`.
+    Null,
+    /// A string, or an integer or boolean as its text: the rules know better than YAML which one they want.
+    Text(String),
+    /// A number with a fraction, an exponent or more than 64 bits. YAML loses its text (1.10 is 1.1), so it can be
+    /// neither a name nor a port.
+    Float,
+    /// A sequence.
+    List(Vec<Node>),
+    /// A mapping, in its order, repeated keys included.
+    Map(Vec<(Node, Node)>),
+}
+
+impl Value {
+    /// What it is, for a sentence.
+    pub(super) fn kind(&self) -> &'static str {
+        match self {
+            Self::Null => "empty",
+            Self::Text(_) => "a single value",
+            Self::Float => "a number with a fraction, an exponent or too many digits",
+            Self::List(_) => "a list",
+            Self::Map(_) => "a mapping",
+        }
+    }
+}
+
+impl Node {
+    /// Reads a text. A text with no document in it is [`Value::Null`].
+    ///
+    /// # Errors
+    /// A [`Finding`] where the text is not one YAML document, or is over a limit.
+    pub(super) fn read(text: &str) -> Result<Self, Finding> {
+        if text.len() > MAX_TEXT {
+            return Err(Finding {
+                path: String::new(),
+                line: 1,
+                column: 1,
+                reason: format!("the annotation has {} bytes; {MAX_TEXT} is the most", text.len()),
+            });
+        }
+        serde_yaml::from_str_with_options(text, options()).map_err(|error| {
+            let (line, column) =
+                error.location().map_or((1, 1), |at| (at.line().max(1), at.column().max(1)));
+            let reason = match error.without_snippet() {
+                serde_yaml::Error::Budget { .. } => format!(
+                    "too large or too deep: {MAX_NODES} values, {MAX_DEPTH} levels and {MAX_ALIASES} aliases are the most ({})",
+                    UserMessageFormatter.format_message(error.without_snippet())
+                ),
+                other => format!("not YAML: {}", UserMessageFormatter.format_message(other)),
+            };
+            Finding { path: String::new(), line, column, reason }
+        })
+    }
+}
+
+fn options() -> Options {
+    serde_yaml::options! {
+        budget: serde_yaml::budget! {
+            max_nodes: MAX_NODES,
+            max_events: 3 * MAX_NODES,
+            max_depth: MAX_DEPTH,
+            flow_nesting_limit: MAX_DEPTH,
+            max_aliases: MAX_ALIASES,
+            max_anchors: MAX_ALIASES,
+            max_recorded_anchor_events: MAX_NODES,
+            max_recorded_anchor_bytes: MAX_TEXT,
+            max_merge_keys: MAX_ALIASES,
+            max_documents: 1,
+        },
+        alias_limits: serde_yaml::alias_limits! {
+            max_total_replayed_events: MAX_NODES,
+            max_replay_stack_depth: MAX_DEPTH,
+            max_alias_expansions_per_anchor: MAX_ALIASES,
+        },
+        duplicate_keys: DuplicateKeyPolicy::PassThrough,
+        non_finite_float_policy: NonFiniteFloatPolicy::AsString,
+        leading_zero_numbers_as_strings: true,
+        underscored_numbers_as_strings: true,
+        strict_booleans: true,
+        with_snippet: false,
+    }
+}
+
+impl<'de> Deserialize<'de> for Node {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let Spanned { value, defined, .. } = Spanned::deserialize(deserializer)?;
+        Ok(Self { line: defined.line().max(1), column: defined.column().max(1), value })
+    }
+}
+
+impl<'de> Deserialize<'de> for Value {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct AnyValue;
+        impl<'de> Visitor<'de> for AnyValue {
+            type Value = Value;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a value")
+            }
+            fn visit_unit<E>(self) -> Result<Value, E> {
+                Ok(Value::Null)
+            }
+            fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+                Ok(Value::Text(value.to_string()))
+            }
+            fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+                Ok(Value::Text(value.to_string()))
+            }
+            fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+                Ok(Value::Text(value.to_string()))
+            }
+            fn visit_f64<E>(self, _: f64) -> Result<Value, E> {
+                Ok(Value::Float)
+            }
+            fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+                Ok(Value::Text(value.to_owned()))
+            }
+            fn visit_string<E>(self, value: String) -> Result<Value, E> {
+                Ok(Value::Text(value))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Value, A::Error> {
+                let mut nodes = Vec::new();
+                while let Some(node) = list.next_element()? {
+                    nodes.push(node);
+                }
+                Ok(Value::List(nodes))
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+                let mut nodes = Vec::new();
+                while let Some(pair) = map.next_entry()? {
+                    nodes.push(pair);
+                }
+                Ok(Value::Map(nodes))
+            }
+        }
+        deserializer.deserialize_any(AnyValue)
+    }
+}

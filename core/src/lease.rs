@@ -1,1 +1,0 @@
-//! Leases: which imported Service has which address, across reloads and restarts.
