@@ -1,0 +1,46 @@
+# `make` or `make help` prints the targets. Nothing is needed but Rust and a C compiler.
+
+CARGO ?= cargo
+PROGRAMS := -p servicekeel-sidecar -p servicekeel-router
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test e2e bench lint fmt build-sidecar build-router build-controller clean
+
+help: ## Print this list.
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## Show the main job on this machine: two clusters, DNS, TCP and UDP, a cut and a healing. KEEP=1 leaves it running.
+	@$(CARGO) build --locked $(PROGRAMS) -p examples
+	@$${CARGO_TARGET_DIR:-target}/debug/demo
+
+test: ## Run every test that needs neither root nor Docker.
+	$(CARGO) build --locked --workspace --bins
+	$(CARGO) test --locked --workspace
+
+e2e: ## Run the tests of the built programs, those that need root (network namespaces) included.
+	$(CARGO) build --locked $(PROGRAMS)
+	$(CARGO) test --locked -p e2e -- --include-ignored
+
+bench: ## Measure: criterion benches of the codecs, tables and the data path.
+	$(CARGO) bench --locked -p benches
+
+lint: ## Check format, clippy, and what the workspace depends on.
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(CARGO) deny --locked check bans licenses sources
+
+fmt: ## Format the code.
+	$(CARGO) fmt --all
+
+build-sidecar: ## Build a static servicekeel-sidecar into bin/.
+	@deploy/build-static servicekeel-sidecar
+
+build-router: ## Build a static servicekeel-router into bin/.
+	@deploy/build-static servicekeel-router
+
+build-controller: ## Build a static servicekeel-controller into bin/.
+	@deploy/build-static servicekeel-controller
+
+clean: ## Remove what was built.
+	$(CARGO) clean
+	rm -rf bin
