@@ -1,0 +1,115 @@
+//! A cluster's authorities, as others trust them.
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
+use servicekeel_core::name::ClusterName;
+use x509_parser::extensions::GeneralName;
+
+use super::error::{IdentityError, Part};
+use super::spiffe;
+
+/// The most certificates in one PEM file.
+const MAX_CERTIFICATES: usize = 16;
+
+/// The authorities of one cluster. While an authority is replaced there are two.
+#[derive(Debug, Clone)]
+pub struct TrustBundle {
+    cluster: ClusterName,
+    anchors: Vec<TrustAnchor<'static>>,
+    not_after: UnixTime,
+}
+
+impl TrustBundle {
+    /// Reads the authorities of `cluster` from PEM, 1 to 16 certificates. `part` is for the error.
+    ///
+    /// # Errors
+    /// No certificates, one that is not an authority, or one that names another cluster.
+    pub fn from_pem(cluster: &ClusterName, pem: &[u8], part: &Part) -> Result<Self, IdentityError> {
+        let mut anchors = Vec::new();
+        let mut not_after = UnixTime::since_unix_epoch(std::time::Duration::MAX);
+        for certificate in certificates(pem, part)? {
+            not_after = not_after.min(check_authority(cluster, &certificate, part)?);
+            let anchor = webpki::anchor_from_trusted_cert(&certificate)
+                .map_err(|e| IdentityError::Pem { part: part.clone(), reason: e.to_string() })?;
+            anchors.push(anchor.to_owned());
+        }
+        Ok(Self { cluster: cluster.clone(), anchors, not_after })
+    }
+
+    /// The cluster that these authorities speak for.
+    pub fn cluster(&self) -> &ClusterName {
+        &self.cluster
+    }
+
+    /// When the first of them expires.
+    pub fn not_after(&self) -> UnixTime {
+        self.not_after
+    }
+
+    pub(super) fn anchors(&self) -> &[TrustAnchor<'static>] {
+        &self.anchors
+    }
+
+    /// Whether both hold an authority with the same key.
+    pub(super) fn shares_with(&self, other: &Self) -> bool {
+        let same = |a: &TrustAnchor<'_>, b: &TrustAnchor<'_>| {
+            a.subject_public_key_info.as_ref() == b.subject_public_key_info.as_ref()
+        };
+        self.anchors.iter().any(|a| other.anchors.iter().any(|b| same(a, b)))
+    }
+}
+
+/// The certificates of a PEM text, at least one.
+pub(super) fn certificates(pem: &[u8], part: &Part) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
+    let refuse = |reason: String| IdentityError::Pem { part: part.clone(), reason };
+    let certificates = CertificateDer::pem_slice_iter(pem)
+        .take(MAX_CERTIFICATES + 1)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|e| refuse(format!("this is not PEM: {e}")))?;
+    match certificates.len() {
+        0 => Err(refuse("there is no certificate in it (-----BEGIN CERTIFICATE-----)".to_owned())),
+        n if n > MAX_CERTIFICATES => Err(refuse(format!("more than {MAX_CERTIFICATES} certificates"))),
+        _ => Ok(certificates),
+    }
+}
+
+/// The end of a certificate's validity.
+pub(super) fn not_after(certificate: &CertificateDer<'_>) -> Option<UnixTime> {
+    let (_, x509) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    Some(unix(x509.validity().not_after.timestamp()))
+}
+
+fn unix(seconds: i64) -> UnixTime {
+    UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds.try_into().unwrap_or(0)))
+}
+
+/// Takes a certificate for an authority of `cluster`, and says when it expires. A leaf among the trusted would make
+/// its holder an authority; one that names another cluster is most likely the wrong file.
+fn check_authority(
+    cluster: &ClusterName,
+    certificate: &CertificateDer<'_>,
+    part: &Part,
+) -> Result<UnixTime, IdentityError> {
+    let refuse = |reason: String| IdentityError::Pem { part: part.clone(), reason };
+    let (_, x509) = x509_parser::parse_x509_certificate(certificate)
+        .map_err(|e| refuse(format!("a certificate can't be read: {e}")))?;
+    if !x509.is_ca() {
+        return Err(IdentityError::NotAnAuthority {
+            part: part.clone(),
+            subject: x509.subject().to_string(),
+        });
+    }
+    let names = x509.subject_alternative_name().map_err(|e| refuse(e.to_string()))?;
+    let named = names.iter().flat_map(|san| &san.value.general_names).find_map(|name| match name {
+        GeneralName::URI(uri) if uri.starts_with("spiffe://") => Some(*uri),
+        _ => None,
+    });
+    match named {
+        Some(uri) if uri != spiffe::authority_uri(cluster) => Err(IdentityError::OtherAuthority {
+            part: part.clone(),
+            named: uri.trim_start_matches("spiffe://").escape_default().to_string(),
+            wanted: cluster.clone(),
+        }),
+        _ => Ok(unix(x509.validity().not_after.timestamp())),
+    }
+}

@@ -1,0 +1,221 @@
+//! Why a certificate is not taken, said so that the reader knows what to do.
+
+use std::fmt;
+
+use rustls::pki_types::UnixTime;
+use servicekeel_core::name::{ClusterName, RouterId};
+
+/// Why a certificate does not prove that its holder is a router of the mesh.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PeerError {
+    /// The other side showed none.
+    #[error("no certificate was shown; routers always show theirs")]
+    NoCertificate,
+    /// More certificates than any chain of ours has.
+    #[error("a chain of {0} certificates; {max} is the most", max = super::MAX_CHAIN)]
+    LongChain(usize),
+    /// Not a certificate that can be read.
+    #[error("the certificate can't be read: {0}")]
+    Malformed(webpki::Error),
+    /// No URI among the subject alternative names.
+    #[error("the certificate has no SPIFFE name (a URI among its subject alternative names)")]
+    NoSpiffeName,
+    /// Several URIs: which one would it be?
+    #[error("the certificate has {0} URI names; a SPIFFE certificate has exactly one")]
+    SpiffeNames(usize),
+    /// A URI that names no router.
+    #[error("the certificate's name {uri} is not spiffe://<cluster>/router/<node>: {reason}")]
+    NotARouter {
+        /// The URI, escaped and cut.
+        uri: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Of a cluster that has no entry under `trust`.
+    #[error(
+        "{id} is of a cluster that is not trusted; add an entry for {cluster} under `trust` with the bundle that \
+         `servicekeel-router pki bundle` prints there",
+        cluster = id.cluster
+    )]
+    UntrustedCluster {
+        /// Whom the certificate names.
+        id: RouterId,
+    },
+    /// Issued by someone who has no say over that cluster.
+    #[error("the certificate of {id} was not issued by an authority of {cluster}", cluster = id.cluster)]
+    WrongAuthority {
+        /// Whom the certificate names.
+        id: RouterId,
+    },
+    /// Its time is over.
+    #[error("the certificate of {id} expired on {}; it is {} now", Date(*not_after), Date(*now))]
+    Expired {
+        /// Whom the certificate names.
+        id: RouterId,
+        /// The end of its validity.
+        not_after: UnixTime,
+        /// The time of the check.
+        now: UnixTime,
+    },
+    /// Its time has not begun.
+    #[error(
+        "the certificate of {id} is valid from {} on; it is {} now: is this machine's clock right?",
+        Date(*not_before), Date(*now)
+    )]
+    NotYetValid {
+        /// Whom the certificate names.
+        id: RouterId,
+        /// The start of its validity.
+        not_before: UnixTime,
+        /// The time of the check.
+        now: UnixTime,
+    },
+    /// Not made for this side of a connection.
+    #[error("the certificate of {id} lacks the extended key usage {wanted}")]
+    Usage {
+        /// Whom the certificate names.
+        id: RouterId,
+        /// `serverAuth`, `clientAuth`, or either.
+        wanted: &'static str,
+    },
+    /// Any other rule of RFC 5280.
+    #[error("the certificate of {id} is not valid: {reason}")]
+    Invalid {
+        /// Whom the certificate names.
+        id: RouterId,
+        /// The rule.
+        reason: webpki::Error,
+    },
+}
+
+impl PeerError {
+    /// Finds the reason inside of an error of a TLS handshake.
+    pub fn of(error: &rustls::Error) -> Option<&Self> {
+        match error {
+            rustls::Error::InvalidCertificate(rustls::CertificateError::Other(other)) => {
+                other.0.downcast_ref()
+            }
+            _ => None,
+        }
+    }
+}
+
+impl From<PeerError> for rustls::Error {
+    fn from(error: PeerError) -> Self {
+        rustls::CertificateError::Other(rustls::OtherError(std::sync::Arc::new(error))).into()
+    }
+}
+
+/// A part of a router's identity, as the config names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Part {
+    /// The own cluster's authority.
+    Ca,
+    /// The own certificate, with the intermediate ones behind it.
+    Certificate,
+    /// Its key.
+    Key,
+    /// Another cluster's authority.
+    Trust(ClusterName),
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ca => f.write_str("identity.ca"),
+            Self::Certificate => f.write_str("identity.cert"),
+            Self::Key => f.write_str("identity.key"),
+            Self::Trust(cluster) => write!(f, "trust of {cluster}"),
+        }
+    }
+}
+
+/// Why a router can't take an identity.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum IdentityError {
+    /// A file that is not the PEM that belongs there.
+    #[error("{part}: {reason}")]
+    Pem {
+        /// Which one.
+        part: Part,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A certificate where an authority's belongs.
+    #[error("{part}: {subject} is not an authority (basicConstraints does not say CA)")]
+    NotAnAuthority {
+        /// Which one.
+        part: Part,
+        /// The certificate's subject.
+        subject: String,
+    },
+    /// An authority that says itself that it belongs to another cluster.
+    #[error("{part}: this is the authority of {named}, not of {wanted}")]
+    OtherAuthority {
+        /// Which one.
+        part: Part,
+        /// The cluster that the authority names.
+        named: String,
+        /// The cluster under which it stands.
+        wanted: ClusterName,
+    },
+    /// One authority for two clusters: each could then speak for the other.
+    #[error(
+        "one authority stands for both {0} and {1}; each cluster has its own, and it speaks for that alone"
+    )]
+    SharedAuthority(ClusterName, ClusterName),
+    /// `trust` names a cluster twice.
+    #[error("trust names {0} twice; a bundle may hold several certificates, put them into one file")]
+    TrustTwice(ClusterName),
+    /// `trust` names the own cluster.
+    #[error(
+        "trust names {0}, the own cluster; its authorities belong into identity.ca (one file, several certificates)"
+    )]
+    TrustOwn(ClusterName),
+    /// The own certificate would be refused by every peer.
+    #[error("identity.cert: {0}")]
+    Certificate(#[from] PeerError),
+    /// The own certificate names somebody else.
+    #[error(
+        "identity.cert: the certificate is that of {certificate}, but the config says {config}; \
+         issue one for {config}, or correct `cluster` and `node`"
+    )]
+    OtherRouter {
+        /// Whom the certificate names.
+        certificate: RouterId,
+        /// Who the router is by its config.
+        config: RouterId,
+    },
+    /// Key and certificate do not belong together.
+    #[error("identity.key is not the key of identity.cert")]
+    KeyMismatch,
+}
+
+impl IdentityError {
+    /// Whether time alone can heal it: a certificate outside of its validity, perhaps by a clock that is not yet set.
+    pub fn is_about_time(&self) -> bool {
+        matches!(self, Self::Certificate(PeerError::Expired { .. } | PeerError::NotYetValid { .. }))
+    }
+}
+
+/// A time as people read it, such as `2027-01-31 12:00:05 UTC`.
+pub struct Date(pub UnixTime);
+
+impl fmt::Display for Date {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = i64::try_from(self.0.as_secs()).unwrap_or(i64::MAX);
+        let Ok(time) = x509_parser::time::ASN1Time::from_timestamp(seconds) else {
+            return write!(f, "{seconds} s after 1970");
+        };
+        let t = time.to_datetime();
+        let (year, month, day) = t.to_calendar_date();
+        write!(
+            f,
+            "{year:04}-{:02}-{day:02} {:02}:{:02}:{:02} UTC",
+            u8::from(month),
+            t.hour(),
+            t.minute(),
+            t.second()
+        )
+    }
+}

@@ -1,0 +1,249 @@
+//! Who this router is, and whom it believes.
+//!
+//! - A router is named by the one URI of its certificate, `spiffe://<cluster>/router/<node>`.
+//! - Each cluster has its own authorities, and they speak for that cluster alone: a chain is followed to the
+//!   authorities of the cluster that the certificate names, never to another's.
+//! - TLS 1.3 with certificates on both sides; there is no other way in.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::ring::cipher_suite::{TLS13_AES_128_GCM_SHA256, TLS13_CHACHA20_POLY1305_SHA256};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::time_provider::{DefaultTimeProvider, TimeProvider};
+use rustls::{ClientConfig, ServerConfig};
+use servicekeel_core::flow::frame::ALPN;
+use servicekeel_core::name::{ClusterName, RouterId};
+
+mod bundle;
+mod error;
+pub mod spiffe;
+mod verifier;
+
+pub use bundle::TrustBundle;
+pub use error::{Date, IdentityError, Part, PeerError};
+use verifier::{Usage, Verifier};
+
+/// The most certificates that a router shows: its own and the intermediate ones.
+pub const MAX_CHAIN: usize = 8;
+
+/// The PEM texts that make an [`Identity`].
+#[derive(Clone, PartialEq, Eq)]
+pub struct Material {
+    /// The authorities of the own cluster.
+    pub ca: Vec<u8>,
+    /// The own certificate, then the intermediate ones.
+    pub certificate: Vec<u8>,
+    /// The certificate's key, PKCS#8.
+    pub key: Vec<u8>,
+    /// The authorities of other clusters.
+    pub trust: Vec<(ClusterName, Vec<u8>)>,
+}
+
+impl fmt::Debug for Material {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let trust: Vec<_> = self.trust.iter().map(|(cluster, _)| cluster).collect();
+        f.debug_struct("Material").field("trust", &trust).finish_non_exhaustive()
+    }
+}
+
+/// A router's identity: it proves who it is and checks who others are.
+pub struct Identity {
+    id: RouterId,
+    client: Arc<ClientConfig>,
+    server: Arc<ServerConfig>,
+    verifier: Arc<Verifier>,
+    clock: Arc<dyn TimeProvider>,
+    not_after: UnixTime,
+}
+
+impl Identity {
+    /// Makes the identity of `id` of PEM texts, by the machine's clock.
+    ///
+    /// # Errors
+    /// [`IdentityError`]: whatever a peer would refuse is refused here first.
+    pub fn from_pem(id: RouterId, material: &Material) -> Result<Self, IdentityError> {
+        Self::with_clock(id, material, Arc::new(DefaultTimeProvider))
+    }
+
+    /// As [`Identity::from_pem`], by another clock.
+    ///
+    /// # Errors
+    /// As [`Identity::from_pem`].
+    pub fn with_clock(
+        id: RouterId,
+        material: &Material,
+        clock: Arc<dyn TimeProvider>,
+    ) -> Result<Self, IdentityError> {
+        let provider = Arc::new(provider());
+        let verifier = Arc::new(Verifier::new(
+            bundles(&id.cluster, material)?,
+            provider.signature_verification_algorithms,
+        ));
+
+        let chain = bundle::certificates(&material.certificate, &Part::Certificate)?;
+        let now = now(&*clock);
+        let named = verifier.verify(&chain, Usage::Server, now)?;
+        verifier.verify(&chain, Usage::Client, now)?;
+        if named != id {
+            return Err(IdentityError::OtherRouter { certificate: named, config: id });
+        }
+        let not_after = bundle::not_after(&chain[0]).unwrap_or(now);
+        let key = key(&material.key)?;
+
+        let client = client(&provider, &clock, &verifier, chain.clone(), key.clone_key())?;
+        let server = server(&provider, &clock, &verifier, chain, key)?;
+        Ok(Self { id, client: Arc::new(client), server: Arc::new(server), verifier, clock, not_after })
+    }
+
+    /// Who this router is.
+    pub fn id(&self) -> &RouterId {
+        &self.id
+    }
+
+    /// For connections that this router dials.
+    pub fn client(&self) -> Arc<ClientConfig> {
+        self.client.clone()
+    }
+
+    /// For connections that it accepts.
+    pub fn server(&self) -> Arc<ServerConfig> {
+        self.server.clone()
+    }
+
+    /// The router that a peer's certificates (`rustls::…::peer_certificates`) prove, now and by this identity's trust:
+    /// asked again after a change, it says whether a live connection is still one to keep.
+    ///
+    /// # Errors
+    /// [`PeerError`] where they prove nothing (any more).
+    pub fn peer(&self, certificates: &[CertificateDer<'_>]) -> Result<RouterId, PeerError> {
+        self.verifier.verify(certificates, Usage::Either, now(&*self.clock))
+    }
+
+    /// When the own certificate expires.
+    pub fn not_after(&self) -> SystemTime {
+        SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(self.not_after.as_secs())
+    }
+
+    /// The authorities that are believed, the own cluster's among them.
+    pub fn trust(&self) -> impl Iterator<Item = &TrustBundle> {
+        self.verifier.bundles()
+    }
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Identity").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+/// The name to give to rustls when dialling. It is neither sent (no SNI) nor compared: the certificate names the peer.
+pub fn server_name() -> ServerName<'static> {
+    ServerName::IpAddress(std::net::Ipv4Addr::UNSPECIFIED.into())
+}
+
+/// ring, with the two suites that are measured and tested; the fastest first where the machine has AES instructions.
+fn provider() -> CryptoProvider {
+    CryptoProvider {
+        cipher_suites: vec![TLS13_AES_128_GCM_SHA256, TLS13_CHACHA20_POLY1305_SHA256],
+        ..rustls::crypto::ring::default_provider()
+    }
+}
+
+fn now(clock: &dyn TimeProvider) -> UnixTime {
+    // Without a clock nothing is valid: the start of 1970 is before every certificate.
+    clock.current_time().unwrap_or(UnixTime::since_unix_epoch(std::time::Duration::ZERO))
+}
+
+fn bundles(
+    own: &ClusterName,
+    material: &Material,
+) -> Result<BTreeMap<ClusterName, TrustBundle>, IdentityError> {
+    let mut bundles = BTreeMap::from([(own.clone(), TrustBundle::from_pem(own, &material.ca, &Part::Ca)?)]);
+    for (cluster, pem) in &material.trust {
+        if cluster == own {
+            return Err(IdentityError::TrustOwn(own.clone()));
+        }
+        let bundle = TrustBundle::from_pem(cluster, pem, &Part::Trust(cluster.clone()))?;
+        if let Some(other) = bundles.values().find(|other| other.shares_with(&bundle)) {
+            if other.cluster() == cluster {
+                return Err(IdentityError::TrustTwice(cluster.clone()));
+            }
+            return Err(IdentityError::SharedAuthority(other.cluster().clone(), cluster.clone()));
+        }
+        if bundles.insert(cluster.clone(), bundle).is_some() {
+            return Err(IdentityError::TrustTwice(cluster.clone()));
+        }
+    }
+    Ok(bundles)
+}
+
+fn key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, IdentityError> {
+    PrivateKeyDer::from_pem_slice(pem).map_err(|e| IdentityError::Pem {
+        part: Part::Key,
+        reason: match e {
+            rustls::pki_types::pem::Error::NoItemsFound => {
+                "there is no private key in it (-----BEGIN PRIVATE KEY-----)".to_owned()
+            }
+            e => format!("this is not a key in PEM: {e}"),
+        },
+    })
+}
+
+fn key_error(error: rustls::Error) -> IdentityError {
+    match error {
+        rustls::Error::InconsistentKeys(_) => IdentityError::KeyMismatch,
+        e => IdentityError::Pem {
+            part: Part::Key,
+            reason: format!("the key can't be used ({e}); Ed25519, ECDSA P-256 or P-384, or RSA, as PKCS#8"),
+        },
+    }
+}
+
+fn client(
+    provider: &Arc<CryptoProvider>,
+    clock: &Arc<dyn TimeProvider>,
+    verifier: &Arc<Verifier>,
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+) -> Result<ClientConfig, IdentityError> {
+    let mut config = ClientConfig::builder_with_details(provider.clone(), clock.clone())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("the provider has suites of TLS 1.3")
+        .dangerous()
+        .with_custom_certificate_verifier(verifier.clone())
+        .with_client_auth_cert(chain, key)
+        .map_err(key_error)?;
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.enable_sni = false;
+    config.resumption = rustls::client::Resumption::disabled();
+    config.enable_secret_extraction = true;
+    Ok(config)
+}
+
+fn server(
+    provider: &Arc<CryptoProvider>,
+    clock: &Arc<dyn TimeProvider>,
+    verifier: &Arc<Verifier>,
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+) -> Result<ServerConfig, IdentityError> {
+    let mut config = ServerConfig::builder_with_details(provider.clone(), clock.clone())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("the provider has suites of TLS 1.3")
+        .with_client_cert_verifier(verifier.clone())
+        .with_single_cert(chain, key)
+        .map_err(key_error)?;
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    config.enable_secret_extraction = true;
+    Ok(config)
+}
+
+#[cfg(test)]
+mod tests;
