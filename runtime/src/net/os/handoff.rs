@@ -175,7 +175,8 @@ fn recv(fd: BorrowedFd<'_>) -> io::Result<Option<(Vec<u8>, Vec<OsDescriptor>)>> 
             format!("a message of more than {MAX_MESSAGE} bytes"),
         ));
     }
-    if received.flags.contains(ReturnFlags::CTRUNC) {
+    // The space has room for one more, for its alignment.
+    if received.flags.contains(ReturnFlags::CTRUNC) || descriptors.len() > MAX_DESCRIPTORS {
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,
             format!(

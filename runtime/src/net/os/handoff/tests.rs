@@ -118,6 +118,16 @@ async fn too_many_descriptors_are_refused_and_closed() {
 }
 
 #[tokio::test]
+async fn far_too_many_descriptors_are_refused_and_closed() {
+    let (handoff, peer) = with_fake_peer().await;
+    let canary = Canary::new();
+    fake_send(&peer, b"x", &[canary.fd(); 250]);
+    let e = recv(&handoff).await.unwrap_err();
+    assert_eq!(e.kind(), io::ErrorKind::InvalidData, "{e}");
+    assert!(canary.all_closed());
+}
+
+#[tokio::test]
 async fn a_message_too_long_is_refused_and_its_descriptors_closed() {
     let (handoff, peer) = with_fake_peer().await;
     let canary = Canary::new();
@@ -262,8 +272,8 @@ async fn the_file_of_a_successor_stays() {
     assert!(!path.exists());
 }
 
-#[tokio::test]
-async fn of_routers_that_start_at_once_one_serves() {
+#[test]
+fn of_routers_that_start_at_once_one_serves() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("router.sock");
     drop(StdUnixListener::bind(&path).unwrap());
@@ -282,7 +292,7 @@ async fn of_routers_that_start_at_once_one_serves() {
         threads.into_iter().filter_map(|t| t.join().unwrap().ok()).collect()
     });
     assert_eq!(served.len(), 1);
-    OsHandoff::connect(&path).await.unwrap();
+    served[0].0.block_on(OsHandoff::connect(&path)).unwrap();
 }
 
 #[tokio::test]
