@@ -1,0 +1,42 @@
+//! UDP sockets.
+
+use std::io;
+use std::net::SocketAddr;
+
+use servicekeel_core::handoff::DescriptorKind;
+use tokio::net::UdpSocket;
+
+use super::OsDescriptor;
+use crate::net::{Datagrams, Descriptor};
+
+/// A UDP socket.
+#[derive(Debug)]
+pub struct OsDatagrams(UdpSocket);
+
+impl OsDatagrams {
+    pub(super) fn adopt(descriptor: OsDescriptor) -> io::Result<Self> {
+        if descriptor.check(DescriptorKind::UdpUnconnected).is_err() {
+            descriptor.check(DescriptorKind::UdpBound)?;
+        }
+        let socket = std::net::UdpSocket::from(descriptor.into_nonblocking()?);
+        UdpSocket::from_std(socket).map(Self)
+    }
+}
+
+impl Datagrams for OsDatagrams {
+    async fn recv_from(&self, buf: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+        self.0.recv_from(buf).await
+    }
+
+    async fn send_to(&self, buf: &[u8], to: SocketAddr) -> io::Result<()> {
+        self.0.send_to(buf, to).await.map(|_| ())
+    }
+
+    async fn connect(&self, to: SocketAddr) -> io::Result<()> {
+        self.0.connect(to).await
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.0.local_addr()
+    }
+}

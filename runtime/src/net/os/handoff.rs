@@ -1,0 +1,209 @@
+//! The conversation between sidecar and router: whole messages with descriptors, over a Unix socket of type
+//! SEQPACKET (unix(7)).
+//!
+//! tokio's types for Unix streams poll these sockets: what they ask of the kernel beside read and write, which are not
+//! used here, is the same for both types of socket.
+
+use std::fs;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
+};
+use servicekeel_core::handoff::{MAX_DESCRIPTORS, MAX_MESSAGE};
+use tokio::io::Interest;
+use tokio::net::{UnixListener, UnixStream};
+
+use super::{OsDescriptor, while_doing};
+use crate::net::{Handoff, HandoffListener, PeerCredentials};
+
+mod path;
+
+/// Sidecars that may wait to be accepted. A node has at most a few hundred pods.
+const BACKLOG: i32 = 512;
+/// A router whose backlog is full is tried again this often ...
+const CONNECT_TRIES: u32 = 50;
+/// ... at this interval.
+const CONNECT_INTERVAL: Duration = Duration::from_millis(20);
+const CONTROL: usize = rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS));
+
+/// Where sidecars come in. Its file goes when it is dropped, unless another has taken the path.
+#[derive(Debug)]
+pub struct OsHandoffListener {
+    // Removed before the socket closes: as long as it is open, no other file can get its inode number.
+    _file: path::SocketFile,
+    socket: UnixListener,
+}
+
+impl OsHandoffListener {
+    pub(super) async fn listen(path: &Path) -> io::Result<Self> {
+        let addr = address(path)?;
+        if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
+            fs::create_dir_all(parent)
+                .map_err(while_doing(format_args!("can't make the directory {}", parent.display())))?;
+        }
+        let _lock = path::lock_directory(path).await?;
+        path::clear(path)?;
+        let socket = socket()?;
+        let listening = || -> io::Result<path::SocketFile> {
+            rustix::net::bind(&socket, &addr)?;
+            let file = path::SocketFile::at(path)?;
+            file.open_to_all()?;
+            rustix::net::listen(&socket, BACKLOG)?;
+            Ok(file)
+        };
+        let file = listening().map_err(while_doing(format_args!("can't listen on {}", path.display())))?;
+        Ok(Self { _file: file, socket: UnixListener::from_std(socket.into())? })
+    }
+}
+
+impl HandoffListener for OsHandoffListener {
+    type Handoff = OsHandoff;
+
+    async fn accept(&self) -> io::Result<(OsHandoff, PeerCredentials)> {
+        loop {
+            match self.socket.accept().await {
+                Ok((socket, _)) => {
+                    let peer = socket.peer_cred()?;
+                    let credentials = PeerCredentials { pid: peer.pid().unwrap_or(0), uid: peer.uid() };
+                    return Ok((OsHandoff { socket }, credentials));
+                }
+                Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(e) => return Err(e),
+            }
+        }
+    }
+}
+
+/// One end of a conversation.
+#[derive(Debug)]
+pub struct OsHandoff {
+    socket: UnixStream,
+}
+
+impl OsHandoff {
+    pub(super) async fn connect(path: &Path) -> io::Result<Self> {
+        let addr = address(path)?;
+        let socket = socket()?;
+        let mut tries = CONNECT_TRIES;
+        loop {
+            match rustix::net::connect(&socket, &addr) {
+                Ok(()) => return Ok(Self { socket: UnixStream::from_std(socket.into())? }),
+                // The backlog is full; no event tells when it is not (connect(2)).
+                Err(Errno::AGAIN) if tries > 0 => {
+                    tries -= 1;
+                    tokio::time::sleep(CONNECT_INTERVAL).await;
+                }
+                Err(e) => {
+                    return Err(while_doing(format_args!("no router at {}", path.display()))(e.into()));
+                }
+            }
+        }
+    }
+}
+
+impl Handoff for OsHandoff {
+    type Descriptor = OsDescriptor;
+
+    async fn send(&self, message: &[u8], descriptors: Vec<OsDescriptor>) -> io::Result<()> {
+        // An empty message can't be told from the end of the conversation.
+        if message.is_empty() || message.len() > MAX_MESSAGE || descriptors.len() > MAX_DESCRIPTORS {
+            let (bytes, count) = (message.len(), descriptors.len());
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!(
+                    "a message of {bytes} bytes with {count} descriptors; \
+                     1 to {MAX_MESSAGE} bytes and {MAX_DESCRIPTORS} descriptors are the most"
+                ),
+            ));
+        }
+        self.socket.async_io(Interest::WRITABLE, || send(self.socket.as_fd(), message, &descriptors)).await
+    }
+
+    async fn recv(&self) -> io::Result<Option<(Vec<u8>, Vec<OsDescriptor>)>> {
+        self.socket.async_io(Interest::READABLE, || recv(self.socket.as_fd())).await
+    }
+}
+
+fn send(fd: BorrowedFd<'_>, message: &[u8], descriptors: &[OsDescriptor]) -> io::Result<()> {
+    let rights: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
+    let mut space = [MaybeUninit::uninit(); CONTROL];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !rights.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&rights)) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many descriptors"));
+    }
+    rustix::net::sendmsg(fd, &[IoSlice::new(message)], &mut control, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+/// Takes one message off the socket, or none of it.
+fn recv(fd: BorrowedFd<'_>) -> io::Result<Option<(Vec<u8>, Vec<OsDescriptor>)>> {
+    let mut bytes = vec![0; MAX_MESSAGE];
+    let mut space = [MaybeUninit::uninit(); CONTROL];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let received = loop {
+        let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+        match rustix::net::recvmsg(fd, &mut [IoSliceMut::new(&mut bytes)], &mut control, flags) {
+            // The other side closed with messages of ours unread. What it sent before that is still to come, and
+            // then the end; the kernel says this once.
+            Err(Errno::CONNRESET | Errno::INTR) => {}
+            other => break other?,
+        }
+    };
+    // Owned before anything is looked at, so that every return closes what it does not pass on.
+    let descriptors: Vec<OsDescriptor> = control
+        .drain()
+        .filter_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(rights) => Some(rights),
+            _ => None,
+        })
+        .flatten()
+        .map(OsDescriptor::from)
+        .collect();
+    if received.bytes == 0 {
+        return Ok(None);
+    }
+    if received.flags.contains(ReturnFlags::TRUNC) {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("a message of more than {MAX_MESSAGE} bytes"),
+        ));
+    }
+    // The space has room for one more, for its alignment.
+    if received.flags.contains(ReturnFlags::CTRUNC) || descriptors.len() > MAX_DESCRIPTORS {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!(
+                "a message with more than {MAX_DESCRIPTORS} descriptors, \
+                 or this process has no number left for them (RLIMIT_NOFILE)"
+            ),
+        ));
+    }
+    bytes.truncate(received.bytes);
+    bytes.shrink_to_fit();
+    Ok(Some((bytes, descriptors)))
+}
+
+fn socket() -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    Ok(rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?)
+}
+
+fn address(path: &Path) -> io::Result<SocketAddrUnix> {
+    SocketAddrUnix::new(path).map_err(|e| match e {
+        Errno::NAMETOOLONG => io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("the socket path {} is longer than the 107 bytes of unix(7)", path.display()),
+        ),
+        e => while_doing(format_args!("the socket path {}", path.display()))(e.into()),
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,225 @@
+//! Bytes between two sockets of this machine by splice(2): they stay in the kernel.
+//!
+//! A pipe carries them, taken from a common stock while bytes are in flight, so that an idle flow holds none.
+
+use std::io;
+use std::net::Shutdown;
+use std::os::fd::OwnedFd;
+use std::pin::pin;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::pipe::{PipeFlags, SpliceFlags};
+use socket2::SockRef;
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+use tokio::select;
+
+use super::OsStream;
+use crate::net::Stream;
+
+/// Empty pipes that are kept for the next flow.
+const STOCK: usize = 32;
+/// A pipe's size in bytes: what the kernel allows without privilege (fs.pipe-max-size, pipe(7)), else its default.
+const PIPE: usize = 1 << 20;
+const FLAGS: SpliceFlags = SpliceFlags::MOVE.union(SpliceFlags::NONBLOCK);
+/// Bytes that one direction carries before it lets the other one and other flows run ...
+const SHARE: usize = 1 << 20;
+/// ... where a round counts as this many at least, for its system calls.
+const LEAST: usize = 32 << 10;
+/// How long a flow waits where the process can't open another pipe.
+const NO_PIPE: Duration = Duration::from_millis(20);
+
+/// The stock of empty pipes.
+#[derive(Debug, Default)]
+pub(super) struct Pipes(Mutex<Vec<Pipe>>);
+
+#[derive(Debug)]
+struct Pipe {
+    read: OwnedFd,
+    write: OwnedFd,
+    /// Bytes inside.
+    held: usize,
+}
+
+impl Pipe {
+    fn open() -> io::Result<Self> {
+        let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+        // Above the user's share of pipe memory this fails, and the pipe has its default size, or a page.
+        let _ = rustix::pipe::fcntl_setpipe_size(&write, PIPE);
+        Ok(Self { read, write, held: 0 })
+    }
+
+    /// One splice into the pipe; 0 when `from` has ended.
+    fn fill(&mut self, from: &TcpStream) -> io::Result<usize> {
+        let n = uninterrupted(|| rustix::pipe::splice(from, None, &self.write, None, PIPE, FLAGS))?;
+        self.held += n;
+        Ok(n)
+    }
+
+    /// One splice out of the pipe.
+    fn drain(&mut self, to: &TcpStream) -> io::Result<usize> {
+        let n = uninterrupted(|| rustix::pipe::splice(&self.read, None, to, None, self.held, FLAGS))?;
+        if n == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        self.held -= n;
+        Ok(n)
+    }
+}
+
+fn uninterrupted(splice: impl Fn() -> rustix::io::Result<usize>) -> io::Result<usize> {
+    loop {
+        match splice() {
+            Err(Errno::INTR) => {}
+            outcome => return Ok(outcome?),
+        }
+    }
+}
+
+impl Pipes {
+    async fn take(&self) -> Pipe {
+        loop {
+            if let Some(pipe) = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop() {
+                return pipe;
+            }
+            match Pipe::open() {
+                Ok(pipe) => return pipe,
+                Err(e) => {
+                    tracing::debug!(error = %e, "no pipe; the flow waits");
+                    tokio::time::sleep(NO_PIPE).await;
+                }
+            }
+        }
+    }
+
+    fn put_back(&self, pipe: Pipe) {
+        let mut stock = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if pipe.held == 0 && stock.len() < STOCK {
+            stock.push(pipe);
+        }
+    }
+}
+
+/// Both ends of a flow. Dropped before both directions have ended, each peer sees a reset: an end would tell it that
+/// it had everything.
+struct Ends(Option<(OsStream, OsStream)>);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        if let Some((a, b)) = self.0.take() {
+            a.reset();
+            b.reset();
+        }
+    }
+}
+
+/// See [`crate::net::Net::splice`].
+pub(super) async fn splice(pipes: &Pipes, a: OsStream, b: OsStream) -> (u64, u64, io::Result<()>) {
+    let (mut forth, mut back) = (0, 0);
+    let mut ends = Ends(Some((a, b)));
+    let outcome = match &ends.0 {
+        Some((a, b)) => both_ways(pipes, a.tokio(), b.tokio(), &mut forth, &mut back).await,
+        None => Ok(()),
+    };
+    if outcome.is_ok() {
+        ends.0 = None;
+    }
+    (forth, back, outcome)
+}
+
+async fn both_ways(
+    pipes: &Pipes,
+    a: &TcpStream,
+    b: &TcpStream,
+    forth: &mut u64,
+    back: &mut u64,
+) -> io::Result<()> {
+    let mut forth = pin!(carry(pipes, a, b, forth));
+    let mut back = pin!(carry(pipes, b, a, back));
+    // A side that has ended is not read any more, so only its error tells that it is gone.
+    select! {
+        biased;
+        outcome = &mut forth => {
+            outcome?;
+            select! {
+                biased;
+                outcome = back => outcome,
+                error = broken(a) => Err(error),
+            }
+        }
+        outcome = &mut back => {
+            outcome?;
+            select! {
+                biased;
+                outcome = forth => outcome,
+                error = broken(b) => Err(error),
+            }
+        }
+    }
+}
+
+/// Carries bytes one way until `from` ends, and then ends `to`.
+async fn carry(pipes: &Pipes, from: &TcpStream, to: &TcpStream, carried: &mut u64) -> io::Result<()> {
+    loop {
+        from.readable().await?;
+        let mut pipe = pipes.take().await;
+        let ended = burst(&mut pipe, from, to, carried).await?;
+        pipes.put_back(pipe);
+        if ended {
+            return SockRef::from(to).shutdown(Shutdown::Write);
+        }
+    }
+}
+
+/// Carries what `from` has now; true when `from` has ended. Leaves the pipe empty.
+///
+/// Bytes are read into an empty pipe only, so EAGAIN has one meaning each time: into the pipe, that `from` has
+/// nothing; out of it, that `to` has no room.
+async fn burst(pipe: &mut Pipe, from: &TcpStream, to: &TcpStream, carried: &mut u64) -> io::Result<bool> {
+    let mut share = SHARE;
+    loop {
+        match from.try_io(Interest::READABLE, || pipe.fill(from)) {
+            Ok(0) => return Ok(true),
+            Ok(_) => {}
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+            Err(e) => return Err(e),
+        }
+        let filled = pipe.held;
+        while pipe.held > 0 {
+            match to.try_io(Interest::WRITABLE, || pipe.drain(to)) {
+                Ok(n) => *carried += n as u64,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    select! {
+                        biased;
+                        error = broken(from) => return Err(error),
+                        ready = to.writable() => ready?,
+                    }
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        share = share.saturating_sub(filled.max(LEAST));
+        if share == 0 {
+            tokio::task::yield_now().await;
+            share = SHARE;
+        }
+    }
+}
+
+/// Resolves when the stream has broken.
+async fn broken(stream: &TcpStream) -> io::Error {
+    match stream.ready(Interest::ERROR).await {
+        Ok(_) => stream
+            .take_error()
+            .ok()
+            .flatten()
+            // Another call has already been told.
+            .unwrap_or_else(|| io::ErrorKind::ConnectionReset.into()),
+        Err(e) => e,
+    }
+}
+
+#[cfg(test)]
+mod tests;
