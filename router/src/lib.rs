@@ -1,4 +1,25 @@
-//! The router of a node: carries flows between pods and to other routers.
+//! The router: carries flows between the pods of its node, and to other routers over mutual TLS.
+//!
+//! [`run`] is the program; everything that it starts ends when its future is dropped.
 
+mod counters;
+mod datagrams;
+mod endpoint;
+pub mod flow;
 pub mod identity;
+mod imports;
+mod inbound;
+mod links;
+mod node;
+mod outbound;
+mod peers;
 pub mod pki;
+mod pods;
+mod run;
+pub mod settings;
+mod status;
+mod stock;
+mod tasks;
+pub mod tls;
+
+pub use run::run;

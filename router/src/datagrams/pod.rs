@@ -1,0 +1,117 @@
+//! One UDP session with a pod of this node, by a socket of the pod's network namespace.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use servicekeel_core::handoff::DescriptorKind;
+use servicekeel_core::mesh::table::Candidate;
+use servicekeel_core::name::ServicePort;
+use servicekeel_runtime::net::{Datagrams, Net};
+use tokio::sync::mpsc;
+use tracing::debug;
+
+use super::link::Outgoing;
+use super::{MAX_DATAGRAM, QUEUE};
+use crate::node::Node;
+
+/// Where the pod's answers go.
+pub(crate) enum Answers<N: Net> {
+    /// To a client of this node, from the import's own socket.
+    Client(Arc<N::UdpSocket>, SocketAddr),
+    /// To another router.
+    Session(mpsc::Sender<Outgoing<N>>, u64),
+}
+
+impl<N: Net> Answers<N> {
+    async fn send(&self, datagram: &[u8]) -> bool {
+        match self {
+            Self::Client(socket, client) => socket.send_to(datagram, *client).await.is_ok(),
+            Self::Session(sender, session) => {
+                sender.try_send(Outgoing::Data { session: *session, bytes: datagram.into() }).is_ok()
+            }
+        }
+    }
+}
+
+/// The queue to a session that [`run`] serves.
+pub(crate) fn queue() -> (mpsc::Sender<Vec<u8>>, mpsc::Receiver<Vec<u8>>) {
+    mpsc::channel(QUEUE)
+}
+
+/// Carries one session until its queue closes or its endpoint is gone.
+pub(crate) async fn run<N: Net>(
+    node: Arc<Node<N>>,
+    wanted: Arc<ServicePort>,
+    candidates: Vec<Candidate>,
+    mut queue: mpsc::Receiver<Vec<u8>>,
+    answers: Answers<N>,
+) {
+    // Kept until something answers: it is sent again to the next address where one refuses.
+    let Some(first) = queue.recv().await else { return };
+    for candidate in candidates {
+        let Candidate::Local(id) = candidate else { continue };
+        let Some(endpoint) = node.endpoints().get(&id).cloned() else { continue };
+        let Ok(descriptor) = endpoint.pod.stock.take(DescriptorKind::UdpUnconnected).await else { continue };
+        let Ok(socket) = node.net.adopt_udp(descriptor) else { continue };
+        let addresses: Vec<_> = endpoint.addresses().collect();
+        for (number, addr) in addresses {
+            if socket.connect(addr).await.is_err() {
+                continue;
+            }
+            match converse(&node, &socket, addr, &first, &mut queue, &answers, || endpoint.answered(number))
+                .await
+            {
+                Ok(()) => return,
+                Err(error) => debug!(%wanted, %addr, %error, "an address takes no datagrams"),
+            }
+        }
+        node.failed(&wanted, &candidate);
+    }
+    node.counters.datagrams_dropped.inc();
+}
+
+/// Carries datagrams both ways; an error before the first answer means that the next address may do better.
+async fn converse<N: Net>(
+    node: &Node<N>,
+    socket: &N::UdpSocket,
+    addr: SocketAddr,
+    first: &[u8],
+    queue: &mut mpsc::Receiver<Vec<u8>>,
+    answers: &Answers<N>,
+    answered: impl Fn(),
+) -> io::Result<()> {
+    let mut heard = false;
+    let mut buf = vec![0; MAX_DATAGRAM];
+    socket.send_to(first, addr).await?;
+    node.counters.datagrams.inc();
+    loop {
+        tokio::select! {
+            biased;
+            received = socket.recv_from(&mut buf) => match received {
+                Ok((len, _)) => {
+                    if !heard {
+                        heard = true;
+                        answered();
+                    }
+                    let sent = answers.send(&buf[..len]).await;
+                    if sent { node.counters.datagrams.inc() } else { node.counters.datagrams_dropped.inc() };
+                }
+                // An ICMP refusal: the port is closed. One that answered before may only be restarting.
+                Err(error) if heard => debug!(%addr, %error, "an endpoint refuses datagrams"),
+                Err(error) => return Err(error),
+            },
+            datagram = queue.recv() => {
+                let Some(datagram) = datagram else { return Ok(()) };
+                match socket.send_to(&datagram, addr).await {
+                    Ok(()) => node.counters.datagrams.inc(),
+                    Err(error) if heard => {
+                        debug!(%addr, %error, "a datagram is dropped");
+                        node.counters.datagrams_dropped.inc()
+                    }
+                    Err(error) => return Err(error),
+                };
+            }
+        }
+    }
+}

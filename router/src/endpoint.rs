@@ -1,0 +1,74 @@
+//! An exported port of a pod of this node: dialled with the pod's own sockets, in its network namespace.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::NonZeroU16;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use servicekeel_core::handoff::DescriptorKind;
+use servicekeel_core::mesh::table::EndpointId;
+use servicekeel_runtime::net::Net;
+use tokio::time::timeout;
+
+use crate::node::{Node, dialable};
+use crate::pods::Pod;
+
+/// How long the application may take to accept.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The exported port, and where its pod answers.
+pub(crate) struct PodPort<N: Net> {
+    pub(crate) pod: Arc<Pod<N>>,
+    target: NonZeroU16,
+    /// Which of the addresses took the last flow: tried first.
+    last: AtomicUsize,
+}
+
+impl<N: Net> PodPort<N> {
+    pub(crate) fn new(pod: Arc<Pod<N>>, target: NonZeroU16) -> Self {
+        Self { pod, target, last: AtomicUsize::new(0) }
+    }
+
+    /// The pod's addresses, then its loopback, the one that answered last first; each with its number.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = (usize, SocketAddr)> + '_ {
+        let last = self.last.load(Ordering::Relaxed);
+        let all = || {
+            let loopback = std::iter::once(IpAddr::V4(Ipv4Addr::LOCALHOST));
+            self.pod.addresses.iter().copied().filter(dialable).chain(loopback).enumerate()
+        };
+        all()
+            .filter(move |(i, _)| *i == last)
+            .chain(all().filter(move |(i, _)| *i != last))
+            .map(|(i, addr)| (i, SocketAddr::new(addr, self.target.get())))
+    }
+
+    pub(crate) fn answered(&self, address: usize) {
+        self.last.store(address, Ordering::Relaxed);
+    }
+}
+
+/// Connects to an endpoint.
+///
+/// # Errors
+/// The last address's error, where none takes the connection.
+pub(crate) async fn connect<N: Net>(node: &Node<N>, id: EndpointId) -> io::Result<N::TcpStream> {
+    let endpoint = node.endpoints().get(&id).cloned();
+    let Some(endpoint) = endpoint else {
+        return Err(io::Error::new(io::ErrorKind::NotFound, "the endpoint is gone"));
+    };
+    let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    for (number, addr) in endpoint.addresses() {
+        let socket = endpoint.pod.stock.take(DescriptorKind::TcpUnconnected).await?;
+        match timeout(CONNECT_TIMEOUT, node.net.connect_descriptor(socket, addr)).await {
+            Ok(Ok(stream)) => {
+                endpoint.answered(number);
+                return Ok(stream);
+            }
+            Ok(Err(error)) => last = io::Error::new(error.kind(), format!("{addr}: {error}")),
+            Err(_) => last = io::Error::new(io::ErrorKind::TimedOut, format!("{addr}: no answer")),
+        }
+    }
+    Err(last)
+}

@@ -1,0 +1,320 @@
+//! Carries one flow: an application's socket on one side, a channel to another router on the other. One task, no locks;
+//! while nothing moves it holds no buffer.
+
+use std::future::poll_fn;
+use std::ops::Range;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use servicekeel_core::flow::frame::{HEADER, Header, Kind, MAX_DATA};
+use servicekeel_core::flow::machine::{End, Flow, Received};
+use servicekeel_runtime::net::Stream;
+use tokio::io::ReadBuf;
+use tokio::time::{Sleep, sleep};
+
+use crate::tls::{BUFFER, BufferPool, Channel, ChannelError, Place};
+
+/// How long the peer may take to confirm that a flow is broken off, before its connection is given up.
+const RESET_TIMEOUT: Duration = Duration::from_secs(10);
+/// Payloads that go to the application with one system call.
+const BATCH: usize = 16;
+/// Bytes that are read from the application at once: four records.
+const READ: usize = 4 * MAX_DATA;
+
+/// How a flow went.
+#[derive(Debug)]
+pub struct Carried {
+    /// Bytes from this side's application.
+    pub sent: u64,
+    /// Bytes to this side's application.
+    pub received: u64,
+    /// Ok: the connection is free for the next flow. Err: it is of no use any more, and the application was reset.
+    pub end: Result<(), ChannelError>,
+}
+
+/// Carries a flow to its end. When `lost` resolves, its path is lost for good.
+pub async fn carry<S: Stream, A: Stream>(
+    channel: &mut Channel<S>,
+    app: A,
+    lost: impl Future<Output = ()>,
+) -> Carried {
+    let buffers = channel.buffers();
+    let mut carry = Carry {
+        channel,
+        buffers,
+        app: Some(app),
+        flow: Flow::default(),
+        places: Vec::new(),
+        assembled: Vec::new(),
+        unsent: None,
+        unsent_range: 0..0,
+        read_ended: false,
+        end_passed: false,
+        resetting: None,
+    };
+    let mut lost = std::pin::pin!(lost);
+    let end = poll_fn(|cx| {
+        if lost.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(ChannelError::Lost));
+        }
+        carry.poll(cx)
+    })
+    .await;
+    let (sent, received) = carry.flow.counts();
+    match (carry.app.take(), &end) {
+        (Some(app), Err(_)) => app.reset(),
+        (app, _) => drop(app),
+    }
+    Carried { sent, received, end }
+}
+
+struct Carry<'a, S: Stream, A> {
+    channel: &'a mut Channel<S>,
+    buffers: Arc<BufferPool>,
+    /// Gone once it is broken or was reset.
+    app: Option<A>,
+    flow: Flow,
+    /// Payloads in the channel's buffer that the application has not taken yet.
+    places: Vec<Range<usize>>,
+    /// The same for one that spans records.
+    assembled: Vec<u8>,
+    /// Bytes of the application that are not sealed yet.
+    unsent: Option<Box<[u8]>>,
+    unsent_range: Range<usize>,
+    read_ended: bool,
+    end_passed: bool,
+    resetting: Option<Pin<Box<Sleep>>>,
+}
+
+impl<S: Stream, A: Stream> Carry<'_, S, A> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ChannelError>> {
+        loop {
+            let mut moved = self.deliver(cx);
+            moved |= self.take_frames(cx)?;
+            moved |= self.read_app(cx);
+            moved |= self.seal_unsent()?;
+            moved |= self.transmit()?;
+            moved |= self.flush(cx)?;
+            if let Some(end) = self.flow.poll_end() {
+                let passed = end == End::Reset || self.end_passed;
+                if passed && self.channel.is_flushed() {
+                    return Poll::Ready(Ok(()));
+                }
+            }
+            if !moved {
+                break;
+            }
+        }
+        if self.unsent_range.is_empty()
+            && let Some(buffer) = self.unsent.take()
+        {
+            self.buffers.give(buffer);
+        }
+        if self.app.is_none() {
+            let resetting = self.resetting.get_or_insert_with(|| Box::pin(sleep(RESET_TIMEOUT)));
+            if resetting.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Err(ChannelError::Protocol(
+                    "a reset that the peer does not confirm".into(),
+                )));
+            }
+        }
+        Poll::Pending
+    }
+
+    /// The application's socket is broken.
+    fn broken(&mut self) {
+        self.flow.handle_local_reset();
+        self.drop_app();
+    }
+
+    fn drop_app(&mut self) {
+        if let Some(app) = self.app.take() {
+            app.reset();
+        }
+        self.places = Vec::new();
+        self.assembled = Vec::new();
+        self.unsent_range = 0..0;
+    }
+
+    /// Gives the application what came for it.
+    fn deliver(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut moved = false;
+        while let Some(app) = &mut self.app {
+            let taken = if !self.assembled.is_empty() {
+                Pin::new(app).poll_write(cx, &self.assembled)
+            } else if !self.places.is_empty() {
+                self.channel.poll_deliver(cx, app, &self.places)
+            } else {
+                break;
+            };
+            match taken {
+                Poll::Ready(Ok(n)) if n > 0 => {
+                    moved = true;
+                    self.flow.handle_delivered(n as u64);
+                    if self.assembled.is_empty() {
+                        consume(&mut self.places, n);
+                    } else {
+                        self.assembled.drain(..n);
+                    }
+                }
+                Poll::Ready(_) => {
+                    self.broken();
+                    return true;
+                }
+                Poll::Pending => break,
+            }
+        }
+        // The end is passed on behind all bytes, and the other direction goes on.
+        if self.flow.peer_ended()
+            && !self.end_passed
+            && let Some(app) = &mut self.app
+        {
+            match Pin::new(app).poll_shutdown(cx) {
+                Poll::Ready(ended) => {
+                    moved = true;
+                    self.end_passed = true;
+                    // ENOTCONN: the application has closed both sides already, or was reset; reading tells which.
+                    if ended.is_err_and(|error| error.kind() != std::io::ErrorKind::NotConnected) {
+                        self.broken();
+                    }
+                }
+                Poll::Pending => {}
+            }
+        }
+        moved
+    }
+
+    /// Takes what the peer sent, once the application took all of before: a slow reader stops its writer.
+    fn take_frames(&mut self, cx: &mut Context<'_>) -> Result<bool, ChannelError> {
+        if !self.places.is_empty() || !self.assembled.is_empty() {
+            return Ok(false);
+        }
+        let mut moved = false;
+        while self.flow.poll_end().is_none() && self.places.len() < BATCH && self.assembled.is_empty() {
+            let Some(frame) = self.channel.next_frame()? else {
+                if moved {
+                    break;
+                }
+                // Nothing is held of what was read: the buffer can be filled anew.
+                match self.channel.poll_fill(cx)? {
+                    Poll::Ready(true) => continue,
+                    Poll::Ready(false) => return Err(ChannelError::Cut),
+                    Poll::Pending => break,
+                }
+            };
+            moved = true;
+            match self.flow.handle_frame(frame.header)? {
+                Received::Deliver => match frame.place {
+                    Place::Received(range) => self.places.push(range),
+                    Place::Assembled => {
+                        if self.places.is_empty() {
+                            self.assembled = self.channel.payload(&Place::Assembled).to_vec();
+                        } else {
+                            // Behind others in one batch: all of them are put together.
+                            let mut all = Vec::new();
+                            for range in self.places.drain(..) {
+                                all.extend_from_slice(self.channel.payload(&Place::Received(range)));
+                            }
+                            all.extend_from_slice(self.channel.payload(&Place::Assembled));
+                            self.assembled = all;
+                        }
+                    }
+                },
+                Received::Reset => self.drop_app(),
+                Received::End | Received::Nothing => {}
+            }
+        }
+        Ok(moved)
+    }
+
+    /// Reads from the application, as much as the window allows.
+    fn read_app(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.read_ended || !self.unsent_range.is_empty() {
+            return false;
+        }
+        let may = usize::try_from(self.flow.may_send()).unwrap_or(usize::MAX).min(READ);
+        let Some(app) = &mut self.app else { return false };
+        if may == 0 {
+            return false;
+        }
+        let unsent = self.unsent.get_or_insert_with(|| self.buffers.take());
+        let mut buf = ReadBuf::new(&mut unsent[..may]);
+        match Pin::new(app).poll_read(cx, &mut buf) {
+            Poll::Ready(Ok(())) => {
+                let n = buf.filled().len();
+                self.unsent_range = 0..n;
+                if n == 0 {
+                    self.read_ended = true;
+                    self.flow.handle_local_end();
+                }
+                true
+            }
+            Poll::Ready(Err(_)) => {
+                self.broken();
+                true
+            }
+            Poll::Pending => false,
+        }
+    }
+
+    /// Seals what was read, a frame a record, as far as there is room.
+    fn seal_unsent(&mut self) -> Result<bool, ChannelError> {
+        let mut moved = false;
+        while !self.unsent_range.is_empty() {
+            let n = self.unsent_range.len().min(MAX_DATA);
+            let Some(room) = self.channel.room(HEADER + n) else { break };
+            let (header, payload) = room.split_at_mut(HEADER);
+            let Some(unsent) = &self.unsent else { break };
+            payload.copy_from_slice(&unsent[self.unsent_range.start..self.unsent_range.start + n]);
+            let offset = self.flow.handle_local_bytes(n as u64);
+            header.copy_from_slice(&Header { kind: Kind::Data, len: n as u16, offset }.encode());
+            self.channel.seal_record(HEADER + n)?;
+            self.unsent_range.start += n;
+            moved = true;
+        }
+        Ok(moved)
+    }
+
+    /// Puts the other frames that are due.
+    fn transmit(&mut self) -> Result<bool, ChannelError> {
+        let mut moved = false;
+        // What was read goes before an end.
+        while self.unsent_range.is_empty() && self.channel.room(HEADER).is_some() {
+            let Some(header) = self.flow.poll_transmit() else { break };
+            if let Some(room) = self.channel.room(HEADER) {
+                room.copy_from_slice(&header.encode());
+            }
+            self.channel.seal_record(HEADER)?;
+            moved = true;
+        }
+        Ok(moved)
+    }
+
+    fn flush(&mut self, cx: &mut Context<'_>) -> Result<bool, ChannelError> {
+        if self.channel.is_flushed() {
+            return Ok(false);
+        }
+        match self.channel.poll_flush(cx) {
+            Poll::Ready(flushed) => flushed.map(|()| true),
+            Poll::Pending => Ok(false),
+        }
+    }
+}
+
+/// Takes the first `n` bytes away.
+fn consume(places: &mut Vec<Range<usize>>, mut n: usize) {
+    let mut whole = 0;
+    for place in places.iter_mut() {
+        if n < place.len() {
+            place.start += n;
+            break;
+        }
+        n -= place.len();
+        whole += 1;
+    }
+    places.drain(..whole);
+}
+
+const _: () = assert!(READ <= BUFFER, "what is read at once fits a buffer");

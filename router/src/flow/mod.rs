@@ -1,0 +1,83 @@
+//! TCP flows between two routers, one after the other on a channel.
+
+mod carry;
+
+pub use carry::{Carried, carry};
+use servicekeel_core::flow::frame::{self, Kind, Open, Refused};
+use servicekeel_runtime::net::Stream;
+
+use crate::tls::{Channel, ChannelError};
+
+/// What the other router says to an [`Open`].
+#[derive(Debug)]
+pub enum Answer {
+    /// The flow is connected: [`carry`] it.
+    Opened,
+    /// It is not; the connection is free for the next.
+    Refused(Refused),
+}
+
+fn unexpected(kind: Kind, instead: &str) -> ChannelError {
+    ChannelError::Protocol(format!("a {kind:?} frame where {instead} belongs"))
+}
+
+fn malformed(error: frame::PayloadError) -> ChannelError {
+    ChannelError::Protocol(error.to_string())
+}
+
+/// Asks the other router for a flow and waits for its answer.
+///
+/// # Errors
+/// [`ChannelError`]: the connection is of no use any more.
+pub async fn open<S: Stream>(channel: &mut Channel<S>, request: &Open) -> Result<Answer, ChannelError> {
+    channel.send_message(Kind::Open, 0, request)?;
+    channel.flush().await?;
+    let (header, payload) = channel.recv().await?.ok_or(ChannelError::Cut)?;
+    match header.kind {
+        Kind::Opened => {
+            channel.mark_used();
+            Ok(Answer::Opened)
+        }
+        Kind::Refused => {
+            let refused = frame::decode_payload(payload).map_err(malformed)?;
+            channel.mark_used();
+            Ok(Answer::Refused(refused))
+        }
+        kind => Err(unexpected(kind, "Opened or Refused")),
+    }
+}
+
+/// Waits for the next flow that the other router asks for; `None` when it has closed the connection.
+///
+/// # Errors
+/// [`ChannelError`]: the connection is of no use any more.
+pub async fn next_open<S: Stream>(channel: &mut Channel<S>) -> Result<Option<Open>, ChannelError> {
+    match channel.recv().await? {
+        None => Ok(None),
+        Some((header, payload)) if header.kind == Kind::Open => {
+            frame::decode_payload(payload).map(Some).map_err(malformed)
+        }
+        Some((header, _)) => Err(unexpected(header.kind, "Open")),
+    }
+}
+
+/// Says that the flow is connected; [`carry`] it then.
+///
+/// # Errors
+/// [`ChannelError`]: the connection is of no use any more.
+pub async fn accept<S: Stream>(channel: &mut Channel<S>) -> Result<(), ChannelError> {
+    channel.send_payload(Kind::Opened, 0, &[])?;
+    channel.flush().await
+}
+
+/// Says that the flow is not connected.
+///
+/// # Errors
+/// [`ChannelError`]: the connection is of no use any more.
+pub async fn refuse<S: Stream>(channel: &mut Channel<S>, refused: &Refused) -> Result<(), ChannelError> {
+    channel.send_message(Kind::Refused, 0, refused)?;
+    channel.flush().await
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,173 @@
+use std::time::Duration;
+
+use servicekeel_core::flow::frame::Cause;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
+
+use super::*;
+use crate::tls::tests::{OsStream, channels, streams};
+
+fn pattern(n: usize) -> Vec<u8> {
+    (0..n).map(|i| (i * 13 + i / 509) as u8).collect()
+}
+
+fn request() -> Open {
+    let service = servicekeel_core::name::ServiceName {
+        name: "web".parse().unwrap(),
+        namespace: "default".parse().unwrap(),
+        cluster: "a.local".parse().unwrap(),
+    };
+    let wanted = servicekeel_core::name::ServicePort {
+        service,
+        port: 80.try_into().unwrap(),
+        protocol: servicekeel_core::name::Protocol::Tcp,
+    };
+    Open { flow: 1, wanted, namespace: None }
+}
+
+/// Opens a flow and carries it between two applications, each given as what it does with its stream.
+async fn flow<A, B>(
+    near: &mut Channel<OsStream>,
+    far: &mut Channel<OsStream>,
+    client: impl FnOnce(OsStream) -> A,
+    service: impl FnOnce(OsStream) -> B,
+) -> (Carried, Carried, A::Output, B::Output)
+where
+    A: Future,
+    B: Future,
+{
+    let ((client_app, router_near), (router_far, service_app)) = (streams().await, streams().await);
+    let near = async {
+        assert!(matches!(open(near, &request()).await.unwrap(), Answer::Opened));
+        carry(near, router_near, std::future::pending()).await
+    };
+    let far = async {
+        assert_eq!(next_open(far).await.unwrap(), Some(request()));
+        accept(far).await.unwrap();
+        carry(far, router_far, std::future::pending()).await
+    };
+    let all = async { tokio::join!(near, far, client(client_app), service(service_app)) };
+    timeout(Duration::from_secs(20), all).await.expect("the flow ends")
+}
+
+async fn echo(mut stream: OsStream) -> usize {
+    let (mut all, mut buf) = (0, vec![0; 50_000]);
+    loop {
+        let n = stream.read(&mut buf).await.unwrap();
+        if n == 0 {
+            stream.shutdown().await.unwrap();
+            return all;
+        }
+        all += n;
+        stream.write_all(&buf[..n]).await.unwrap();
+    }
+}
+
+async fn send_all_then_read(stream: OsStream, bytes: Vec<u8>) -> Vec<u8> {
+    let (mut reader, mut writer) = tokio::io::split(stream);
+    let write = async {
+        writer.write_all(&bytes).await.unwrap();
+        writer.shutdown().await.unwrap();
+    };
+    let mut got = Vec::new();
+    let (read, ()) = tokio::join!(reader.read_to_end(&mut got), write);
+    read.unwrap();
+    got
+}
+
+#[tokio::test]
+async fn flows_one_after_the_other_on_one_connection() {
+    let (mut a, mut b) = channels().await;
+    for size in [0, 1, 16_372, 16_373, 100_000, 20_000_000] {
+        let bytes = pattern(size);
+        let (near, far, got, echoed) =
+            flow(&mut a, &mut b, |s| send_all_then_read(s, bytes.clone()), echo).await;
+        near.end.unwrap();
+        far.end.unwrap();
+        assert!(got == bytes, "{size} bytes");
+        assert_eq!((near.sent, near.received, echoed), (size as u64, size as u64, size));
+        assert!(a.is_quiet() && b.is_quiet());
+    }
+}
+
+#[tokio::test]
+async fn each_side_may_end_first_and_the_other_goes_on() {
+    let (mut a, mut b) = channels().await;
+    // The service ends at once and still reads all.
+    let bytes = pattern(3_000_000);
+    let client = async |mut stream: OsStream| {
+        assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
+        stream.write_all(&bytes).await.unwrap();
+        stream.shutdown().await.unwrap();
+    };
+    let service = async |mut stream: OsStream| {
+        stream.shutdown().await.unwrap();
+        let mut got = Vec::new();
+        stream.read_to_end(&mut got).await.unwrap();
+        got
+    };
+    let (near, far, (), got) = flow(&mut a, &mut b, client, service).await;
+    assert!(near.end.is_ok() && far.end.is_ok() && got == bytes);
+}
+
+#[tokio::test]
+async fn a_reset_reaches_the_other_application_and_the_connection_lives_on() {
+    let (mut a, mut b) = channels().await;
+    for client_resets in [true, false] {
+        let resets = async |mut stream: OsStream| {
+            stream.write_all(b"x").await.unwrap();
+            stream.read_exact(&mut [0]).await.unwrap();
+            stream.reset();
+            true
+        };
+        let sees = async |mut stream: OsStream| {
+            stream.write_all(b"x").await.unwrap();
+            stream.read_exact(&mut [0]).await.unwrap();
+            stream.read(&mut [0]).await.is_err()
+        };
+        let (near, far, one, other) = if client_resets {
+            flow(&mut a, &mut b, resets, sees).await
+        } else {
+            flow(&mut a, &mut b, sees, resets).await
+        };
+        assert!(one && other, "no reset came through");
+        near.end.unwrap();
+        far.end.unwrap();
+        assert!(a.is_quiet() && b.is_quiet());
+    }
+    let (near, _, got, _) = flow(&mut a, &mut b, |s| send_all_then_read(s, b"next".to_vec()), echo).await;
+    assert!(near.end.is_ok() && got == b"next");
+}
+
+#[tokio::test]
+async fn a_refusal_leaves_the_connection_free() {
+    let (mut a, mut b) = channels().await;
+    let refused = Refused { cause: Cause::NotExported, reason: "nothing here".into() };
+    let far = async {
+        next_open(&mut b).await.unwrap().unwrap();
+        refuse(&mut b, &refused).await.unwrap();
+    };
+    let near_request = request();
+    let (answer, ()) = tokio::join!(open(&mut a, &near_request), far);
+    assert!(matches!(answer.unwrap(), Answer::Refused(r) if r == refused));
+    let (near, _, got, _) = flow(&mut a, &mut b, |s| send_all_then_read(s, b"next".to_vec()), echo).await;
+    assert!(near.end.is_ok() && got == b"next");
+}
+
+#[tokio::test]
+async fn a_lost_path_resets_the_application() {
+    let (mut a, b) = channels().await;
+    let (mut app, router) = streams().await;
+    app.write_all(b"x").await.unwrap();
+    // The other router dies.
+    drop(b);
+    let carried = carry(&mut a, router, std::future::pending()).await;
+    assert!(carried.end.is_err());
+    assert!(app.read(&mut [0]).await.is_err(), "the loss looks like an end");
+
+    let (mut a, _b) = channels().await;
+    let (mut app, router) = streams().await;
+    let carried = carry(&mut a, router, std::future::ready(())).await;
+    assert!(matches!(carried.end, Err(ChannelError::Lost)));
+    assert!(app.read(&mut [0]).await.is_err(), "the loss looks like an end");
+}

@@ -1,0 +1,199 @@
+//! What the tasks of one router share.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use servicekeel_core::mesh::table::{Candidate, Consumer, EndpointId, Table};
+use servicekeel_core::name::{RouterId, ServicePort};
+use servicekeel_runtime::net::Net;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
+
+use crate::counters::Counters;
+use crate::peers::Peer;
+use crate::pods::Pod;
+use crate::settings::Settings;
+use crate::tasks::Tasks;
+use crate::tls::BufferPool;
+
+/// The most flows and sessions that a router carries at once; a further one waits in the kernel's backlog.
+pub(crate) const MAX_FLOWS: usize = 65_536;
+/// The most handshakes with peers at once.
+pub(crate) const MAX_HANDSHAKES: usize = 256;
+/// How long a flow without a route waits for one: a blip, not an outage.
+pub(crate) const ROUTE_PATIENCE: Duration = Duration::from_secs(1);
+/// How long flows to a peer outlive the last link to it.
+pub(crate) const FLOW_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Endpoints and neighbours, and how many flows each carries.
+#[derive(Default)]
+pub(crate) struct Routes {
+    pub(crate) table: Table,
+    load: BTreeMap<Candidate, usize>,
+}
+
+/// One router.
+pub(crate) struct Node<N: Net> {
+    pub(crate) net: N,
+    pub(crate) id: RouterId,
+    /// Drawn at the start; peers tell an earlier run's connections by it.
+    pub(crate) boot: u64,
+    pub(crate) settings: watch::Receiver<Arc<Settings>>,
+    pub(crate) tasks: Tasks,
+    pub(crate) counters: Counters,
+    pub(crate) buffers: Arc<BufferPool>,
+    pub(crate) flows: Arc<Semaphore>,
+    pub(crate) handshakes: Arc<Semaphore>,
+    /// True from the moment in which the router ends.
+    pub(crate) draining: watch::Sender<bool>,
+    pub(crate) pods: Mutex<BTreeMap<u64, Arc<Pod<N>>>>,
+    pub(crate) endpoints: Mutex<BTreeMap<EndpointId, Arc<crate::endpoint::PodPort<N>>>>,
+    routes: Mutex<Routes>,
+    /// Counts the changes of the table.
+    pub(crate) changed: watch::Sender<u64>,
+    peers: Mutex<BTreeMap<RouterId, Arc<Peer<N>>>>,
+    ids: AtomicU64,
+    seeds: AtomicU64,
+}
+
+impl<N: Net> Node<N> {
+    pub(crate) fn new(
+        net: N,
+        id: RouterId,
+        seed: u64,
+        settings: watch::Receiver<Arc<Settings>>,
+    ) -> Arc<Self> {
+        let mut node = Self {
+            net,
+            id,
+            boot: 0,
+            settings,
+            tasks: Tasks::default(),
+            counters: Counters::default(),
+            buffers: BufferPool::new(),
+            flows: Arc::new(Semaphore::new(MAX_FLOWS)),
+            handshakes: Arc::new(Semaphore::new(MAX_HANDSHAKES)),
+            draining: watch::Sender::new(false),
+            pods: Mutex::default(),
+            endpoints: Mutex::default(),
+            routes: Mutex::default(),
+            changed: watch::Sender::new(0),
+            peers: Mutex::default(),
+            ids: AtomicU64::new(1),
+            seeds: AtomicU64::new(seed),
+        };
+        node.boot = node.seed();
+        Arc::new(node)
+    }
+
+    /// The next number for a link, an endpoint or a session of this run.
+    pub(crate) fn next_id(&self) -> u64 {
+        self.ids.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The next of the numbers that the seed gives (SplitMix64, Steele et al. 2014).
+    pub(crate) fn seed(&self) -> u64 {
+        let mut z = self.seeds.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub(crate) fn settings(&self) -> Arc<Settings> {
+        self.settings.borrow().clone()
+    }
+
+    pub(crate) fn routes(&self) -> MutexGuard<'_, Routes> {
+        self.routes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the table and wakes whoever waits for a route or tells neighbours of it.
+    pub(crate) fn change<T>(&self, change: impl FnOnce(&mut Table) -> T) -> T {
+        let result = change(&mut self.routes().table);
+        self.changed.send_modify(|version| *version += 1);
+        result
+    }
+
+    /// Where a flow of a pod of this node goes, best first.
+    pub(crate) fn candidates(&self, wanted: &ServicePort) -> Vec<Candidate> {
+        // The consumer's namespace is not attested: rules by namespace refuse it.
+        let consumer = Consumer { cluster: &self.id.cluster, namespace: None };
+        let routes = self.routes();
+        let load = |c: &Candidate| routes.load.get(c).copied().unwrap_or(0);
+        routes.table.candidates(wanted, consumer, Instant::now().into_std(), self.seed(), load)
+    }
+
+    /// Where a flow that came from another router goes, or whether its consumer is kept out.
+    pub(crate) fn local_candidates(
+        &self,
+        wanted: &ServicePort,
+        consumer: Consumer<'_>,
+    ) -> (Option<bool>, Vec<Candidate>) {
+        let routes = self.routes();
+        let load = |c: &Candidate| routes.load.get(c).copied().unwrap_or(0);
+        let now = Instant::now().into_std();
+        let candidates = routes.table.local_candidates(wanted, consumer, now, self.seed(), load);
+        (routes.table.permits(wanted, consumer), candidates)
+    }
+
+    pub(crate) fn failed(&self, wanted: &ServicePort, candidate: &Candidate) {
+        self.routes().table.failed(wanted, candidate, Instant::now().into_std());
+    }
+
+    pub(crate) fn succeeded(&self, wanted: &ServicePort, candidate: &Candidate) {
+        self.routes().table.succeeded(wanted, candidate);
+    }
+
+    /// Counts a flow to a candidate until the guard is dropped.
+    pub(crate) fn carrying(self: &Arc<Self>, candidate: Candidate) -> Carrying<N> {
+        *self.routes().load.entry(candidate.clone()).or_default() += 1;
+        self.counters.flows_active.inc();
+        Carrying { node: self.clone(), candidate }
+    }
+
+    /// The peer of a name, made where it is new.
+    pub(crate) fn peer(&self, id: &RouterId) -> Arc<Peer<N>> {
+        let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        peers.entry(id.clone()).or_insert_with(|| Arc::new(Peer::new(id.clone()))).clone()
+    }
+
+    /// Every peer that was met.
+    pub(crate) fn all_peers(&self) -> Vec<Arc<Peer<N>>> {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    pub(crate) fn pods(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Pod<N>>>> {
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn endpoints(&self) -> MutexGuard<'_, BTreeMap<EndpointId, Arc<crate::endpoint::PodPort<N>>>> {
+        self.endpoints.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A flow to a candidate, while it lasts.
+pub(crate) struct Carrying<N: Net> {
+    node: Arc<Node<N>>,
+    candidate: Candidate,
+}
+
+impl<N: Net> Drop for Carrying<N> {
+    fn drop(&mut self) {
+        let mut routes = self.node.routes();
+        if let Some(load) = routes.load.get_mut(&self.candidate) {
+            *load -= 1;
+            if *load == 0 {
+                routes.load.remove(&self.candidate);
+            }
+        }
+        self.node.counters.flows_active.dec();
+    }
+}
+
+/// Whether an address can be dialled from an IPv4 socket of a pod.
+pub(crate) fn dialable(addr: &IpAddr) -> bool {
+    addr.is_ipv4() && !addr.is_unspecified() && !addr.is_multicast()
+}

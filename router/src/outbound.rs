@@ -1,0 +1,125 @@
+//! Flows of this node's pods: from the import's socket to a pod here, or to another router.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use servicekeel_core::flow::frame::{Cause, Open};
+use servicekeel_core::mesh::table::Candidate;
+use servicekeel_core::name::{RouterId, ServicePort};
+use servicekeel_runtime::net::{Net, Stream};
+use tokio::time::{Instant, timeout, timeout_at};
+use tracing::{debug, warn};
+
+use crate::endpoint;
+use crate::flow::{self, Answer};
+use crate::node::{Node, ROUTE_PATIENCE};
+use crate::peers::Checkout;
+
+/// How long the other router may take to say whether the flow is open: its pod has 2 s for each address.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Carries one connection of a pod to a service, to its end.
+pub(crate) async fn flow<N: Net>(node: Arc<Node<N>>, app: N::TcpStream, wanted: Arc<ServicePort>) {
+    let deadline = Instant::now() + ROUTE_PATIENCE;
+    let mut changed = node.changed.subscribe();
+    loop {
+        changed.mark_unchanged();
+        let candidates = node.candidates(&wanted);
+        let route = !candidates.is_empty();
+        for candidate in candidates {
+            let path = match &candidate {
+                Candidate::Local(id) => {
+                    endpoint::connect(&node, *id).await.map(Path::Here).map_err(|e| e.to_string())
+                }
+                Candidate::Remote(router) => open(&node, router, &wanted).await.map(Path::There),
+            };
+            match path {
+                Ok(path) => {
+                    node.succeeded(&wanted, &candidate);
+                    return carry(&node, app, path, candidate, &wanted).await;
+                }
+                Err(reason) => {
+                    debug!(%wanted, ?candidate, %reason, "an endpoint does not take a flow; trying the next");
+                    node.failed(&wanted, &candidate);
+                }
+            }
+        }
+        // Endpoints that all refuse are an answer; no endpoint at all may be a blip.
+        if route || timeout_at(deadline, changed.changed()).await.is_err() {
+            warn!(%wanted, "no endpoint takes a flow: reset");
+            node.counters.flows_failed.inc();
+            app.reset();
+            return;
+        }
+    }
+}
+
+enum Path<N: Net> {
+    Here(N::TcpStream),
+    There(Checkout<N>),
+}
+
+async fn carry<N: Net>(
+    node: &Arc<Node<N>>,
+    app: N::TcpStream,
+    path: Path<N>,
+    candidate: Candidate,
+    wanted: &ServicePort,
+) {
+    let _carrying = node.carrying(candidate);
+    match path {
+        Path::Here(service) => {
+            node.counters.flows_local.inc();
+            let (sent, received, end) = node.net.splice(app, service).await;
+            node.counters.bytes_sent.inc_by(sent);
+            node.counters.bytes_received.inc_by(received);
+            if let Err(error) = end {
+                debug!(%wanted, %error, "a flow ended by a reset");
+            }
+        }
+        Path::There(mut connection) => {
+            node.counters.flows_outbound.inc();
+            let lost = connection.peer.clone();
+            let lost = lost.lost(connection.epoch);
+            let carried = flow::carry(&mut connection.channel, app, lost).await;
+            node.counters.bytes_sent.inc_by(carried.sent);
+            node.counters.bytes_received.inc_by(carried.received);
+            match carried.end {
+                Ok(()) => connection.put_back(),
+                Err(error) => {
+                    warn!(%wanted, peer = %connection.peer.id, %error, "a flow lost its path: reset");
+                    node.counters.flows_lost.inc();
+                }
+            }
+        }
+    }
+}
+
+/// Opens a flow at another router, on a connection of the pool or a new one.
+async fn open<N: Net>(
+    node: &Arc<Node<N>>,
+    router: &RouterId,
+    wanted: &ServicePort,
+) -> Result<Checkout<N>, String> {
+    let peer = node.peer(router);
+    let request = Open { flow: node.seed(), wanted: wanted.clone(), namespace: None };
+    // A pooled connection may have died unnoticed: it fails at the first word, and nothing was lost by it.
+    loop {
+        let mut connection = peer.checkout(node).await.map_err(|error| error.to_string())?;
+        match timeout(OPEN_TIMEOUT, flow::open(&mut connection.channel, &request)).await {
+            Ok(Ok(Answer::Opened)) => return Ok(connection),
+            Ok(Ok(Answer::Refused(refused))) => {
+                connection.put_back();
+                if refused.cause == Cause::NotAllowed {
+                    warn!(%wanted, peer = %router, reason = %refused.reason, "not allowed");
+                }
+                return Err(refused.reason);
+            }
+            Ok(Err(error)) if connection.pooled => {
+                debug!(peer = %router, %error, "a pooled connection was dead")
+            }
+            Ok(Err(error)) => return Err(error.to_string()),
+            Err(_) => return Err(format!("{router} did not answer for {} s", OPEN_TIMEOUT.as_secs())),
+        }
+    }
+}

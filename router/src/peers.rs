@@ -1,0 +1,366 @@
+//! Other routers: the pool of connections on which this router opens flows at each.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use servicekeel_core::flow::frame::Purpose;
+use servicekeel_core::mesh::table::LinkId;
+use servicekeel_core::name::RouterId;
+use servicekeel_runtime::net::Net;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::{Instant, sleep, timeout_at};
+use tracing::{debug, info};
+
+use crate::datagrams::link::DatagramLink;
+use crate::links;
+use crate::node::{FLOW_TIMEOUT, Node};
+use crate::tls::Channel;
+
+/// How long a flow waits for a connection of the pool or a new one.
+const CHECKOUT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a connection stays in the pool unused.
+pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// The most unused connections to one peer.
+const MAX_IDLE: usize = 256;
+/// The most dials to one peer at once.
+const MAX_DIALS: usize = 64;
+
+/// Why there is no connection to open a flow on.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(crate) enum CheckoutError {
+    #[error("no link to {0} is up")]
+    NoLink(RouterId),
+    #[error("{0} can't be dialled: {1}")]
+    Dial(RouterId, String),
+    #[error("no connection to {0} came up within {limit} s", limit = CHECKOUT_TIMEOUT.as_secs())]
+    Timeout(RouterId),
+}
+
+/// What the pool asks of a link.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Ask {
+    /// Dial back, for flows.
+    Flows(u16),
+    /// Dial back, for UDP sessions.
+    Datagrams,
+}
+
+/// One link, as the peer knows it.
+pub(crate) struct LinkState {
+    pub(crate) ask: mpsc::Sender<Ask>,
+    /// Where this side dialled it; `None`: the peer dialled.
+    pub(crate) dialled: Option<String>,
+    pub(crate) since: Instant,
+}
+
+struct Idle<N: Net> {
+    channel: Channel<N::TcpStream>,
+    since: Instant,
+}
+
+struct State<N: Net> {
+    idle: Vec<Idle<N>>,
+    dialling: usize,
+    /// Connections that the peer was asked to dial back, and when last.
+    asked: (usize, Option<Instant>),
+    waiting: usize,
+    failures: u64,
+    failure: String,
+    links: BTreeMap<LinkId, LinkState>,
+    boot: Option<u64>,
+    datagrams: Option<DatagramLink<N>>,
+}
+
+/// Another router.
+pub(crate) struct Peer<N: Net> {
+    pub(crate) id: RouterId,
+    state: Mutex<State<N>>,
+    /// A connection came to the pool, or a dial failed.
+    news: Notify,
+    /// Rises when the flows of before have lost their path for good.
+    epoch: watch::Sender<u64>,
+    /// Flows that use the peer or wait for it.
+    pub(crate) busy: watch::Sender<usize>,
+}
+
+/// A connection that carries a flow. Dropped without [`Checkout::put_back`], it is closed.
+pub(crate) struct Checkout<N: Net> {
+    pub(crate) peer: Arc<Peer<N>>,
+    pub(crate) channel: Channel<N::TcpStream>,
+    pub(crate) epoch: u64,
+    /// Whether it was used before.
+    pub(crate) pooled: bool,
+    _busy: Busy<N>,
+}
+
+impl<N: Net> Checkout<N> {
+    /// Gives the connection back for the next flow.
+    pub(crate) fn put_back(self) {
+        if *self.peer.epoch.borrow() == self.epoch {
+            self.peer.put(self.channel);
+        }
+    }
+}
+
+struct Busy<N: Net>(Arc<Peer<N>>);
+
+impl<N: Net> Drop for Busy<N> {
+    fn drop(&mut self) {
+        self.0.busy.send_modify(|n| *n -= 1);
+    }
+}
+
+struct Waiting<'a, N: Net>(&'a Peer<N>);
+
+impl<N: Net> Drop for Waiting<'_, N> {
+    fn drop(&mut self) {
+        self.0.lock().waiting -= 1;
+    }
+}
+
+impl<N: Net> Peer<N> {
+    pub(crate) fn new(id: RouterId) -> Self {
+        let state = State {
+            idle: Vec::new(),
+            dialling: 0,
+            asked: (0, None),
+            waiting: 0,
+            failures: 0,
+            failure: String::new(),
+            links: BTreeMap::new(),
+            boot: None,
+            datagrams: None,
+        };
+        let (epoch, busy) = (watch::Sender::new(0), watch::Sender::new(0));
+        Self { id, state: Mutex::new(state), news: Notify::new(), epoch, busy }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<N>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Resolves when flows of this epoch have lost their path for good.
+    pub(crate) async fn lost(&self, epoch: u64) {
+        // The sender lives in self, so this ends by the value only.
+        let _ = self.epoch.subscribe().wait_for(|now| *now > epoch).await;
+    }
+
+    pub(crate) fn epoch(&self) -> u64 {
+        *self.epoch.borrow()
+    }
+
+    /// A connection to open a flow on.
+    ///
+    /// # Errors
+    /// [`CheckoutError`], within 3 s.
+    pub(crate) async fn checkout(
+        self: &Arc<Self>,
+        node: &Arc<Node<N>>,
+    ) -> Result<Checkout<N>, CheckoutError> {
+        self.busy.send_modify(|n| *n += 1);
+        let busy = Busy(self.clone());
+        let deadline = Instant::now() + CHECKOUT_TIMEOUT;
+        let failures = {
+            let mut state = self.lock();
+            state.waiting += 1;
+            state.failures
+        };
+        let _waiting = Waiting(self);
+        loop {
+            let mut news = std::pin::pin!(self.news.notified());
+            news.as_mut().enable();
+            {
+                let mut state = self.lock();
+                while let Some(mut idle) = state.idle.pop() {
+                    if idle.channel.is_quiet() {
+                        let pooled = idle.channel.was_used();
+                        let epoch = self.epoch();
+                        node.counters.pool_reused.inc_by(pooled.into());
+                        // One is kept in reserve, so that the next flow need not wait for a handshake.
+                        if state.idle.is_empty() && state.dialling == 0 {
+                            self.more(node, &mut state, 1);
+                        }
+                        return Ok(Checkout {
+                            peer: self.clone(),
+                            channel: idle.channel,
+                            epoch,
+                            pooled,
+                            _busy: busy,
+                        });
+                    }
+                }
+                if state.links.is_empty() {
+                    return Err(CheckoutError::NoLink(self.id.clone()));
+                }
+                if state.failures != failures && state.dialling + state.asked.0 == 0 {
+                    return Err(CheckoutError::Dial(self.id.clone(), state.failure.clone()));
+                }
+                if state.asked.1.is_some_and(|when| when + CHECKOUT_TIMEOUT <= Instant::now()) {
+                    state.asked = (0, None);
+                }
+                let missing = state.waiting.saturating_sub(state.dialling + state.asked.0);
+                if state.failures == failures && missing > 0 {
+                    self.more(node, &mut state, missing);
+                }
+            }
+            if timeout_at(deadline, news).await.is_err() {
+                return Err(CheckoutError::Timeout(self.id.clone()));
+            }
+        }
+    }
+
+    /// Dials, or asks the peer to dial back where this side can't.
+    fn more(self: &Arc<Self>, node: &Arc<Node<N>>, state: &mut State<N>, missing: usize) {
+        let missing = missing.min(MAX_DIALS.saturating_sub(state.dialling + state.asked.0));
+        if missing == 0 {
+            return;
+        }
+        let address = state.links.values().find_map(|link| link.dialled.clone());
+        let Some(address) = address else {
+            return self.ask(state, Ask::Flows(missing as u16), missing);
+        };
+        for _ in 0..missing {
+            state.dialling += 1;
+            let (peer, node, address) = (self.clone(), node.clone(), address.clone());
+            let owner = node.clone();
+            owner.tasks.spawn(async move {
+                let dialled = links::dial(&node, &address, Purpose::Flows, Some(&peer.id)).await;
+                peer.lock().dialling -= 1;
+                match dialled {
+                    Ok((channel, _)) => {
+                        node.counters.pool_dialled.inc();
+                        peer.put(channel);
+                    }
+                    Err(error) => {
+                        debug!(peer = %peer.id, %address, %error, "a dial for flows failed");
+                        peer.dial_failed(error.to_string());
+                    }
+                }
+            });
+        }
+    }
+
+    fn ask(&self, state: &mut State<N>, ask: Ask, missing: usize) {
+        let sent = state.links.values().any(|link| link.ask.try_send(ask).is_ok());
+        if sent && matches!(ask, Ask::Flows(_)) {
+            state.asked = (state.asked.0 + missing, Some(Instant::now()));
+        }
+    }
+
+    fn dial_failed(&self, reason: String) {
+        let mut state = self.lock();
+        state.failures += 1;
+        state.failure = reason;
+        drop(state);
+        self.news.notify_waiters();
+    }
+
+    /// A connection for flows came up, or its flow ended.
+    pub(crate) fn put(&self, channel: Channel<N::TcpStream>) {
+        let mut state = self.lock();
+        if state.idle.len() < MAX_IDLE {
+            state.idle.push(Idle { channel, since: Instant::now() });
+        }
+        drop(state);
+        self.news.notify_one();
+    }
+
+    /// The peer dialled back.
+    pub(crate) fn put_dialled_back(&self, channel: Channel<N::TcpStream>) {
+        let mut state = self.lock();
+        state.asked.0 = state.asked.0.saturating_sub(1);
+        drop(state);
+        self.put(channel);
+    }
+
+    /// Closes what was not used for long, and what the peer has closed.
+    pub(crate) fn sweep(&self) {
+        let now = Instant::now();
+        self.lock().idle.retain_mut(|idle| now - idle.since < IDLE_TIMEOUT && idle.channel.is_quiet());
+    }
+
+    /// A link came up. Another boot of the peer means that all that went before is dead.
+    pub(crate) fn link_up(&self, id: LinkId, boot: u64, link: LinkState) {
+        let mut state = self.lock();
+        let reborn = state.boot.replace(boot).is_some_and(|old| old != boot);
+        state.links.insert(id, link);
+        if reborn {
+            info!(peer = %self.id, "the peer has restarted: its flows are reset");
+            self.cut(&mut state);
+        }
+        drop(state);
+        self.news.notify_waiters();
+    }
+
+    /// A link went down. Where no link comes up for [`FLOW_TIMEOUT`], the flows are reset.
+    pub(crate) fn link_down(self: &Arc<Self>, node: &Arc<Node<N>>, id: LinkId) {
+        let mut state = self.lock();
+        state.links.remove(&id);
+        if !state.links.is_empty() {
+            return;
+        }
+        // An unused connection is worth nothing behind a path that is gone.
+        state.idle.clear();
+        state.datagrams = None;
+        drop(state);
+        self.news.notify_waiters();
+        let (peer, epoch) = (self.clone(), self.epoch());
+        node.tasks.spawn(async move {
+            sleep(FLOW_TIMEOUT).await;
+            let mut state = peer.lock();
+            if state.links.is_empty() && peer.epoch() == epoch {
+                peer.cut(&mut state);
+            }
+        });
+    }
+
+    /// The peer is no longer trusted, or is another one now.
+    pub(crate) fn cut_off(&self) {
+        self.cut(&mut self.lock());
+    }
+
+    fn cut(&self, state: &mut State<N>) {
+        state.idle.clear();
+        state.datagrams = None;
+        self.epoch.send_modify(|epoch| *epoch += 1);
+    }
+
+    /// The connection for UDP sessions, dialled or asked for where there is none yet.
+    pub(crate) fn datagrams(self: &Arc<Self>, node: &Arc<Node<N>>) -> Option<DatagramLink<N>> {
+        let mut state = self.lock();
+        if let Some(link) = &state.datagrams
+            && !link.is_closed()
+        {
+            return Some(link.clone());
+        }
+        let dialled = state.links.values().find_map(|link| link.dialled.clone());
+        let (link, receiver) = DatagramLink::new();
+        if state.links.is_empty() {
+            return None;
+        }
+        state.datagrams = Some(link.clone());
+        if dialled.is_none() {
+            self.ask(&mut state, Ask::Datagrams, 1);
+        }
+        drop(state);
+        let (peer, owner) = (self.clone(), node.clone());
+        let task = crate::datagrams::link::run(node.clone(), peer, receiver, dialled);
+        owner.tasks.spawn(task);
+        Some(link)
+    }
+
+    /// The peer dialled back for UDP sessions.
+    pub(crate) fn datagrams_dialled_back(&self, channel: Channel<N::TcpStream>) {
+        if let Some(link) = &self.lock().datagrams {
+            link.deliver(channel);
+        }
+    }
+
+    /// For the status: links, unused connections, flows.
+    pub(crate) fn describe(&self) -> (Vec<(LinkId, Option<String>, Instant)>, usize, usize) {
+        let state = self.lock();
+        let links = state.links.iter().map(|(id, link)| (*id, link.dialled.clone(), link.since)).collect();
+        (links, state.idle.len(), *self.busy.borrow())
+    }
+}

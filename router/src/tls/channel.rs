@@ -1,0 +1,488 @@
+//! Frames over the records of one TLS connection.
+
+use std::future::poll_fn;
+use std::io::{self, IoSlice};
+use std::ops::Range;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker, ready};
+
+use minicbor::Encode;
+use rustls::ExtractedSecrets;
+use servicekeel_core::flow::frame::{self, FrameError, HEADER, Header, Kind, MAX_PAYLOAD};
+use servicekeel_runtime::net::Stream;
+use tokio::io::{AsyncWrite, ReadBuf};
+
+use super::BufferPool;
+use super::handshake::Rekey;
+use super::pool::BUFFER;
+use super::record::{
+    Content, KEY_RECORDS, Key, MAX_PLAINTEXT, MAX_RECORD, RECORD_HEADER, RECORD_TRAILER, RecordError,
+};
+
+/// Bytes that wait to be sent before [`Channel::is_full`]. What must go out (such as one more frame) still may.
+const FULL: usize = BUFFER - 2 * MAX_RECORD;
+
+/// Why a connection is of no use any more.
+#[derive(Debug, thiserror::Error)]
+pub enum ChannelError {
+    /// The network.
+    #[error("the connection broke: {0}")]
+    Io(#[from] io::Error),
+    /// A record.
+    #[error("{0}")]
+    Record(#[from] RecordError),
+    /// A frame.
+    #[error("{0}")]
+    Frame(#[from] FrameError),
+    /// The next keys.
+    #[error("the TLS keys can't be updated: {0}")]
+    Keys(rustls::Error),
+    /// It ended without close_notify or within a frame: cut, not closed.
+    #[error("the connection was cut")]
+    Cut,
+    /// A message that no frame holds.
+    #[error("a message of more than {MAX_PAYLOAD} bytes")]
+    TooLong(usize),
+    /// The peer broke the rules of a flow.
+    #[error("{0}")]
+    Flow(#[from] servicekeel_core::flow::machine::Violation),
+    /// The peer sent something else than what was due.
+    #[error("{0}")]
+    Protocol(String),
+    /// No path to the peer for too long, or the peer has restarted.
+    #[error("the path to the peer is lost")]
+    Lost,
+}
+
+/// Where the payload of a frame lies.
+#[derive(Debug, Clone)]
+pub(crate) enum Place {
+    /// In the buffer of what was received; good until more is read.
+    Received(Range<usize>),
+    /// Put together from several records; good until the next frame.
+    Assembled,
+}
+
+/// A frame that came.
+#[derive(Debug, Clone)]
+pub(crate) struct Frame {
+    pub(crate) header: Header,
+    pub(crate) place: Place,
+}
+
+/// A TLS 1.3 connection that carries frames.
+pub struct Channel<S> {
+    stream: S,
+    buffers: Arc<BufferPool>,
+    seal: Key,
+    open: Key,
+    rekey: Box<dyn Rekey>,
+    /// What was received: `start..end` is still sealed, `plain` is opened and not yet taken.
+    input: Option<Box<[u8]>>,
+    start: usize,
+    end: usize,
+    plain: Range<usize>,
+    /// A frame that spans records, as far as it came.
+    partial: Vec<u8>,
+    /// The whole of it, until the next frame.
+    assembled: Vec<u8>,
+    /// What is to be sent: `sent..filled`.
+    output: Option<Box<[u8]>>,
+    sent: usize,
+    filled: usize,
+    closed: bool,
+    used: bool,
+    /// Records under one key.
+    key_records: u64,
+    key_updates: u64,
+}
+
+impl<S> std::fmt::Debug for Channel<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Channel").field("closed", &self.closed).finish_non_exhaustive()
+    }
+}
+
+impl<S: Stream> Channel<S> {
+    /// A channel over a stream whose handshake is done; `behind` came behind it.
+    pub(super) fn new(
+        stream: S,
+        secrets: &ExtractedSecrets,
+        rekey: Box<dyn Rekey>,
+        behind: Vec<u8>,
+        buffers: Arc<BufferPool>,
+    ) -> Result<Self, RecordError> {
+        let (seal, open) = (Key::new(secrets.tx.0, &secrets.tx.1)?, Key::new(secrets.rx.0, &secrets.rx.1)?);
+        let mut channel = Self {
+            stream,
+            buffers,
+            seal,
+            open,
+            rekey,
+            input: None,
+            start: 0,
+            end: 0,
+            plain: 0..0,
+            partial: Vec::new(),
+            assembled: Vec::new(),
+            output: None,
+            sent: 0,
+            filled: 0,
+            closed: false,
+            used: false,
+            key_records: KEY_RECORDS,
+            key_updates: 0,
+        };
+        if !behind.is_empty() {
+            if behind.len() > BUFFER {
+                return Err(RecordError::TooLong(behind.len()));
+            }
+            let mut input = channel.buffers.take();
+            input[..behind.len()].copy_from_slice(&behind);
+            channel.end = behind.len();
+            channel.input = Some(input);
+        }
+        Ok(channel)
+    }
+
+    /// The next frame of what was received; `None` where more must be read first.
+    pub(crate) fn next_frame(&mut self) -> Result<Option<Frame>, ChannelError> {
+        loop {
+            if self.plain.is_empty() && !self.open_record()? {
+                return Ok(None);
+            }
+            let Some(input) = &self.input else { return Ok(None) };
+            let plain = &input[self.plain.clone()];
+            if self.partial.is_empty()
+                && let Some(header) = Header::decode(plain)?
+            {
+                let whole = HEADER + usize::from(header.len);
+                if plain.len() >= whole {
+                    let payload = self.plain.start + HEADER..self.plain.start + whole;
+                    self.plain.start += whole;
+                    return Ok(Some(Frame { header, place: Place::Received(payload) }));
+                }
+            }
+            // The frame goes on in the next record: a header says how much is missing.
+            let known = HEADER.saturating_sub(self.partial.len());
+            let header_part = known.min(plain.len());
+            self.partial.extend_from_slice(&plain[..header_part]);
+            self.plain.start += header_part;
+            let Some(header) = Header::decode(&self.partial)? else { continue };
+            let missing = HEADER + usize::from(header.len) - self.partial.len();
+            let plain = &input[self.plain.clone()];
+            let part = missing.min(plain.len());
+            self.partial.extend_from_slice(&plain[..part]);
+            self.plain.start += part;
+            if part == missing {
+                self.assembled = std::mem::take(&mut self.partial);
+                return Ok(Some(Frame { header, place: Place::Assembled }));
+            }
+        }
+    }
+
+    /// Opens the next whole record of application data; false where there is none.
+    fn open_record(&mut self) -> Result<bool, ChannelError> {
+        while !self.closed && self.start < self.end {
+            let Some(input) = &mut self.input else { break };
+            let Some((whole, content, plain)) = self.open.open(&mut input[self.start..self.end])? else {
+                break;
+            };
+            let at = self.start;
+            self.start += whole;
+            match content {
+                Content::Data if plain.is_empty() => {}
+                Content::Data => {
+                    self.plain = at + plain.start..at + plain.end;
+                    return Ok(true);
+                }
+                Content::Close => self.closed = true,
+                Content::KeyUpdate { wanted } => {
+                    let (sequence, secrets) = self.rekey.next_rx().map_err(ChannelError::Keys)?;
+                    self.open = Key::new(sequence, &secrets)?;
+                    self.key_updates += 1;
+                    if wanted {
+                        self.update_key()?;
+                    }
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    /// The payload of a frame.
+    pub(crate) fn payload(&self, place: &Place) -> &[u8] {
+        match place {
+            Place::Received(range) => {
+                self.input.as_deref().and_then(|input| input.get(range.clone())).unwrap_or(&[])
+            }
+            Place::Assembled => self.assembled.get(HEADER..).unwrap_or(&[]),
+        }
+    }
+
+    /// Reads more. The frames that were taken before are gone then. Ready(false): the peer has closed.
+    pub(crate) fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, ChannelError>> {
+        if self.closed {
+            return Poll::Ready(Ok(false));
+        }
+        self.assembled = Vec::new();
+        let mut input = self.input.take().unwrap_or_else(|| self.buffers.take());
+        // Plaintext that was not taken yet lies before the sealed rest: the caller takes all frames first.
+        debug_assert!(self.plain.is_empty());
+        if self.start == self.end {
+            (self.start, self.end) = (0, 0);
+        } else if self.start > 0 && BUFFER - self.end < MAX_RECORD {
+            input.copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, self.end - self.start);
+        }
+        let mut buf = ReadBuf::new(&mut input[self.end..]);
+        let read = Pin::new(&mut self.stream).poll_read(cx, &mut buf);
+        let n = buf.filled().len();
+        self.end += n;
+        if self.end == 0 {
+            self.buffers.give(input);
+        } else {
+            self.input = Some(input);
+        }
+        match ready!(read) {
+            Err(error) => Poll::Ready(Err(error.into())),
+            Ok(()) if n == 0 => {
+                self.closed = true;
+                // Without close_notify the end may be an attacker's (RFC 8446 §6.1).
+                Poll::Ready(Err(ChannelError::Cut))
+            }
+            Ok(()) => Poll::Ready(Ok(true)),
+        }
+    }
+
+    /// The next frame, with its payload; `None` when the peer has closed. What waits to be sent is sent meanwhile.
+    ///
+    /// Cancel safe.
+    ///
+    /// # Errors
+    /// [`ChannelError`]: the connection is of no use any more.
+    pub async fn recv(&mut self) -> Result<Option<(Header, &[u8])>, ChannelError> {
+        let frame = poll_fn(|cx| self.poll_frame(cx)).await?;
+        Ok(frame.map(|frame| (frame.header, self.payload(&frame.place))))
+    }
+
+    pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Frame>, ChannelError>> {
+        loop {
+            if let Some(frame) = self.next_frame()? {
+                return Poll::Ready(Ok(Some(frame)));
+            }
+            if let Poll::Ready(Err(error)) = self.poll_flush(cx) {
+                return Poll::Ready(Err(error));
+            }
+            if !ready!(self.poll_fill(cx))? {
+                let whole = self.partial.is_empty();
+                return Poll::Ready(if whole { Ok(None) } else { Err(ChannelError::Cut) });
+            }
+        }
+    }
+
+    /// Where a record's plaintext of at most `n` bytes goes; then [`Self::seal_record`]. `None` where there is no room.
+    pub(crate) fn room(&mut self, n: usize) -> Option<&mut [u8]> {
+        debug_assert!(n <= MAX_PLAINTEXT);
+        if self.sent == self.filled {
+            (self.sent, self.filled) = (0, 0);
+        }
+        let start = self.filled + RECORD_HEADER;
+        if start + n + RECORD_TRAILER > BUFFER {
+            return None;
+        }
+        let output = self.output.get_or_insert_with(|| self.buffers.take());
+        output.get_mut(start..start + n)
+    }
+
+    /// Seals the `n` bytes that were put where [`Self::room`] said.
+    pub(crate) fn seal_record(&mut self, n: usize) -> Result<(), ChannelError> {
+        let end = self.filled + RECORD_HEADER + n + RECORD_TRAILER;
+        let Some(record) = self.output.as_mut().and_then(|output| output.get_mut(self.filled..end)) else {
+            return Err(ChannelError::TooLong(n));
+        };
+        self.seal.seal(record)?;
+        self.filled = end;
+        if self.seal.is_worn() {
+            self.update_key()?;
+        }
+        Ok(())
+    }
+
+    /// Goes over to the next key for what is sent.
+    fn update_key(&mut self) -> Result<(), ChannelError> {
+        let record = self.seal.key_update()?;
+        self.put(&record)?;
+        let (sequence, secrets) = self.rekey.next_tx().map_err(ChannelError::Keys)?;
+        self.seal = Key::new(sequence, &secrets)?;
+        self.seal.set_limit(self.key_records);
+        self.key_updates += 1;
+        Ok(())
+    }
+
+    /// Puts a sealed record to what is sent.
+    fn put(&mut self, record: &[u8]) -> Result<(), ChannelError> {
+        self.compact();
+        let output = self.output.get_or_insert_with(|| self.buffers.take());
+        let end = self.filled + record.len();
+        let room = output.get_mut(self.filled..end).ok_or(ChannelError::TooLong(record.len()))?;
+        room.copy_from_slice(record);
+        self.filled = end;
+        Ok(())
+    }
+
+    fn compact(&mut self) {
+        if self.sent > 0
+            && let Some(output) = &mut self.output
+        {
+            output.copy_within(self.sent..self.filled, 0);
+            (self.sent, self.filled) = (0, self.filled - self.sent);
+        }
+    }
+
+    /// Puts a frame to what is sent. At the bound the connection is too slow for what it is asked: see [`Self::is_full`].
+    ///
+    /// # Errors
+    /// [`ChannelError::TooLong`] where the frame does not fit (any more).
+    pub fn send_payload(&mut self, kind: Kind, offset: u64, payload: &[u8]) -> Result<(), ChannelError> {
+        let len = u16::try_from(payload.len()).map_err(|_| ChannelError::TooLong(payload.len()))?;
+        let header = Header { kind, len, offset }.encode();
+        self.compact();
+        let (mut header, mut payload) = (&header[..], payload);
+        loop {
+            let n = (header.len() + payload.len()).min(MAX_PLAINTEXT);
+            let room = self.room(n).ok_or(ChannelError::TooLong(payload.len()))?;
+            room[..header.len()].copy_from_slice(header);
+            let (now, later) = payload.split_at(n - header.len());
+            room[header.len()..].copy_from_slice(now);
+            (header, payload) = (&[], later);
+            self.seal_record(n)?;
+            if payload.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Puts a frame of CBOR to what is sent.
+    ///
+    /// # Errors
+    /// As [`Self::send_payload`].
+    pub fn send_message<T: Encode<()>>(
+        &mut self,
+        kind: Kind,
+        offset: u64,
+        message: &T,
+    ) -> Result<(), ChannelError> {
+        let frame = frame::encode_frame(kind, offset, message).ok_or(ChannelError::TooLong(MAX_PAYLOAD))?;
+        self.send_payload(kind, offset, frame.get(HEADER..).unwrap_or(&[]))
+    }
+
+    /// Whether so much waits to be sent that a datagram is better dropped.
+    pub fn is_full(&self) -> bool {
+        self.filled - self.sent >= FULL / 2
+    }
+
+    /// Sends what waits.
+    pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ChannelError>> {
+        while self.sent < self.filled {
+            let Some(output) = &self.output else { break };
+            let n = ready!(Pin::new(&mut self.stream).poll_write(cx, &output[self.sent..self.filled]))?;
+            if n == 0 {
+                return Poll::Ready(Err(io::Error::from(io::ErrorKind::WriteZero).into()));
+            }
+            self.sent += n;
+        }
+        (self.sent, self.filled) = (0, 0);
+        if let Some(output) = self.output.take() {
+            self.buffers.give(output);
+        }
+        Pin::new(&mut self.stream).poll_flush(cx).map_err(Into::into)
+    }
+
+    /// Sends what waits.
+    ///
+    /// # Errors
+    /// [`ChannelError`]: the connection is of no use any more.
+    pub async fn flush(&mut self) -> Result<(), ChannelError> {
+        poll_fn(|cx| self.poll_flush(cx)).await
+    }
+
+    /// Says close_notify and ends the sending side.
+    ///
+    /// # Errors
+    /// Where the network does not take it.
+    pub async fn close(&mut self) -> Result<(), ChannelError> {
+        let record = self.seal.close_notify()?;
+        self.put(&record)?;
+        self.flush().await?;
+        poll_fn(|cx| Pin::new(&mut self.stream).poll_shutdown(cx)).await?;
+        Ok(())
+    }
+
+    /// Whether nothing came and nothing waits: an unused connection that is not so is dead, or its peer broke the rules.
+    pub fn is_quiet(&mut self) -> bool {
+        let mut cx = Context::from_waker(Waker::noop());
+        let empty = self.sent == self.filled && self.plain.is_empty() && self.start == self.end;
+        empty && self.poll_fill(&mut cx).is_pending()
+    }
+
+    /// Whether it has carried a flow.
+    pub fn was_used(&self) -> bool {
+        self.used
+    }
+
+    /// It carries a flow.
+    pub(crate) fn mark_used(&mut self) {
+        self.used = true;
+    }
+
+    /// Whether nothing waits to be sent.
+    pub(crate) fn is_flushed(&self) -> bool {
+        self.sent == self.filled && self.output.is_none()
+    }
+
+    pub(crate) fn buffers(&self) -> Arc<BufferPool> {
+        self.buffers.clone()
+    }
+
+    /// Writes payloads to an application's socket from where they lie.
+    pub(crate) fn poll_deliver<A: AsyncWrite + Unpin>(
+        &self,
+        cx: &mut Context<'_>,
+        app: &mut A,
+        places: &[Range<usize>],
+    ) -> Poll<io::Result<usize>> {
+        let Some(input) = &self.input else { return Poll::Ready(Ok(0)) };
+        let mut slices = [IoSlice::new(&[]); 16];
+        let n = places.len().min(slices.len());
+        for (slice, place) in slices.iter_mut().zip(places) {
+            *slice = IoSlice::new(&input[place.clone()]);
+        }
+        Pin::new(app).poll_write_vectored(cx, &slices[..n])
+    }
+}
+
+#[cfg(test)]
+impl<S: Stream> Channel<S> {
+    pub(crate) fn flip_a_sealed_bit(&mut self) {
+        self.output.as_mut().unwrap()[self.filled - 20] ^= 1;
+    }
+
+    pub(crate) fn update_key_every(&mut self, records: u64) {
+        self.key_records = records;
+        self.seal.set_limit(records);
+    }
+
+    pub(crate) fn key_updates(&self) -> u64 {
+        self.key_updates
+    }
+}
+
+impl<S> Drop for Channel<S> {
+    fn drop(&mut self) {
+        for buffer in [self.input.take(), self.output.take()].into_iter().flatten() {
+            self.buffers.give(buffer);
+        }
+    }
+}

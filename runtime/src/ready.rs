@@ -1,0 +1,2 @@
+//! stub
+pub struct Readiness; impl Readiness { pub fn new() -> Self { Self } }
