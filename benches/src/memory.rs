@@ -1,55 +1,63 @@
-//! Resident memory: idle, and with 1,000 open flows that carry nothing.
+//! Resident memory of each program: idle, and with 1,000 open flows that carry nothing.
 
-use std::net::TcpStream;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
-use crate::paths::Paths;
+use crate::load;
+use crate::paths::{Kind, Paths, Role};
 
-const FLOWS: usize = 1000;
-/// KiB that an idle sidecar may have resident.
-const SIDECAR_KIB: u64 = 8 * 1024;
-/// KiB of a router for each idle flow.
-const FLOW_KIB: f64 = 40.0;
+/// Open flows.
+pub(crate) const FLOWS: usize = 1000;
+/// Descriptors that a program may need for them: two sockets a flow, and its own.
+const DESCRIPTORS: u64 = 2 * FLOWS as u64 + 200;
+/// For what opening them left behind to settle.
+const SETTLE: Duration = Duration::from_secs(1);
 
-/// Prints what each program takes; gives the targets that were missed.
-#[allow(clippy::print_stdout, reason = "the table is what the program is for")]
-pub(crate) fn measure(paths: &Paths) -> Result<Vec<String>> {
-    let (_, across) = paths.named.iter().find(|(name, _)| *name == "across").context("no such path")?;
-    let routers = || -> Result<Vec<u64>> { paths.routers.iter().map(|(_, r)| r.process.resident_kib()).collect() };
-    let sidecars = || -> Result<Vec<u64>> { paths.sidecars.iter().map(|(_, s)| s.process.resident_kib()).collect() };
-    let (routers_idle, sidecars_idle) = (routers()?, sidecars()?);
-    let mut flows: Vec<TcpStream> = Vec::new();
-    for _ in 0..FLOWS {
-        let mut stream = TcpStream::connect_timeout(across, Duration::from_secs(5))?;
-        // One byte, so that the flow is open on its whole way.
-        std::io::Write::write_all(&mut stream, &1_u64.to_be_bytes())?;
-        std::io::Read::read_exact(&mut stream, &mut [0])?;
-        flows.push(stream);
+/// One program's memory.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Memory {
+    pub(crate) name: &'static str,
+    pub(crate) role: Role,
+    /// Bytes resident with no flow (`VmRSS` of proc_pid_status(5), the pages of its file included).
+    pub(crate) idle: u64,
+    /// Bytes resident with [`FLOWS`] open flows.
+    pub(crate) busy: u64,
+}
+
+impl Memory {
+    /// Bytes for each flow.
+    pub(crate) fn each_flow(&self) -> f64 {
+        (self.busy as f64 - self.idle as f64) / FLOWS as f64
     }
-    std::thread::sleep(Duration::from_secs(1));
-    let (routers_busy, sidecars_busy) = (routers()?, sidecars()?);
-    drop(flows);
+}
 
-    let mut missed = Vec::new();
-    println!("\n| program | idle KiB | with {FLOWS} idle flows KiB | KiB a flow |\n|---|---:|---:|---:|");
-    for ((name, _), (idle, busy)) in paths.routers.iter().zip(routers_idle.iter().zip(&routers_busy)) {
-        let each = (*busy as f64 - *idle as f64) / FLOWS as f64;
-        println!("| {name} | {idle} | {busy} | {each:.1} |");
-        if each > FLOW_KIB {
-            missed.push(format!("{name}: {each:.1} KiB for each idle flow, wanted {FLOW_KIB}"));
+/// Measures the programs between two routers, and rathole's where they run. `paths` must have carried nothing yet:
+/// memory that a flow has given back would be taken by these.
+///
+/// # Errors
+/// Where a flow does not open, or `descriptors`, the limit of open files, is too low.
+pub(crate) fn measure(paths: &Paths, descriptors: u64) -> Result<Vec<Memory>> {
+    ensure!(
+        descriptors >= DESCRIPTORS,
+        "{FLOWS} flows need {DESCRIPTORS} open files and the limit is {descriptors}: raise it (ulimit -Hn), or measure without memory (--no-memory)"
+    );
+    let mut all = Vec::new();
+    for (kind, addr) in paths.all.iter().filter(|(kind, _)| matches!(kind, Kind::Across | Kind::Rathole)) {
+        let resident = || -> Result<Vec<u64>> {
+            paths.on(*kind).map(|program| Ok(program.process.resident_kib()? * 1024)).collect()
+        };
+        let idle = resident()?;
+        let flows: Vec<_> = (1..=FLOWS)
+            .map(|n| load::open(*addr).with_context(|| format!("flow {n} of {FLOWS}")))
+            .collect::<Result<_>>()
+            .with_context(|| format!("{kind}: {}", paths.logs(*kind)))?;
+        std::thread::sleep(SETTLE);
+        let busy = resident()?;
+        drop(flows);
+        for ((program, idle), busy) in paths.on(*kind).zip(idle).zip(busy) {
+            all.push(Memory { name: program.name, role: program.role, idle, busy });
         }
     }
-    for ((name, _), (idle, busy)) in paths.sidecars.iter().zip(sidecars_idle.iter().zip(&sidecars_busy)) {
-        println!("| {name} | {idle} | {busy} | |");
-        if *idle > SIDECAR_KIB {
-            missed.push(format!("{name}: {idle} KiB idle, wanted {SIDECAR_KIB}"));
-        }
-        // A page or two for its own counters and log lines is no growth by connections.
-        if *busy > idle + 64 {
-            missed.push(format!("{name}: grew from {idle} to {busy} KiB with {FLOWS} flows"));
-        }
-    }
-    Ok(missed)
+    Ok(all)
 }

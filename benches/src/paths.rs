@@ -1,109 +1,152 @@
-//! The ways from a client to the service, each as processes of its own.
+//! The ways from a client to the service, with every program on them.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use e2e::{Place, Process, Router, RouterOptions, Sidecar, SidecarOptions, Stand, annotation, wait_for};
+use e2e::{Place, Process, RouterOptions, SidecarOptions, Stand, annotation, wait_for};
 
-/// All that runs, and where a client connects for each path.
-pub(crate) struct Paths {
-    pub(crate) named: Vec<(&'static str, SocketAddr)>,
-    /// The router of the consumer, and the one of the service.
-    pub(crate) routers: Vec<(&'static str, Router)>,
-    pub(crate) sidecars: Vec<(&'static str, Sidecar)>,
-    _others: Vec<Process>,
-    _stand: Stand,
-}
+use crate::{load, rathole};
 
 const PORT: u16 = 18_080;
 
+/// A path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Kind {
+    /// Client and service alone.
+    Direct,
+    /// By the one router of a node.
+    SameNode,
+    /// By two routers, encrypted.
+    Across,
+    /// By rathole, over plain TCP.
+    Rathole,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Direct => "direct",
+            Self::SameNode => "same node",
+            Self::Across => "across",
+            Self::Rathole => "rathole",
+        })
+    }
+}
+
+/// What a program is, beside the applications.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// A servicekeel-router.
+    Router,
+    /// A servicekeel-sidecar.
+    Sidecar,
+    /// One end of rathole.
+    Rathole,
+}
+
+/// A program that runs.
+pub(crate) struct Program {
+    pub(crate) name: &'static str,
+    pub(crate) role: Role,
+    /// The paths that need it.
+    on: &'static [Kind],
+    pub(crate) process: Process,
+}
+
+/// All that runs.
+pub(crate) struct Paths {
+    /// Each path, and where a client connects for it.
+    pub(crate) all: Vec<(Kind, SocketAddr)>,
+    pub(crate) programs: Vec<Program>,
+    _service: Process,
+    // Dropped last: it has the programs' files.
+    _stand: Stand,
+}
+
 impl Paths {
-    pub(crate) fn start(programs: &Path, rathole: Option<&Path>) -> Result<Self> {
-        let stand = Stand::new(programs)?;
+    /// Starts everything, and sends a byte along each path.
+    ///
+    /// # Errors
+    /// Where something does not start or does not answer; with its log.
+    pub(crate) fn start(built: &Path, rathole: Option<&Path>) -> Result<Self> {
+        let stand = Stand::new(built)?;
         let pod = IpAddr::V4(Ipv4Addr::new(127, 101, 0, 2));
         let service = SocketAddr::new(pod, PORT);
         let mut serve = Command::new(std::env::current_exe()?);
-        let server = Process::start(stand.dir(), "service", serve.arg("serve").arg(service.to_string()))?;
-        let mut others = vec![server];
+        let application =
+            Process::start(stand.dir(), "service", serve.arg("serve").arg(service.to_string()))?;
 
-        let here = Place::default();
         let peers = stand.free_port()?;
-        let a = stand.router(&RouterOptions {
-            place: here.clone(),
-            cluster: "a.local",
-            node: "a-1",
-            peers: Some(peers),
-            dials: Vec::new(),
-            trusts: vec!["b.local"],
-        })?;
-        let b = stand.router(&RouterOptions {
-            place: here.clone(),
-            cluster: "b.local",
-            node: "b-1",
-            peers: None,
-            dials: vec![peers.to_string()],
-            trusts: vec!["a.local"],
-        })?;
-        let sidecar = |router, pod, range, dns, addresses, exports, imports| {
-            let options = SidecarOptions {
-                place: Place::default(),
-                pod,
-                namespace: "default",
-                range,
-                dns,
-                addresses,
-                exports,
-                imports,
-            };
+        let router = |cluster, node, listens, dials, trusts| {
+            let place = Place::default();
+            stand.router(&RouterOptions { place, cluster, node, peers: listens, dials, trusts })
+        };
+        let exporting = router("a.local", "a-1", Some(peers), Vec::new(), vec!["b.local"])?;
+        let consuming = router("b.local", "b-1", None, vec![peers.to_string()], vec!["a.local"])?;
+
+        let text = annotation(&[("bench", "default", "a.local", PORT, "TCP", PORT)]);
+        let sidecar = |router, pod, n: u8, addresses, exports: &str, imports: &str| {
+            let range = format!("127.101.{n}.0/24");
+            let dns = SocketAddr::from(([127, 101, 1, n], 10_053));
+            let (place, namespace) = (Place::default(), "default");
+            let (exports, imports) = (exports.to_owned(), imports.to_owned());
+            let options =
+                SidecarOptions { place, pod, namespace, range: &range, dns, addresses, exports, imports };
             stand.sidecar(router, &options)
         };
-        let import = || annotation(&[("bench", "default", "a.local", PORT, "TCP", PORT)]);
-        let export = import();
-        let dns = |n| SocketAddr::from(([127, 101, 1, n], 10_053));
-        let server = sidecar(&a, "server", "127.101.66.0/24", dns(1), vec![pod], export, String::new())?;
-        let near = sidecar(&a, "near", "127.102.66.0/24", dns(2), Vec::new(), String::new(), import())?;
-        let far = sidecar(&b, "far", "127.103.66.0/24", dns(3), Vec::new(), String::new(), import())?;
-        let port = format!("bench.default.a.local:{PORT}/TCP");
-        b.wait_for_offer(&port)?;
+        let server = sidecar(&exporting, "server", 66, vec![pod], &text, "")?;
+        let near = sidecar(&exporting, "near", 67, Vec::new(), "", &text)?;
+        let far = sidecar(&consuming, "far", 68, Vec::new(), "", &text)?;
+        consuming.wait_for_offer(&format!("bench.default.a.local:{PORT}/TCP"))?;
 
-        let mut named = vec![
-            ("direct", service),
-            ("same node", SocketAddr::from(([127, 102, 66, 1], PORT))),
-            ("across", SocketAddr::from(([127, 103, 66, 1], PORT))),
+        // The one import of a fresh sidecar has the lowest address of its range.
+        let import = |n| SocketAddr::from(([127, 101, n, 1], PORT));
+        let mut all = vec![(Kind::Direct, service), (Kind::SameNode, import(67)), (Kind::Across, import(68))];
+        let (near_only, far_only, both) =
+            (&[Kind::SameNode], &[Kind::Across], &[Kind::SameNode, Kind::Across]);
+        let program = |name, role, on, process| Program { name, role, on, process };
+        let mut programs = vec![
+            program("consumer's router", Role::Router, far_only, consuming.process),
+            program("service's router", Role::Router, both, exporting.process),
+            program("consumer's sidecar", Role::Sidecar, far_only, far.process),
+            program("service's sidecar", Role::Sidecar, both, server.process),
+            program("sidecar of the same node", Role::Sidecar, near_only, near.process),
         ];
-        if let Some(program) = rathole {
-            let (control, visitors) = (stand.free_port()?, stand.free_port()?);
-            let config = |name: &str, text: String| -> Result<_> {
-                let path = stand.dir().join(name);
-                std::fs::write(&path, text)?;
-                Ok(path)
-            };
-            let server = config(
-                "rathole-server.toml",
-                format!("[server]\nbind_addr = \"{control}\"\ndefault_token = \"t\"\n[server.services.bench]\nbind_addr = \"{visitors}\"\n"),
-            )?;
-            let client = config(
-                "rathole-client.toml",
-                format!("[client]\nremote_addr = \"{control}\"\ndefault_token = \"t\"\n[client.services.bench]\nlocal_addr = \"{service}\"\n"),
-            )?;
-            for (name, role, path) in [("rathole-server", "--server", server), ("rathole-client", "--client", client)] {
-                others.push(Process::start(stand.dir(), name, Command::new(program).arg(role).arg(path))?);
-            }
-            named.push(("rathole", visitors));
+        if let Some(peer) = rathole {
+            let (visitors, [server, client]) = rathole::start(&stand, peer, service)?;
+            all.push((Kind::Rathole, visitors));
+            programs.push(program("rathole server", Role::Rathole, &[Kind::Rathole], server));
+            programs.push(program("rathole client", Role::Rathole, &[Kind::Rathole], client));
         }
-        for (name, addr) in &named {
-            wait_for(name, Duration::from_secs(10), || crate::load::ping(*addr).map(|()| Some(())))
-                .with_context(|| format!("the path {name:?} does not work"))?;
+        let paths = Self { all, programs, _service: application, _stand: stand };
+        for (kind, addr) in &paths.all {
+            wait_for("a first byte", Duration::from_secs(10), || load::ping(*addr).map(Some))
+                .with_context(|| format!("the path {kind} does not work; {}", paths.logs(*kind)))?;
         }
-        Ok(Self {
-            named,
-            routers: vec![("consumer's router", b), ("service's router", a)],
-            sidecars: vec![("consumer's sidecar", far), ("service's sidecar", server), ("near sidecar", near)],
-            _others: others,
-            _stand: stand,
-        })
+        Ok(paths)
+    }
+
+    /// The programs on a path.
+    pub(crate) fn on(&self, kind: Kind) -> impl Iterator<Item = &Program> {
+        self.programs.iter().filter(move |program| program.on.contains(&kind))
+    }
+
+    /// Processor time that the programs on a path have had, in seconds.
+    ///
+    /// # Errors
+    /// Where one of them is gone.
+    pub(crate) fn cpu_seconds(&self, kind: Kind) -> Result<f64> {
+        let ticks: Result<u64> = self.on(kind).map(|program| program.process.cpu_ticks()).sum();
+        Ok(ticks? as f64 / 100.0)
+    }
+
+    /// What the programs on a path have logged.
+    pub(crate) fn logs(&self, kind: Kind) -> String {
+        let logs = self.on(kind).map(|program| format!("{}:\n{}", program.name, program.process.log()));
+        logs.collect::<Vec<_>>().join("\n")
     }
 }

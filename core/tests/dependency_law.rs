@@ -26,9 +26,9 @@ const ROOMS: &[(&str, &[&str])] = &[
             "servicekeel-controller",
         ],
     ),
-    ("benches", &["servicekeel-core", "servicekeel-runtime", "servicekeel-sidecar", "servicekeel-router"]),
+    ("benches", &["servicekeel-core", "servicekeel-runtime", "servicekeel-sidecar", "servicekeel-router", "e2e"]),
     ("e2e", &["servicekeel-core"]),
-    ("examples", &["servicekeel-core"]),
+    ("examples", &["servicekeel-core", "e2e"]),
 ];
 
 /// What does I/O, reads a clock, asks the OS for randomness, or does cryptography: not for the core, at any depth.
