@@ -1,5 +1,9 @@
 //! What the three programs share of tokio and the operating system. It knows nothing of Services.
 
-pub mod net;
 pub mod admin;
+pub mod file;
+pub mod logs;
+pub mod net;
 pub mod ready;
+pub mod signal;
+pub mod watch;

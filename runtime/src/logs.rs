@@ -1,0 +1,114 @@
+//! Logs: to stderr, as text or as JSON, filtered by the environment.
+
+use std::env::{self, VarError};
+use std::io::{self, IsTerminal};
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
+
+/// What is logged: a level (`off`, `error`, `warn`, `info`, `debug`, `trace`) or directives of tracing's `EnvFilter`,
+/// such as `info,servicekeel_router=debug`. Default: `info`.
+pub const FILTER: &str = "SERVICEKEEL_LOG";
+/// How it is written: `text` (default) or `json`, an object a line.
+pub const FORMAT: &str = "SERVICEKEEL_LOG_FORMAT";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Format {
+    Text,
+    Json,
+}
+
+/// Starts logging by [`FILTER`] and [`FORMAT`]. Text has colours on a terminal only, and none where `NO_COLOR` is set.
+///
+/// # Errors
+/// A variable with a value that means nothing, or logging that has started before. The text says what to write.
+pub fn init() -> Result<(), String> {
+    let filter = filter(variable(FILTER)?.as_deref())?;
+    let format = format(variable(FORMAT)?.as_deref())?;
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    match format {
+        Format::Text => {
+            let plain = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+            logs.with_ansi(io::stderr().is_terminal() && !plain).try_init()
+        }
+        Format::Json => logs.json().flatten_event(true).try_init(),
+    }
+    .map_err(|error| format!("cannot start logging: {error}"))
+}
+
+fn variable(name: &str) -> Result<Option<String>, String> {
+    match env::var(name) {
+        Ok(value) => Ok(Some(value)),
+        Err(VarError::NotPresent) => Ok(None),
+        Err(VarError::NotUnicode(value)) => Err(format!("{name}: {} is not UTF-8", value.display())),
+    }
+}
+
+fn filter(value: Option<&str>) -> Result<EnvFilter, String> {
+    let value = match value.map(str::trim) {
+        None | Some("") => "info",
+        Some(value) => value,
+    };
+    for directive in value.split(',').map(str::trim) {
+        // The parser takes a word that is no level for a target, and then `warning` silences the program.
+        let bare = !directive.contains(['=', '[', ':', '_']);
+        if bare && directive.parse::<LevelFilter>().is_err() {
+            return Err(format!(
+                "{FILTER}: {directive:?} is no level; write off, error, warn, info, debug or trace, or target=level"
+            ));
+        }
+    }
+    EnvFilter::builder().parse(value).map_err(|error| {
+        format!("{FILTER}: {value:?}: {error}; write a level (info), or target=level, separated by commas")
+    })
+}
+
+fn format(value: Option<&str>) -> Result<Format, String> {
+    match value.map(str::trim) {
+        None | Some("" | "text") => Ok(Format::Text),
+        Some("json") => Ok(Format::Json),
+        Some(other) => Err(format!("{FORMAT}: {other:?} is no format; write text or json")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn takes_levels_and_directives() {
+        for (value, read) in [
+            (None, "info"),
+            (Some(""), "info"),
+            (Some(" debug "), "debug"),
+            (Some("OFF"), "off"),
+            (Some("info,servicekeel_router=trace"), "servicekeel_router=trace,info"),
+            (Some("servicekeel_sidecar"), "servicekeel_sidecar=trace"),
+        ] {
+            assert_eq!(filter(value).unwrap().to_string(), read, "{value:?}");
+        }
+    }
+
+    #[test]
+    fn refuses_what_would_silence_the_program() {
+        for value in ["warning", "info,,debug", "verbose,servicekeel_router=info", "servicekeel_router=loud"]
+        {
+            let error = filter(Some(value)).unwrap_err();
+            assert!(
+                error.starts_with("SERVICEKEEL_LOG: ") && error.contains("target=level"),
+                "{value}: {error}"
+            );
+        }
+    }
+
+    #[test]
+    fn takes_two_formats() {
+        assert_eq!(format(None), Ok(Format::Text));
+        assert_eq!(format(Some("text")), Ok(Format::Text));
+        assert_eq!(format(Some("json")), Ok(Format::Json));
+        assert_eq!(
+            format(Some("yaml")).unwrap_err(),
+            "SERVICEKEEL_LOG_FORMAT: \"yaml\" is no format; write text or json"
+        );
+    }
+}
