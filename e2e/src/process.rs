@@ -31,6 +31,11 @@ impl Process {
         Ok(Self { child, name: name.to_owned(), log })
     }
 
+    /// What it was started as.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Its process number.
     pub fn pid(&self) -> u32 {
         self.child.id()

@@ -227,7 +227,7 @@ impl Stand {
         std::fs::write(&config, self.router_config(options, &dir, admin)?)?;
         let socket = dir.join("router.sock");
         let process = self.start_router(&options.place, &name, &config)?;
-        let router = Router { process, admin, config, socket, place: options.place.clone(), name };
+        let mut router = Router { process, admin, config, socket, place: options.place.clone(), name };
         router.wait_ready()?;
         Ok(router)
     }
@@ -284,7 +284,7 @@ impl Stand {
     /// # Errors
     /// Where it does not get ready; with its log.
     pub fn sidecar(&self, router: &Router, options: &SidecarOptions<'_>) -> Result<Sidecar> {
-        let sidecar = self.start_sidecar(router, options)?;
+        let mut sidecar = self.start_sidecar(router, options)?;
         sidecar.wait_ready()?;
         Ok(sidecar)
     }
@@ -364,12 +364,27 @@ fn page(place: &Place, addr: SocketAddr, path: &str) -> Result<(u16, String)> {
     Ok((code.parse()?, body.to_owned()))
 }
 
+/// Waits until a program is ready. One that has ended never will be.
+fn ready(process: &mut Process, place: &Place, admin: SocketAddr) -> Result<()> {
+    let end = Instant::now() + Duration::from_secs(20);
+    loop {
+        let last = page(place, admin, "/readyz");
+        if matches!(last, Ok((200, _))) {
+            return Ok(());
+        }
+        if let Some(status) = process.ended()? {
+            bail!("{} ended before it was ready, with {status}; its log:\n{}", process.name(), process.log());
+        }
+        if Instant::now() > end {
+            bail!("{} is not ready after 20 s: {last:?}; its log:\n{}", process.name(), process.log());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 impl Router {
-    fn wait_ready(&self) -> Result<()> {
-        wait_for("the router serves", Duration::from_secs(20), || {
-            Ok((page(&self.place, self.admin, "/readyz")?.0 == 200).then_some(()))
-        })
-        .with_context(|| self.process.log())
+    fn wait_ready(&mut self) -> Result<()> {
+        ready(&mut self.process, &self.place, self.admin)
     }
 
     /// What `/status` says.
@@ -395,11 +410,8 @@ impl Router {
 }
 
 impl Sidecar {
-    fn wait_ready(&self) -> Result<()> {
-        wait_for("the sidecar is ready", Duration::from_secs(20), || {
-            Ok((page(&self.place, self.admin, "/readyz")?.0 == 200).then_some(()))
-        })
-        .with_context(|| self.process.log())
+    fn wait_ready(&mut self) -> Result<()> {
+        ready(&mut self.process, &self.place, self.admin)
     }
 
     /// What `/status` says.
