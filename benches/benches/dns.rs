@@ -1,10 +1,14 @@
-//! DNS answers: what the zone decides for a name.
+//! DNS answers: what the zone decides for a name, and a query's whole way from packet to packet.
 
 use std::hint::black_box;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
+use hickory_proto::rr::{Name as WireName, RecordType};
 use servicekeel_core::dns::{Answer, Name, Record, Zone, record_type};
+use servicekeel_sidecar::dns::{Dns, Limits, Transport};
+use tokio::runtime::Builder;
 
 mod pod;
 
@@ -36,6 +40,26 @@ fn answers(c: &mut Criterion) {
     }
 }
 
+/// A query as a packet, answered by the sidecar's server as a packet. No socket is between.
+fn packets(c: &mut Criterion) {
+    let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+    let from = SocketAddr::from((Ipv4Addr::LOCALHOST, 40_000));
+    let mut group = c.benchmark_group("dns/packet");
+    let dns = Dns::new(Vec::new(), Limits::default());
+    dns.set_zone(zone(1000));
+    for (what, qtype, answers) in [("a", RecordType::A, 1), ("aaaa", RecordType::AAAA, 0)] {
+        let name = WireName::from_ascii("service-7.team-0.svc.c.example.").unwrap();
+        let mut query = Message::new(7, MessageType::Query, OpCode::Query);
+        query.metadata.recursion_desired = true;
+        query.add_query(Query::query(name, qtype));
+        let query = query.to_vec().unwrap();
+        let answer = || dns.answer(black_box(&query), from, Transport::Udp);
+        let got = Message::from_vec(&runtime.block_on(answer()).unwrap()).unwrap();
+        assert!(got.metadata.response_code == ResponseCode::NoError && got.answers.len() == answers, "{got}");
+        group.bench_function(what, |b| b.to_async(&runtime).iter(answer));
+    }
+}
+
 fn changes(c: &mut Criterion) {
     let mut group = c.benchmark_group("dns/new-zone");
     for n in [10, 1000] {
@@ -43,5 +67,5 @@ fn changes(c: &mut Criterion) {
     }
 }
 
-criterion_group! { name = benches; config = pod::criterion(); targets = answers, changes }
+criterion_group! { name = benches; config = pod::criterion(); targets = answers, packets, changes }
 criterion_main!(benches);
