@@ -1,0 +1,182 @@
+//! UDP inside a node.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use servicekeel_runtime::net::Datagrams;
+use tokio::sync::Notify;
+
+use super::kernel::Counted;
+use super::namespace::{Namespace, choose, error_at};
+
+/// Bytes that wait for a receiver (net.core.rmem_default); what comes beyond them is dropped.
+const QUEUE: usize = 212_992;
+/// What each datagram costs beside its bytes.
+const OVERHEAD: usize = 512;
+/// The most bytes of a datagram over IPv4.
+const MAX_DATAGRAM: usize = 65_507;
+
+/// A UDP socket of a pod.
+pub(super) struct Udp {
+    namespace: Arc<Namespace>,
+    state: Mutex<State>,
+    arrived: Notify,
+    _open: Counted,
+}
+
+#[derive(Default)]
+struct State {
+    local: Option<SocketAddr>,
+    peer: Option<SocketAddr>,
+    queue: VecDeque<(Vec<u8>, SocketAddr)>,
+    queued: usize,
+    refused: bool,
+}
+
+impl Udp {
+    pub(super) fn unbound(namespace: &Arc<Namespace>) -> Arc<Self> {
+        Arc::new(Self {
+            namespace: namespace.clone(),
+            state: Mutex::default(),
+            arrived: Notify::new(),
+            _open: namespace.kernel.count("UDP socket"),
+        })
+    }
+
+    pub(super) fn bound(
+        namespace: &Arc<Namespace>,
+        addr: SocketAddr,
+        shared_by: Option<u32>,
+    ) -> io::Result<Arc<Self>> {
+        let socket = Self::unbound(namespace);
+        let addr = namespace.complete(addr)?;
+        namespace.udp().bind(addr, &socket, shared_by)?;
+        socket.lock().local = Some(addr);
+        Ok(socket)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn local(&self) -> Option<SocketAddr> {
+        self.lock().local
+    }
+
+    pub(super) fn peer(&self) -> Option<SocketAddr> {
+        self.lock().peer
+    }
+
+    /// Binds it to a port that is free, where it has none.
+    fn autobind(self: &Arc<Self>) -> io::Result<SocketAddr> {
+        if let Some(local) = self.local() {
+            return Ok(local);
+        }
+        let addr = self.namespace.complete((Ipv4Addr::UNSPECIFIED, 0).into())?;
+        self.namespace.udp().bind(addr, self, None)?;
+        self.lock().local = Some(addr);
+        Ok(addr)
+    }
+
+    fn take_refusal(&self) -> io::Result<()> {
+        match std::mem::take(&mut self.lock().refused) {
+            true => Err(io::ErrorKind::ConnectionRefused.into()),
+            false => Ok(()),
+        }
+    }
+
+    fn send(self: &Arc<Self>, bytes: &[u8], to: SocketAddr) -> io::Result<()> {
+        self.take_refusal()?;
+        if bytes.len() > MAX_DATAGRAM {
+            return Err(error_at(io::ErrorKind::InvalidInput, to, "a datagram of more than 65,507 bytes"));
+        }
+        let source = self.namespace.source(to.ip())?;
+        let mut from = self.autobind()?;
+        if from.ip().is_unspecified() {
+            from.set_ip(source);
+        }
+        let takes = |socket: &Arc<Self>| socket.peer().is_none_or(|peer| peer == from);
+        let mut receivers: Vec<_> = self.namespace.udp().at(to).into_iter().filter(takes).collect();
+        // A socket that is connected to the sender is preferred.
+        if let Some(i) = receivers.iter().position(|socket| socket.peer() == Some(from)) {
+            receivers = vec![receivers.swap_remove(i)];
+        }
+        match choose(receivers, from) {
+            Some(receiver) => receiver.deliver(bytes, from),
+            None if self.peer() == Some(to) => {
+                self.lock().refused = true;
+                self.arrived.notify_one();
+            }
+            None => {}
+        }
+        Ok(())
+    }
+
+    fn deliver(&self, bytes: &[u8], from: SocketAddr) {
+        let mut state = self.lock();
+        let size = bytes.len() + OVERHEAD;
+        if state.queued + size <= QUEUE {
+            state.queued += size;
+            state.queue.push_back((bytes.into(), from));
+            self.arrived.notify_one();
+        }
+    }
+}
+
+impl Drop for Udp {
+    fn drop(&mut self) {
+        if let Some(local) = self.local() {
+            self.namespace.udp().unbind(local, self);
+        }
+    }
+}
+
+/// A UDP socket of a pod, adopted.
+pub struct SimDatagrams(pub(super) Arc<Udp>);
+
+impl Datagrams for SimDatagrams {
+    async fn recv_from(&self, buf: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+        loop {
+            self.0.take_refusal()?;
+            let taken = {
+                let mut state = self.0.lock();
+                let taken = state.queue.pop_front();
+                if let Some((bytes, _)) = &taken {
+                    state.queued -= bytes.len() + OVERHEAD;
+                }
+                taken
+            };
+            if let Some((bytes, from)) = taken {
+                let n = bytes.len().min(buf.len());
+                buf[..n].copy_from_slice(&bytes[..n]);
+                return Ok((n, from));
+            }
+            self.0.arrived.notified().await;
+        }
+    }
+
+    async fn send_to(&self, buf: &[u8], to: SocketAddr) -> io::Result<()> {
+        self.0.send(buf, to)
+    }
+
+    async fn connect(&self, to: SocketAddr) -> io::Result<()> {
+        let source = self.0.namespace.source(to.ip())?;
+        let mut local = self.0.autobind()?;
+        if local.ip().is_unspecified() {
+            // The source address is chosen now, for good.
+            let mut table = self.0.namespace.udp();
+            table.unbind(local, &self.0);
+            local.set_ip(source);
+            table.bind(local, &self.0, None)?;
+        }
+        let mut state = self.0.lock();
+        (state.local, state.peer) = (Some(local), Some(to));
+        Ok(())
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        Ok(self.0.local().unwrap_or((Ipv4Addr::UNSPECIFIED, 0).into()))
+    }
+}

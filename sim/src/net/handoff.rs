@@ -1,0 +1,187 @@
+//! The conversation between sidecar and router inside a node: what a Unix socket of type SEQPACKET does (unix(7)).
+
+use std::collections::VecDeque;
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use servicekeel_core::handoff::{MAX_DESCRIPTORS, MAX_MESSAGE};
+use servicekeel_runtime::net::{Handoff, HandoffListener, PeerCredentials};
+use tokio::sync::Notify;
+
+use super::descriptor::SimDescriptor;
+use super::kernel::{Counted, Kernel};
+
+/// Conversations that wait for an accept.
+const BACKLOG: usize = 512;
+/// Bytes that wait for a receiver (net.core.wmem_default), each message counted with what the kernel spends on it.
+const QUEUE: usize = 212_992;
+const OVERHEAD: usize = 768;
+
+type Message = (Vec<u8>, Vec<SimDescriptor>);
+
+#[derive(Default)]
+struct Queue {
+    messages: VecDeque<Message>,
+    bytes: usize,
+}
+
+/// Both directions of a conversation.
+struct Conversation {
+    queues: Mutex<([Queue; 2], [bool; 2])>,
+    /// Something came for this side, or the other one has closed.
+    readable: [Notify; 2],
+    /// The other side has taken something.
+    writable: [Notify; 2],
+}
+
+/// One end of a conversation.
+pub struct SimHandoff {
+    shared: Arc<Conversation>,
+    own: usize,
+    _open: Counted,
+}
+
+impl SimHandoff {
+    fn pair(kernel: &Kernel) -> (Self, Self) {
+        let shared = Arc::new(Conversation {
+            queues: Mutex::default(),
+            readable: Default::default(),
+            writable: Default::default(),
+        });
+        let end = |own| Self { shared: shared.clone(), own, _open: kernel.count("conversation") };
+        (end(0), end(1))
+    }
+
+    pub(super) async fn connect(
+        kernel: &Kernel,
+        path: &Path,
+        credentials: PeerCredentials,
+    ) -> io::Result<Self> {
+        loop {
+            let waiting = kernel.listening_at(path).ok_or_else(|| {
+                io::Error::new(io::ErrorKind::NotFound, format!("no router at {}", path.display()))
+            })?;
+            {
+                let mut queue = waiting.lock();
+                if queue.len() < BACKLOG {
+                    let (near, far) = Self::pair(kernel);
+                    queue.push_back((far, credentials));
+                    waiting.arrived.notify_one();
+                    return Ok(near);
+                }
+            }
+            drop(waiting);
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, ([Queue; 2], [bool; 2])> {
+        self.shared.queues.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for SimHandoff {
+    fn drop(&mut self) {
+        let unread = {
+            let mut locked = self.lock();
+            locked.1[self.own] = true;
+            std::mem::take(&mut locked.0[self.own])
+        };
+        // What nobody will read closes its sockets, outside of the lock.
+        drop(unread);
+        self.shared.readable[1 - self.own].notify_one();
+        self.shared.writable[1 - self.own].notify_one();
+    }
+}
+
+impl Handoff for SimHandoff {
+    type Descriptor = SimDescriptor;
+
+    async fn send(&self, message: &[u8], descriptors: Vec<SimDescriptor>) -> io::Result<()> {
+        if message.is_empty() || message.len() > MAX_MESSAGE || descriptors.len() > MAX_DESCRIPTORS {
+            let (bytes, count) = (message.len(), descriptors.len());
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("a message of {bytes} bytes with {count} descriptors"),
+            ));
+        }
+        loop {
+            {
+                let mut locked = self.lock();
+                if locked.1[1 - self.own] {
+                    return Err(io::ErrorKind::BrokenPipe.into());
+                }
+                let queue = &mut locked.0[1 - self.own];
+                if queue.bytes + message.len() + OVERHEAD <= QUEUE {
+                    queue.bytes += message.len() + OVERHEAD;
+                    queue.messages.push_back((message.into(), descriptors));
+                    self.shared.readable[1 - self.own].notify_one();
+                    return Ok(());
+                }
+            }
+            self.shared.writable[self.own].notified().await;
+        }
+    }
+
+    async fn recv(&self) -> io::Result<Option<Message>> {
+        loop {
+            {
+                let mut locked = self.lock();
+                let queue = &mut locked.0[self.own];
+                if let Some(message) = queue.messages.pop_front() {
+                    queue.bytes -= message.0.len() + OVERHEAD;
+                    self.shared.writable[1 - self.own].notify_one();
+                    return Ok(Some(message));
+                }
+                if locked.1[1 - self.own] {
+                    return Ok(None);
+                }
+            }
+            self.shared.readable[self.own].notified().await;
+        }
+    }
+}
+
+/// The conversations that wait at a path.
+pub(super) struct Waiting {
+    queue: Mutex<VecDeque<(SimHandoff, PeerCredentials)>>,
+    arrived: Notify,
+}
+
+impl Waiting {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<(SimHandoff, PeerCredentials)>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Where sidecars come in.
+pub struct SimHandoffListener {
+    waiting: Arc<Waiting>,
+    _open: Counted,
+}
+
+impl SimHandoffListener {
+    pub(super) fn listen(kernel: &Kernel, path: &Path) -> io::Result<Self> {
+        if kernel.listening_at(path).is_some() {
+            let text = format!("{}: another router serves there", path.display());
+            return Err(io::Error::new(io::ErrorKind::AddrInUse, text));
+        }
+        let waiting = Arc::new(Waiting { queue: Mutex::default(), arrived: Notify::new() });
+        kernel.listen_at(path, &waiting);
+        Ok(Self { waiting, _open: kernel.count("handoff listener") })
+    }
+}
+
+impl HandoffListener for SimHandoffListener {
+    type Handoff = SimHandoff;
+
+    async fn accept(&self) -> io::Result<(SimHandoff, PeerCredentials)> {
+        loop {
+            if let Some(accepted) = self.waiting.lock().pop_front() {
+                return Ok(accepted);
+            }
+            self.waiting.arrived.notified().await;
+        }
+    }
+}

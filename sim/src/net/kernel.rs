@@ -1,0 +1,85 @@
+//! The kernel of one simulated node: what it counts, and where its Unix sockets are.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use super::handoff::Waiting;
+
+/// Bytes that a direction of a connection inside the node holds.
+pub(super) const BUFFERS: std::ops::RangeInclusive<usize> = 2 << 10..=256 << 10;
+
+/// A node's kernel. Clones are the same one.
+#[derive(Clone)]
+pub struct Kernel(Arc<Inner>);
+
+struct Inner {
+    buffer: usize,
+    pids: AtomicI32,
+    open: Mutex<BTreeMap<&'static str, usize>>,
+    paths: Mutex<BTreeMap<PathBuf, Weak<Waiting>>>,
+}
+
+impl Kernel {
+    /// A kernel whose connections hold `buffer` bytes each way, 2 KiB to 256 KiB.
+    pub fn new(buffer: usize) -> Self {
+        Self(Arc::new(Inner {
+            buffer: buffer.clamp(*BUFFERS.start(), *BUFFERS.end()),
+            pids: AtomicI32::new(1),
+            open: Mutex::default(),
+            paths: Mutex::default(),
+        }))
+    }
+
+    /// How many sockets of each kind are open, those that are being handed over included. Empty: nothing has leaked.
+    pub fn open(&self) -> BTreeMap<&'static str, usize> {
+        self.0.open.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn count(&self, what: &'static str) -> Counted {
+        let mut open = self.0.open.lock().unwrap_or_else(PoisonError::into_inner);
+        *open.entry(what).or_default() += 1;
+        drop(open);
+        Counted { kernel: self.clone(), what }
+    }
+
+    pub(super) fn buffer(&self) -> usize {
+        self.0.buffer
+    }
+
+    pub(super) fn next_pid(&self) -> i32 {
+        self.0.pids.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn paths(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Weak<Waiting>>> {
+        self.0.paths.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Who listens at a path.
+    pub(super) fn listening_at(&self, path: &Path) -> Option<Arc<Waiting>> {
+        self.paths().get(path).and_then(Weak::upgrade)
+    }
+
+    pub(super) fn listen_at(&self, path: &Path, listener: &Arc<Waiting>) {
+        self.paths().insert(path.to_owned(), Arc::downgrade(listener));
+    }
+}
+
+/// Counts a socket while it is open.
+pub(super) struct Counted {
+    kernel: Kernel,
+    what: &'static str,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let mut open = self.kernel.0.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(n) = open.get_mut(self.what) {
+            *n -= 1;
+            if *n == 0 {
+                open.remove(self.what);
+            }
+        }
+    }
+}

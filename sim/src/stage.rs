@@ -1,0 +1,143 @@
+//! What a simulation consists of: nodes, pods, and the Services that pods export and import.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::fmt::Write;
+use std::net::Ipv4Addr;
+
+/// A node with its router.
+#[derive(Debug, Clone, Copy)]
+pub struct NodeSpec {
+    /// Its name.
+    pub name: &'static str,
+    /// Its cluster.
+    pub cluster: &'static str,
+    /// The nodes whose routers its router dials.
+    pub dials: &'static [&'static str],
+    /// Whether its router can be dialled.
+    pub listens: bool,
+}
+
+/// A pod with its sidecar.
+#[derive(Debug, Clone, Copy)]
+pub struct PodSpec {
+    /// Its name.
+    pub name: &'static str,
+    /// Its namespace.
+    pub namespace: &'static str,
+    /// Where it runs.
+    pub node: &'static str,
+    /// Its address, besides its loopback.
+    pub address: Ipv4Addr,
+}
+
+/// The nodes and pods of a simulation.
+#[derive(Debug, Clone, Default)]
+pub struct Stage {
+    /// The nodes.
+    pub nodes: Vec<NodeSpec>,
+    /// The pods.
+    pub pods: Vec<PodSpec>,
+    /// Whether sidecars keep their leases over a restart.
+    pub state: bool,
+}
+
+/// One port of a Service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Port {
+    /// The Service's name.
+    pub name: &'static str,
+    /// Its namespace.
+    pub namespace: &'static str,
+    /// Its cluster.
+    pub cluster: &'static str,
+    /// UDP instead of TCP.
+    pub udp: bool,
+    /// The port.
+    pub port: u16,
+    /// The container's port.
+    pub target: u16,
+}
+
+impl Port {
+    /// A TCP port, the same in the container.
+    pub const fn tcp(name: &'static str, cluster: &'static str, port: u16) -> Self {
+        Self { name, namespace: "default", cluster, udp: false, port, target: port }
+    }
+
+    /// A UDP port, the same in the container.
+    pub const fn udp(name: &'static str, cluster: &'static str, port: u16) -> Self {
+        Self { udp: true, ..Self::tcp(name, cluster, port) }
+    }
+
+    /// The name that is good everywhere.
+    pub fn long_name(&self) -> String {
+        format!("{}.{}.{}", self.name, self.namespace, self.cluster)
+    }
+
+    fn protocol(&self) -> &'static str {
+        if self.udp { "UDP" } else { "TCP" }
+    }
+}
+
+impl fmt::Display for Port {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}/{}", self.long_name(), self.port, self.protocol())
+    }
+}
+
+/// The annotation that has these ports.
+pub(crate) fn annotation(ports: &BTreeSet<Port>) -> String {
+    let mut text = String::from(if ports.is_empty() { "services: []\n" } else { "services:\n" });
+    let mut last = None;
+    for port in ports {
+        let service = (port.name, port.namespace, port.cluster);
+        if last != Some(service) {
+            last = Some(service);
+            let _ = writeln!(text, "  - name: {}", port.name);
+            let _ = writeln!(text, "    namespace: {}", port.namespace);
+            let _ = writeln!(text, "    cluster: {}", port.cluster);
+            let _ = writeln!(text, "    ports:");
+        }
+        let (protocol, number, target) = (port.protocol(), port.port, port.target);
+        let _ = writeln!(
+            text,
+            "      - {{ name: p{number}{}, port: {number}, protocol: {protocol}, targetport: {target} }}",
+            protocol.to_lowercase()
+        );
+    }
+    text
+}
+
+/// The usual stage: two clusters with a node each. The node of cluster B can't be dialled and dials the other one.
+///
+/// - `server` and `near` are pods of node `a-1` in cluster A.
+/// - `client` is a pod of node `b-1` in cluster B.
+pub fn two_clusters() -> Stage {
+    let node = |name, cluster, dials, listens| NodeSpec { name, cluster, dials, listens };
+    let pod = |name, node, address| PodSpec { name, namespace: "default", node, address };
+    Stage {
+        nodes: vec![node("a-1", CLUSTER_A, &[], true), node("b-1", CLUSTER_B, &["a-1"], false)],
+        pods: vec![
+            pod("server", "a-1", Ipv4Addr::new(10, 1, 0, 2)),
+            pod("near", "a-1", Ipv4Addr::new(10, 1, 0, 3)),
+            pod("client", "b-1", Ipv4Addr::new(10, 2, 0, 2)),
+        ],
+        state: false,
+    }
+}
+
+/// The cluster of `a-1`.
+pub const CLUSTER_A: &str = "cluster-a.local";
+/// The cluster of `b-1`.
+pub const CLUSTER_B: &str = "cluster-b.local";
+/// What `server` exports.
+pub const WEB: Port = Port::tcp("web", CLUSTER_A, 8080);
+/// What `server` exports, of another number in the container.
+pub const DATABASE: Port = Port { target: 15432, ..Port::tcp("db", CLUSTER_A, 5432) };
+/// What `server` exports over UDP.
+pub const ECHO: Port = Port::udp("echo", CLUSTER_A, 9000);
+/// What `client` exports.
+pub const METRICS: Port = Port::tcp("metrics", CLUSTER_B, 9100);
+/// What `client` exports over UDP.
+pub const SYSLOG: Port = Port::udp("metrics", CLUSTER_B, 514);

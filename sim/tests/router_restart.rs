@@ -1,0 +1,95 @@
+//! A router dies and comes back, while the sidecars live on.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sim::client::USES;
+use sim::flow::{Outcome, Plan};
+use sim::oracle::SETTLED;
+use sim::random::{Random, seeds};
+use sim::simulation::simulate;
+use sim::stage::{METRICS, WEB, two_clusters};
+use sim::world::World;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+type Flows = JoinSet<(&'static str, Plan, Outcome)>;
+
+async fn begin(world: &Arc<World>, flows: &mut Flows, pod: &'static str, plan: Plan, port: sim::stage::Port) {
+    let to = world.locate(pod, &port).await;
+    let world = world.clone();
+    flows.spawn_local(async move { (pod, plan, world.flow(pod, to, plan).await) });
+}
+
+/// Kills or stops a router, lets flows begin while it is away, and starts it again.
+fn restart(node: &'static str, kill: bool) {
+    for seed in seeds(20) {
+        simulate(seed, &two_clusters(), move |world| async move {
+            world.set_up().await;
+            let mut random = Random::new(world.random.lock().unwrap().draw());
+            let slow = |port| world.plan(&port, 600_000, 600_000).paced(Duration::from_millis(150));
+            let (mut before, mut meanwhile) = (Flows::new(), Flows::new());
+            for (pod, port) in [("client", WEB), ("near", METRICS), ("near", WEB)] {
+                begin(&world, &mut before, pod, slow(port), port).await;
+            }
+            sleep(random.millis(500..2500)).await;
+            if kill {
+                world.kill_router(node).await;
+            } else {
+                world.stop_router(node).await;
+            }
+            for _ in 0..4 {
+                for (pod, port) in [("client", WEB), ("near", METRICS), ("near", WEB)] {
+                    begin(&world, &mut meanwhile, pod, world.plan(&port, 1000, 1000), port).await;
+                }
+                sleep(random.millis(0..300)).await;
+            }
+            world.start_router(node).await;
+
+            // Nobody is refused. Whose own router was away waits for it, and is served then.
+            while let Some(ended) = meanwhile.join_next().await {
+                let (pod, plan, outcome) = ended.unwrap();
+                let own = if pod == "client" { "b-1" } else { "a-1" };
+                match outcome {
+                    Outcome::Complete => {}
+                    Outcome::Reset(0) if own != node || plan.service != world.oracle.service(&WEB.to_string()) => {}
+                    other => panic!("{pod}: {plan:?}: {other:?}"),
+                }
+            }
+            // Flows of before went through the router that died; those that did not live on.
+            while let Some(ended) = before.join_next().await {
+                let (pod, plan, outcome) = ended.unwrap();
+                let through = node == "a-1" || pod == "client" || plan.service == world.oracle.service(&METRICS.to_string());
+                match outcome {
+                    Outcome::Reset(_) if through => {}
+                    Outcome::Complete if !through => {}
+                    other => panic!("{pod}: {plan:?}: {other:?}"),
+                }
+            }
+            sleep(SETTLED).await;
+            for (pod, port) in USES {
+                assert!(world.works(pod, &port).await, "{port} does not work for {pod}");
+            }
+        });
+    }
+}
+
+#[test]
+fn the_consumers_router_is_killed() {
+    restart("b-1", true);
+}
+
+#[test]
+fn the_consumers_router_is_stopped() {
+    restart("b-1", false);
+}
+
+#[test]
+fn the_exporters_router_is_killed() {
+    restart("a-1", true);
+}
+
+#[test]
+fn the_exporters_router_is_stopped() {
+    restart("a-1", false);
+}
