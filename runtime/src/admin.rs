@@ -1,5 +1,6 @@
 //! The admin endpoint: HTTP/1 for probes, Prometheus and people; and the client that the programs ask it with.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
@@ -8,7 +9,7 @@ use std::time::Duration;
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -16,7 +17,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::registry::Registry;
 use rustix::io::Errno;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
 use crate::ready::Readiness;
@@ -27,7 +28,8 @@ mod tests;
 
 pub use client::get;
 
-/// Connections at once. More wait in the kernel's backlog.
+/// Connections at once. One more ends the oldest: an answer takes no time, so that one waits for a peer that says
+/// nothing, and a probe must not wait for it too.
 const CONNECTIONS: usize = 64;
 /// For the head of a request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
@@ -86,7 +88,7 @@ impl Admin {
     fn answer(&self, method: &Method, path: &str) -> Response<Full<Bytes>> {
         if ![Method::GET, Method::HEAD].contains(method) {
             let mut refusal = response(StatusCode::METHOD_NOT_ALLOWED, TEXT, "GET or HEAD only\n");
-            refusal.headers_mut().insert(ALLOW, hyper::header::HeaderValue::from_static("GET, HEAD"));
+            refusal.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
             return refusal;
         }
         match path {
@@ -127,7 +129,7 @@ fn response(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> R
     for (name, value) in
         [(CONTENT_TYPE, kind), (CACHE_CONTROL, "no-store"), (X_CONTENT_TYPE_OPTIONS, "nosniff")]
     {
-        headers.insert(name, hyper::header::HeaderValue::from_static(value));
+        headers.insert(name, HeaderValue::from_static(value));
     }
     response
 }
@@ -163,12 +165,19 @@ impl Serving {
     /// system has no room for another the next ones wait.
     pub async fn run(self) -> io::Result<()> {
         let mut connections = JoinSet::new();
+        let mut by_age: VecDeque<AbortHandle> = VecDeque::with_capacity(CONNECTIONS);
         loop {
             tokio::select! {
                 biased;
                 Some(_) = connections.join_next(), if !connections.is_empty() => {}
-                accepted = self.listener.accept(), if connections.len() < CONNECTIONS => match accepted {
-                    Ok((stream, _)) => drop(connections.spawn(serve(stream, Arc::clone(&self.admin)))),
+                accepted = self.listener.accept() => match accepted {
+                    Ok((stream, _)) => {
+                        by_age.retain(|connection| !connection.is_finished());
+                        if by_age.len() >= CONNECTIONS && let Some(oldest) = by_age.pop_front() {
+                            oldest.abort();
+                        }
+                        by_age.push_back(connections.spawn(serve(stream, Arc::clone(&self.admin))));
+                    }
                     Err(error) if passes(&error) => sleep(PAUSE).await,
                     Err(error) => return Err(error),
                 },

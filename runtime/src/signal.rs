@@ -83,3 +83,116 @@ impl Signals {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader};
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::{Child, ChildStdout, Command, Stdio};
+    use std::time::Duration;
+
+    use rustix::process::{Pid, Signal, kill_process};
+
+    use super::*;
+
+    const ROLE: &str = "SERVICEKEEL_TEST_SIGNAL";
+
+    /// Not a test: what the tests start as a process of its own. It says what it does and then does as its role says.
+    #[test]
+    fn role() {
+        let Ok(role) = std::env::var(ROLE) else { return };
+        let asked = shutdown();
+        println!("listening");
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        match role.as_str() {
+            "clean" => println!("asked by {}", runtime.block_on(asked)),
+            "hangs" => {
+                println!("asked by {}", runtime.block_on(asked));
+                thread::sleep(Duration::from_secs(60));
+            }
+            "stuck" => {
+                let _asked = asked;
+                thread::sleep(Duration::from_secs(60));
+            }
+            "gave up" => {
+                drop(asked);
+                thread::sleep(Duration::from_secs(60));
+            }
+            other => panic!("no role {other}"),
+        }
+    }
+
+    struct Program {
+        process: Child,
+        says: BufReader<ChildStdout>,
+    }
+
+    impl Program {
+        fn start(role: &str) -> Self {
+            let mut process = Command::new(std::env::current_exe().unwrap())
+                .args(["signal::tests::role", "--exact", "--nocapture", "--test-threads=1"])
+                .env(ROLE, role)
+                .stdout(Stdio::piped())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap();
+            let says = BufReader::new(process.stdout.take().unwrap());
+            let mut program = Self { process, says };
+            program.says("listening");
+            program
+        }
+
+        /// Reads on to a line that ends so.
+        fn says(&mut self, what: &str) {
+            let mut said = String::new();
+            while !said.trim_end().ends_with(what) {
+                let from = said.len();
+                assert_ne!(self.says.read_line(&mut said).unwrap(), 0, "{what:?} was not said, but {said:?}");
+                if from > 1 << 16 {
+                    panic!("{said}");
+                }
+            }
+        }
+
+        fn send(&self, signal: Signal) {
+            kill_process(Pid::from_child(&self.process), signal).unwrap();
+        }
+
+        fn exit_code(mut self) -> Option<i32> {
+            let status = self.process.wait().unwrap();
+            assert_eq!(status.signal(), None);
+            status.code()
+        }
+    }
+
+    #[test]
+    fn the_first_asks() {
+        for (signal, name) in [(Signal::TERM, "SIGTERM"), (Signal::INT, "SIGINT")] {
+            let mut program = Program::start("clean");
+            program.send(signal);
+            program.says(&format!("asked by {name}"));
+            assert_eq!(program.exit_code(), Some(0));
+        }
+    }
+
+    #[test]
+    fn the_second_insists() {
+        let mut program = Program::start("hangs");
+        program.send(Signal::TERM);
+        program.says("asked by SIGTERM");
+        program.send(Signal::INT);
+        assert_eq!(program.exit_code(), Some(130));
+    }
+
+    /// The first may still be on its way to the thread when the second comes: then the kernel makes them one.
+    #[test]
+    fn insists_where_nobody_polls_or_waits() {
+        let program = Program::start("stuck");
+        program.send(Signal::TERM);
+        program.send(Signal::INT);
+        assert!(matches!(program.exit_code(), Some(130 | 143)));
+        let program = Program::start("gave up");
+        program.send(Signal::TERM);
+        assert_eq!(program.exit_code(), Some(143));
+    }
+}

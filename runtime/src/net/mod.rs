@@ -130,6 +130,9 @@ pub struct PeerCredentials {
     pub uid: u32,
 }
 
+/// A message and the descriptors that came beside it; `None`: the other side has closed.
+pub type Received<D> = Option<(Vec<u8>, Vec<D>)>;
+
 /// A conversation: whole messages with descriptors.
 pub trait Handoff: Send + Sync + 'static {
     /// What travels beside a message.
@@ -145,5 +148,5 @@ pub trait Handoff: Send + Sync + 'static {
     /// [`io::ErrorKind::InvalidData`].
     ///
     /// Cancel safe: a message is taken whole or not at all.
-    fn recv(&self) -> impl Future<Output = io::Result<Option<(Vec<u8>, Vec<Self::Descriptor>)>>> + Send;
+    fn recv(&self) -> impl Future<Output = io::Result<Received<Self::Descriptor>>> + Send;
 }
