@@ -7,8 +7,11 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
 /// What is logged: a level (`off`, `error`, `warn`, `info`, `debug`, `trace`) or directives of tracing's `EnvFilter`,
-/// such as `info,servicekeel_router=debug`. Default: `info`.
+/// such as `info,servicekeel_router=debug`. Default: [`DEFAULT`].
 pub const FILTER: &str = "SERVICEKEEL_LOG";
+/// What is logged where nobody says: the changes of state that the project's own programs tell, and the warnings of the
+/// libraries below them. hickory-server tells each query at `info`.
+pub const DEFAULT: &str = "warn,servicekeel=info";
 /// How it is written: `text` (default) or `json`, an object a line.
 pub const FORMAT: &str = "SERVICEKEEL_LOG_FORMAT";
 
@@ -46,7 +49,7 @@ fn variable(name: &str) -> Result<Option<String>, String> {
 
 fn filter(value: Option<&str>) -> Result<EnvFilter, String> {
     let value = match value.map(str::trim) {
-        None | Some("") => "info",
+        None | Some("") => DEFAULT,
         Some(value) => value,
     };
     for directive in value.split(',').map(str::trim) {
