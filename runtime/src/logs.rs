@@ -81,8 +81,8 @@ mod tests {
     #[test]
     fn takes_levels_and_directives() {
         for (value, read) in [
-            (None, "info"),
-            (Some(""), "info"),
+            (None, "servicekeel=info,warn"),
+            (Some(""), "servicekeel=info,warn"),
             (Some(" debug "), "debug"),
             (Some("OFF"), "off"),
             (Some("info,servicekeel_router=trace"), "servicekeel_router=trace,info"),
