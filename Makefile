@@ -4,7 +4,7 @@ CARGO ?= cargo
 PROGRAMS := -p servicekeel-sidecar -p servicekeel-router
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test e2e bench lint fmt build-sidecar build-router build-controller clean
+.PHONY: help demo test e2e bench compare lint fmt build-sidecar build-router build-controller clean
 
 help: ## Print this list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,8 +21,12 @@ e2e: ## Run the tests of the built programs, those that need root (network names
 	$(CARGO) build --locked $(PROGRAMS)
 	$(CARGO) test --locked -p e2e -- --include-ignored
 
-bench: ## Measure: criterion benches of the codecs, tables and the data path.
-	$(CARGO) bench --locked -p benches
+bench: ## Measure by criterion: annotations, leases, DNS answers, frames, TLS records, the routers' data path.
+	$(CARGO) bench --locked -p benches --benches
+
+compare: ## Measure beside direct loopback and rathole, on an idle machine: speed and memory, as ratios. About five minutes.
+	$(CARGO) build --locked --release $(PROGRAMS) -p benches
+	@$${CARGO_TARGET_DIR:-target}/release/compare --install-peers
 
 lint: ## Check format, clippy, and what the workspace depends on.
 	$(CARGO) fmt --all --check
