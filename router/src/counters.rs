@@ -8,13 +8,13 @@ macro_rules! counters {
     ($($(#[doc = $help:literal])+ $field:ident: $kind:ty = $name:literal $(, $unit:expr)?;)+) => {
         /// The router's counters; a clone counts into the same.
         #[derive(Clone, Debug, Default)]
-        pub struct Counters {
-            $($(#[doc = $help])+ pub $field: $kind,)+
+        pub(crate) struct Counters {
+            $($(#[doc = $help])+ pub(crate) $field: $kind,)+
         }
 
         impl Counters {
             /// Registers all under `servicekeel_router_`.
-            pub fn register(&self, registry: &mut Registry) {
+            pub(crate) fn register(&self, registry: &mut Registry) {
                 let registry = registry.sub_registry_with_prefix("servicekeel_router");
                 $(counters!(@register registry, self.$field, $name, concat!($($help),+) $(, $unit)?);)+
             }

@@ -11,31 +11,42 @@ use tracing::warn;
 use crate::node::Node;
 use crate::outbound;
 
-/// Accepts on one import for ever. At the bound of flows it does not accept: connections wait in the backlog.
+/// How long to wait where the system can't give another descriptor.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Accepts on one import for ever. At the bound of flows connections wait in the backlog.
 pub(crate) async fn serve<N: Net>(node: Arc<Node<N>>, listener: N::TcpListener, wanted: ServicePort) {
     let wanted = Arc::new(wanted);
     let mut draining = node.draining.subscribe();
-    loop {
-        let Ok(permit) = node.flows.clone().acquire_owned().await else { return };
-        let accepted = tokio::select! {
-            biased;
-            // What comes from now on waits in the backlog for the next router.
-            _ = draining.wait_for(|draining| *draining) => return,
-            accepted = listener.accept() => accepted,
-        };
-        match accepted {
-            Ok((app, _)) => {
-                let flow = outbound::flow(node.clone(), app, wanted.clone());
-                node.tasks.spawn(async move {
-                    flow.await;
-                    drop(permit);
-                });
-            }
-            Err(error) => {
-                // Such as EMFILE: what waits stays in the backlog meanwhile.
-                warn!(%wanted, %error, "a connection can't be accepted; trying again");
-                sleep(Duration::from_millis(50)).await;
+    let mut failing = false;
+    let accept = async {
+        loop {
+            // A permit is not held while nothing comes: there may be more imports than flows.
+            drop(node.flows.acquire().await);
+            match listener.accept().await {
+                Ok((app, _)) => {
+                    failing = false;
+                    let Ok(permit) = node.flows.clone().acquire_owned().await else { return };
+                    let flow = outbound::flow(node.clone(), app, wanted.clone());
+                    node.tasks.spawn(async move {
+                        flow.await;
+                        drop(permit);
+                    });
+                }
+                Err(error) => {
+                    // Such as EMFILE: what waits stays in the backlog meanwhile.
+                    if !std::mem::replace(&mut failing, true) {
+                        warn!(%wanted, %error, "connections can't be accepted; trying again");
+                    }
+                    sleep(PAUSE).await;
+                }
             }
         }
+    };
+    tokio::select! {
+        biased;
+        // What comes from now on waits in the backlog for the next router.
+        _ = draining.wait_for(|draining| *draining) => {}
+        () = accept => {}
     }
 }

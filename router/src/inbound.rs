@@ -1,89 +1,134 @@
 //! What peers dial, and the flows that they open to pods of this node.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use servicekeel_core::flow::frame::{Cause, Open, Preface, Purpose, Refused};
+use servicekeel_core::flow::frame::{Cause, Open, Purpose, Refused};
 use servicekeel_core::mesh::table::{Candidate, Consumer};
 use servicekeel_core::name::{Protocol, RouterId};
-use servicekeel_runtime::net::{Listener, Net};
+use servicekeel_runtime::net::{Listener, Net, Stream};
+use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
+use crate::links::{self, Met};
 use crate::node::Node;
 use crate::peers::{IDLE_TIMEOUT, Peer};
-use crate::tls::Channel;
-use crate::{datagrams, endpoint, flow, links};
+use crate::tls::{Channel, ChannelError};
+use crate::{datagrams, endpoint, flow, link};
 
 /// An unused connection of a peer is closed a little later than the peer itself closes it.
 const UNUSED: Duration = IDLE_TIMEOUT.saturating_add(Duration::from_secs(15));
+/// The most handshakes with peers at once.
+const MAX_HANDSHAKES: usize = 256;
+/// How long to wait where the system can't give another descriptor.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// The handshakes that go on. At the bound the oldest makes room, so that strangers who connect and say nothing keep
+/// nobody out.
+#[derive(Default)]
+struct Handshakes(Mutex<BTreeMap<u64, oneshot::Sender<()>>>);
+
+impl Handshakes {
+    /// Counts one in. The receiver fails when it is to make room.
+    fn begin(&self, id: u64) -> oneshot::Receiver<()> {
+        let (keep, evicted) = oneshot::channel();
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.len() >= MAX_HANDSHAKES {
+            all.pop_first();
+        }
+        all.insert(id, keep);
+        evicted
+    }
+
+    fn end(&self, id: u64) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+    }
+}
 
 /// Accepts peers for ever.
 pub(crate) async fn listen<N: Net>(node: Arc<Node<N>>, listener: N::TcpListener) {
+    let handshakes = Arc::new(Handshakes::default());
+    let mut failing = false;
     loop {
-        let Ok(permit) = node.handshakes.clone().acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, from)) => {
-                let owner = node.clone();
-                let node = node.clone();
-                owner.tasks.spawn(async move {
-                    let accepted = links::accept(&node, stream).await;
-                    drop(permit);
+                failing = false;
+                let id = node.next_id();
+                let (task, handshakes) = (node.clone(), handshakes.clone());
+                let evicted = handshakes.begin(id);
+                node.tasks.spawn(async move {
+                    let node = task;
+                    let accepted = tokio::select! {
+                        biased;
+                        _ = evicted => None,
+                        accepted = links::accept(&node, stream, from.to_string()) => Some(accepted),
+                    };
+                    handshakes.end(id);
                     match accepted {
-                        Ok((channel, preface)) => {
-                            let purpose = preface.purpose;
-                            serve(&node, channel, preface, purpose, false).await;
-                        }
-                        Err(error) => {
+                        Some(Ok(met)) => serve(&node, met, false).await,
+                        Some(Err(error)) => {
                             node.counters.peers_refused.inc();
                             warn!(%from, %error, "a connection to the peers' port is refused");
+                        }
+                        None => {
+                            node.counters.peers_refused.inc();
+                            debug!(%from, "a handshake makes room for newer ones");
                         }
                     }
                 });
             }
             Err(error) => {
-                warn!(%error, "a peer can't be accepted; trying again");
-                sleep(Duration::from_millis(50)).await;
+                if !std::mem::replace(&mut failing, true) {
+                    warn!(%error, "peers can't be accepted; trying again");
+                }
+                sleep(PAUSE).await;
             }
         }
     }
 }
 
 /// Serves a connection on which the peer opens flows, or puts it where this side opens them. `dialled`: this side
-/// dialled it, for `purpose`.
-pub(crate) async fn serve<N: Net>(
-    node: &Arc<Node<N>>,
-    channel: Channel<N::TcpStream>,
-    preface: Preface,
-    purpose: Purpose,
-    dialled: bool,
-) {
-    let peer = node.peer(&preface.sender);
-    match (purpose, dialled) {
-        (Purpose::Link, _) => links::run(node, channel, preface, None).await,
-        (Purpose::Flows, false) | (Purpose::FlowsBack, true) => flows(node, channel, &peer).await,
-        (Purpose::Datagrams, false) | (Purpose::DatagramsBack, true) => {
-            datagrams::serve::run(node.clone(), channel, peer).await;
+/// dialled it.
+pub(crate) async fn serve<N: Net>(node: &Arc<Node<N>>, met: Met<N>, dialled: bool) {
+    match (met.purpose, dialled) {
+        (Purpose::Link, _) => link::run(node, met, None).await,
+        (Purpose::Flows, false) | (Purpose::FlowsBack, true) => {
+            flows(node, met.channel, &met.peer, met.epoch).await;
         }
-        (Purpose::FlowsBack, false) => peer.put_dialled_back(channel),
-        (Purpose::DatagramsBack, false) => peer.datagrams_dialled_back(channel),
+        (Purpose::Datagrams, false) | (Purpose::DatagramsBack, true) => {
+            datagrams::serve::run(node.clone(), met.channel, met.peer, met.epoch).await;
+        }
+        (Purpose::FlowsBack, false) => met.peer.put_dialled_back(met.channel, met.epoch),
+        (Purpose::DatagramsBack, false) => met.peer.datagrams_dialled_back(met.channel),
         // What this side dials to open flows on never comes here.
         (Purpose::Flows | Purpose::Datagrams, true) => {}
     }
 }
 
 /// Serves one flow after the other on a connection, until the peer closes it.
-async fn flows<N: Net>(node: &Arc<Node<N>>, mut channel: Channel<N::TcpStream>, peer: &Arc<Peer<N>>) {
-    let epoch = peer.epoch();
+async fn flows<N: Net>(
+    node: &Arc<Node<N>>,
+    mut channel: Channel<N::TcpStream>,
+    peer: &Arc<Peer<N>>,
+    epoch: u64,
+) {
     loop {
+        let Ok(unused) = peer.unused.clone().try_acquire_owned() else {
+            debug!(peer = %peer.id, "a peer has more unused connections than it may; one is closed");
+            return;
+        };
         let next = tokio::select! {
             biased;
             next = timeout(UNUSED, flow::next_open(&mut channel)) => next,
             () = peer.lost(epoch) => return,
         };
+        drop(unused);
         let request = match next {
             Ok(Ok(Some(request))) => request,
-            Ok(Ok(None)) | Err(_) => return,
+            // Between two flows nothing is lost, however the connection ends.
+            Ok(Ok(None) | Err(ChannelError::Cut | ChannelError::Io(_))) | Err(_) => return,
             Ok(Err(error)) => {
                 warn!(peer = %peer.id, %error, "a peer broke the protocol; its connection is closed");
                 node.counters.peers_refused.inc();
@@ -123,6 +168,7 @@ async fn carry<N: Net>(
     let _carrying = node.carrying(candidate);
     node.counters.flows_inbound.inc();
     if flow::accept(channel).await.is_err() {
+        app.reset();
         return false;
     }
     let carried = flow::carry(channel, app, peer.lost(epoch)).await;

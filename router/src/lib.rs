@@ -2,6 +2,7 @@
 //!
 //! [`run`] is the program; everything that it starts ends when its future is dropped.
 
+pub mod command;
 mod counters;
 mod datagrams;
 mod endpoint;
@@ -9,6 +10,7 @@ pub mod flow;
 pub mod identity;
 mod imports;
 mod inbound;
+mod link;
 mod links;
 mod node;
 mod outbound;

@@ -1,2 +1,10 @@
-//! The program; see the library.
-fn main() {}
+//! The router's program. `servicekeel-router --help` tells the rest.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use servicekeel_router::command::Arguments;
+
+fn main() -> ExitCode {
+    Arguments::parse().run()
+}

@@ -21,8 +21,8 @@ use crate::tls::BufferPool;
 
 /// The most flows and sessions that a router carries at once; a further one waits in the kernel's backlog.
 pub(crate) const MAX_FLOWS: usize = 65_536;
-/// The most handshakes with peers at once.
-pub(crate) const MAX_HANDSHAKES: usize = 256;
+/// The most other routers that are known at once.
+const MAX_PEERS: usize = 4096;
 /// How long a flow without a route waits for one: a blip, not an outage.
 pub(crate) const ROUTE_PATIENCE: Duration = Duration::from_secs(1);
 /// How long flows to a peer outlive the last link to it.
@@ -46,7 +46,6 @@ pub(crate) struct Node<N: Net> {
     pub(crate) counters: Counters,
     pub(crate) buffers: Arc<BufferPool>,
     pub(crate) flows: Arc<Semaphore>,
-    pub(crate) handshakes: Arc<Semaphore>,
     /// True from the moment in which the router ends.
     pub(crate) draining: watch::Sender<bool>,
     pub(crate) pods: Mutex<BTreeMap<u64, Arc<Pod<N>>>>,
@@ -54,7 +53,11 @@ pub(crate) struct Node<N: Net> {
     routes: Mutex<Routes>,
     /// Counts the changes of the table.
     pub(crate) changed: watch::Sender<u64>,
+    /// Counts those that neighbours are told: this node's own exports.
+    pub(crate) exports: watch::Sender<u64>,
     peers: Mutex<BTreeMap<RouterId, Arc<Peer<N>>>>,
+    /// The addresses that are dialled, and why there is no link where there is none.
+    dials: Mutex<BTreeMap<String, Option<String>>>,
     ids: AtomicU64,
     seeds: AtomicU64,
 }
@@ -75,13 +78,14 @@ impl<N: Net> Node<N> {
             counters: Counters::default(),
             buffers: BufferPool::new(),
             flows: Arc::new(Semaphore::new(MAX_FLOWS)),
-            handshakes: Arc::new(Semaphore::new(MAX_HANDSHAKES)),
             draining: watch::Sender::new(false),
             pods: Mutex::default(),
             endpoints: Mutex::default(),
             routes: Mutex::default(),
             changed: watch::Sender::new(0),
+            exports: watch::Sender::new(0),
             peers: Mutex::default(),
+            dials: Mutex::default(),
             ids: AtomicU64::new(1),
             seeds: AtomicU64::new(seed),
         };
@@ -110,10 +114,17 @@ impl<N: Net> Node<N> {
         self.routes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes the table and wakes whoever waits for a route or tells neighbours of it.
+    /// Changes the table and wakes whoever waits for a route.
     pub(crate) fn change<T>(&self, change: impl FnOnce(&mut Table) -> T) -> T {
         let result = change(&mut self.routes().table);
         self.changed.send_modify(|version| *version += 1);
+        result
+    }
+
+    /// Changes what this node exports, and wakes the links that tell it too.
+    pub(crate) fn change_exports<T>(&self, change: impl FnOnce(&mut Table) -> T) -> T {
+        let result = self.change(change);
+        self.exports.send_modify(|version| *version += 1);
         result
     }
 
@@ -154,15 +165,32 @@ impl<N: Net> Node<N> {
         Carrying { node: self.clone(), candidate }
     }
 
-    /// The peer of a name, made where it is new.
-    pub(crate) fn peer(&self, id: &RouterId) -> Arc<Peer<N>> {
+    /// The peer of a name, made where it is new; `None` at the bound.
+    pub(crate) fn peer(&self, id: &RouterId) -> Option<Arc<Peer<N>>> {
         let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
-        peers.entry(id.clone()).or_insert_with(|| Arc::new(Peer::new(id.clone()))).clone()
+        if !peers.contains_key(id) && peers.len() >= MAX_PEERS {
+            return None;
+        }
+        Some(peers.entry(id.clone()).or_insert_with(|| Arc::new(Peer::new(id.clone()))).clone())
+    }
+
+    /// Closes what was not used for long, and forgets whom it is of no use to remember.
+    pub(crate) fn sweep(&self) {
+        // Whoever gets hold of a peer does so under this lock, or by one that holds it.
+        self.peers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|_, peer| !(peer.sweep() && Arc::strong_count(peer) == 1));
+        self.pods().values().for_each(|pod| pod.stock.sweep());
     }
 
     /// Every peer that was met.
     pub(crate) fn all_peers(&self) -> Vec<Arc<Peer<N>>> {
         self.peers.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    pub(crate) fn dials(&self) -> MutexGuard<'_, BTreeMap<String, Option<String>>> {
+        self.dials.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn pods(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Pod<N>>>> {

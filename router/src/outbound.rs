@@ -101,7 +101,7 @@ async fn open<N: Net>(
     router: &RouterId,
     wanted: &ServicePort,
 ) -> Result<Checkout<N>, String> {
-    let peer = node.peer(router);
+    let peer = node.peer(router).ok_or("it is not known any more")?;
     let request = Open { flow: node.seed(), wanted: wanted.clone(), namespace: None };
     // A pooled connection may have died unnoticed: it fails at the first word, and nothing was lost by it.
     loop {

@@ -4,15 +4,17 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use rustls::pki_types::CertificateDer;
 use servicekeel_core::flow::frame::Purpose;
 use servicekeel_core::mesh::table::LinkId;
 use servicekeel_core::name::RouterId;
 use servicekeel_runtime::net::Net;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{debug, info};
 
 use crate::datagrams::link::DatagramLink;
+use crate::identity::{Identity, PeerError};
 use crate::links;
 use crate::node::{FLOW_TIMEOUT, Node};
 use crate::tls::Channel;
@@ -23,8 +25,14 @@ const CHECKOUT_TIMEOUT: Duration = Duration::from_secs(3);
 pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// The most unused connections to one peer.
 const MAX_IDLE: usize = 256;
-/// The most dials to one peer at once.
-const MAX_DIALS: usize = 64;
+/// The most dials to one peer at once, and the most dials back that it has asked for.
+pub(crate) const MAX_DIALS: usize = 64;
+/// The most links with one peer: it and this router dial each other, perhaps by several addresses.
+const MAX_LINKS: usize = 8;
+/// The most connections of one peer that carry no flow: what its pool holds, twice over.
+const MAX_UNUSED: usize = 2 * (MAX_IDLE + MAX_DIALS);
+/// How long a peer without a link is remembered.
+const MEMORY: Duration = Duration::from_secs(3600);
 
 /// Why there is no connection to open a flow on.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -37,6 +45,15 @@ pub(crate) enum CheckoutError {
     Timeout(RouterId),
 }
 
+/// Why a live peer is cut off.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Distrust {
+    #[error("this router has no identity any more")]
+    NoIdentity,
+    #[error("{0}")]
+    Certificate(PeerError),
+}
+
 /// What the pool asks of a link.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Ask {
@@ -46,11 +63,20 @@ pub(crate) enum Ask {
     Datagrams,
 }
 
+/// Where a peer was dialled.
+#[derive(Debug, Clone)]
+pub(crate) struct Dialled {
+    /// As the config has it.
+    pub(crate) address: String,
+    /// The address that answered, for further connections: behind a name there may be several routers.
+    pub(crate) at: String,
+}
+
 /// One link, as the peer knows it.
 pub(crate) struct LinkState {
     pub(crate) ask: mpsc::Sender<Ask>,
     /// Where this side dialled it; `None`: the peer dialled.
-    pub(crate) dialled: Option<String>,
+    pub(crate) dialled: Option<Dialled>,
     pub(crate) since: Instant,
 }
 
@@ -68,7 +94,11 @@ struct State<N: Net> {
     failures: u64,
     failure: String,
     links: BTreeMap<LinkId, LinkState>,
+    /// Since when there is no link; `None` while there is one.
+    down: Option<Instant>,
     boot: Option<u64>,
+    /// The certificates that it showed last.
+    chain: Vec<CertificateDer<'static>>,
     datagrams: Option<DatagramLink<N>>,
 }
 
@@ -82,6 +112,10 @@ pub(crate) struct Peer<N: Net> {
     epoch: watch::Sender<u64>,
     /// Flows that use the peer or wait for it.
     pub(crate) busy: watch::Sender<usize>,
+    /// For its connections that carry no flow now.
+    pub(crate) unused: Arc<Semaphore>,
+    /// For the dials back that it asks for.
+    pub(crate) dial_backs: Arc<Semaphore>,
 }
 
 /// A connection that carries a flow. Dropped without [`Checkout::put_back`], it is closed.
@@ -97,17 +131,29 @@ pub(crate) struct Checkout<N: Net> {
 impl<N: Net> Checkout<N> {
     /// Gives the connection back for the next flow.
     pub(crate) fn put_back(self) {
-        if *self.peer.epoch.borrow() == self.epoch {
-            self.peer.put(self.channel);
-        }
+        self.peer.put(self.channel, self.epoch);
     }
 }
 
+/// Counts a flow in [`Peer::busy`]. Only whether there is any is news.
 struct Busy<N: Net>(Arc<Peer<N>>);
+
+impl<N: Net> Busy<N> {
+    fn new(peer: Arc<Peer<N>>) -> Self {
+        peer.busy.send_if_modified(|n| {
+            *n += 1;
+            *n == 1
+        });
+        Self(peer)
+    }
+}
 
 impl<N: Net> Drop for Busy<N> {
     fn drop(&mut self) {
-        self.0.busy.send_modify(|n| *n -= 1);
+        self.0.busy.send_if_modified(|n| {
+            *n -= 1;
+            *n == 0
+        });
     }
 }
 
@@ -116,6 +162,15 @@ struct Waiting<'a, N: Net>(&'a Peer<N>);
 impl<N: Net> Drop for Waiting<'_, N> {
     fn drop(&mut self) {
         self.0.lock().waiting -= 1;
+    }
+}
+
+/// A dial on its way, however it ends.
+struct Dialling<N: Net>(Arc<Peer<N>>);
+
+impl<N: Net> Drop for Dialling<N> {
+    fn drop(&mut self) {
+        self.0.lock().dialling -= 1;
     }
 }
 
@@ -129,11 +184,20 @@ impl<N: Net> Peer<N> {
             failures: 0,
             failure: String::new(),
             links: BTreeMap::new(),
+            down: Some(Instant::now()),
             boot: None,
+            chain: Vec::new(),
             datagrams: None,
         };
-        let (epoch, busy) = (watch::Sender::new(0), watch::Sender::new(0));
-        Self { id, state: Mutex::new(state), news: Notify::new(), epoch, busy }
+        Self {
+            id,
+            state: Mutex::new(state),
+            news: Notify::new(),
+            epoch: watch::Sender::new(0),
+            busy: watch::Sender::new(0),
+            unused: Arc::new(Semaphore::new(MAX_UNUSED)),
+            dial_backs: Arc::new(Semaphore::new(MAX_DIALS)),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State<N>> {
@@ -150,6 +214,21 @@ impl<N: Net> Peer<N> {
         *self.epoch.borrow()
     }
 
+    /// The certificates that it showed on a new connection.
+    pub(crate) fn showed(&self, chain: Vec<CertificateDer<'static>>) {
+        self.lock().chain = chain;
+    }
+
+    /// Whether what it showed last still proves who it is. That a certificate has ended meanwhile is asked at the next
+    /// connection, not of those that are up.
+    pub(crate) fn proves(&self, identity: Option<&Identity>) -> Result<(), Distrust> {
+        let identity = identity.ok_or(Distrust::NoIdentity)?;
+        match identity.peer(&self.lock().chain) {
+            Ok(_) | Err(PeerError::Expired { .. } | PeerError::NotYetValid { .. }) => Ok(()),
+            Err(error) => Err(Distrust::Certificate(error)),
+        }
+    }
+
     /// A connection to open a flow on.
     ///
     /// # Errors
@@ -158,8 +237,7 @@ impl<N: Net> Peer<N> {
         self: &Arc<Self>,
         node: &Arc<Node<N>>,
     ) -> Result<Checkout<N>, CheckoutError> {
-        self.busy.send_modify(|n| *n += 1);
-        let busy = Busy(self.clone());
+        let busy = Busy::new(self.clone());
         let deadline = Instant::now() + CHECKOUT_TIMEOUT;
         let failures = {
             let mut state = self.lock();
@@ -216,24 +294,25 @@ impl<N: Net> Peer<N> {
         if missing == 0 {
             return;
         }
-        let address = state.links.values().find_map(|link| link.dialled.clone());
-        let Some(address) = address else {
+        let Some(at) = dialled_at(state) else {
             return self.ask(state, Ask::Flows(missing as u16), missing);
         };
         for _ in 0..missing {
             state.dialling += 1;
-            let (peer, node, address) = (self.clone(), node.clone(), address.clone());
+            let dialling = Dialling(self.clone());
+            let (node, at) = (node.clone(), at.clone());
             let owner = node.clone();
             owner.tasks.spawn(async move {
-                let dialled = links::dial(&node, &address, Purpose::Flows, Some(&peer.id)).await;
-                peer.lock().dialling -= 1;
+                let dialled = links::dial(&node, &at, Purpose::Flows, Some(&dialling.0.id)).await;
+                let peer = dialling.0.clone();
+                drop(dialling);
                 match dialled {
-                    Ok((channel, _)) => {
+                    Ok(met) => {
                         node.counters.pool_dialled.inc();
-                        peer.put(channel);
+                        peer.put(met.channel, met.epoch);
                     }
                     Err(error) => {
-                        debug!(peer = %peer.id, %address, %error, "a dial for flows failed");
+                        debug!(peer = %peer.id, %at, %error, "a dial for flows failed");
                         peer.dial_failed(error.to_string());
                     }
                 }
@@ -256,10 +335,10 @@ impl<N: Net> Peer<N> {
         self.news.notify_waiters();
     }
 
-    /// A connection for flows came up, or its flow ended.
-    pub(crate) fn put(&self, channel: Channel<N::TcpStream>) {
+    /// A connection for flows came up, or its flow ended. One of an epoch that is over is closed.
+    pub(crate) fn put(&self, channel: Channel<N::TcpStream>, epoch: u64) {
         let mut state = self.lock();
-        if state.idle.len() < MAX_IDLE {
+        if epoch == self.epoch() && state.idle.len() < MAX_IDLE {
             state.idle.push(Idle { channel, since: Instant::now() });
         }
         drop(state);
@@ -267,39 +346,49 @@ impl<N: Net> Peer<N> {
     }
 
     /// The peer dialled back.
-    pub(crate) fn put_dialled_back(&self, channel: Channel<N::TcpStream>) {
+    pub(crate) fn put_dialled_back(&self, channel: Channel<N::TcpStream>, epoch: u64) {
         let mut state = self.lock();
         state.asked.0 = state.asked.0.saturating_sub(1);
         drop(state);
-        self.put(channel);
+        self.put(channel, epoch);
     }
 
-    /// Closes what was not used for long, and what the peer has closed.
-    pub(crate) fn sweep(&self) {
+    /// Closes what was not used for long, and what the peer has closed; says whether the peer can be forgotten where
+    /// nobody else holds it.
+    pub(crate) fn sweep(&self) -> bool {
         let now = Instant::now();
-        self.lock().idle.retain_mut(|idle| now - idle.since < IDLE_TIMEOUT && idle.channel.is_quiet());
+        let mut state = self.lock();
+        state.idle.retain_mut(|idle| now - idle.since < IDLE_TIMEOUT && idle.channel.is_quiet());
+        state.down.is_some_and(|since| now - since > MEMORY)
     }
 
-    /// A link came up. Another boot of the peer means that all that went before is dead.
-    pub(crate) fn link_up(&self, id: LinkId, boot: u64, link: LinkState) {
+    /// A link came up; false where the peer has too many. Another boot of the peer means that all that went before is
+    /// dead.
+    pub(crate) fn link_up(&self, id: LinkId, boot: u64, link: LinkState) -> bool {
         let mut state = self.lock();
+        if state.links.len() >= MAX_LINKS {
+            return false;
+        }
         let reborn = state.boot.replace(boot).is_some_and(|old| old != boot);
         state.links.insert(id, link);
+        state.down = None;
         if reborn {
             info!(peer = %self.id, "the peer has restarted: its flows are reset");
             self.cut(&mut state);
         }
         drop(state);
         self.news.notify_waiters();
+        true
     }
 
     /// A link went down. Where no link comes up for [`FLOW_TIMEOUT`], the flows are reset.
     pub(crate) fn link_down(self: &Arc<Self>, node: &Arc<Node<N>>, id: LinkId) {
         let mut state = self.lock();
-        state.links.remove(&id);
-        if !state.links.is_empty() {
+        if state.links.remove(&id).is_none() || !state.links.is_empty() {
             return;
         }
+        let since = Instant::now();
+        state.down = Some(since);
         // An unused connection is worth nothing behind a path that is gone.
         state.idle.clear();
         state.datagrams = None;
@@ -309,13 +398,15 @@ impl<N: Net> Peer<N> {
         node.tasks.spawn(async move {
             sleep(FLOW_TIMEOUT).await;
             let mut state = peer.lock();
-            if state.links.is_empty() && peer.epoch() == epoch {
+            // A link that came and went meanwhile has a time of its own.
+            if state.down == Some(since) && peer.epoch() == epoch {
+                info!(peer = %peer.id, "no link for {} s: its flows are reset", FLOW_TIMEOUT.as_secs());
                 peer.cut(&mut state);
             }
         });
     }
 
-    /// The peer is no longer trusted, or is another one now.
+    /// The peer is no longer trusted.
     pub(crate) fn cut_off(&self) {
         self.cut(&mut self.lock());
     }
@@ -334,18 +425,18 @@ impl<N: Net> Peer<N> {
         {
             return Some(link.clone());
         }
-        let dialled = state.links.values().find_map(|link| link.dialled.clone());
-        let (link, receiver) = DatagramLink::new();
         if state.links.is_empty() {
             return None;
         }
+        let at = dialled_at(&state);
+        let (link, receiver) = DatagramLink::new();
         state.datagrams = Some(link.clone());
-        if dialled.is_none() {
+        if at.is_none() {
             self.ask(&mut state, Ask::Datagrams, 1);
         }
         drop(state);
         let (peer, owner) = (self.clone(), node.clone());
-        let task = crate::datagrams::link::run(node.clone(), peer, receiver, dialled);
+        let task = crate::datagrams::link::run(node.clone(), peer, receiver, at);
         owner.tasks.spawn(task);
         Some(link)
     }
@@ -358,9 +449,15 @@ impl<N: Net> Peer<N> {
     }
 
     /// For the status: links, unused connections, flows.
-    pub(crate) fn describe(&self) -> (Vec<(LinkId, Option<String>, Instant)>, usize, usize) {
+    pub(crate) fn describe(&self) -> (Vec<(Option<String>, Instant)>, usize, usize) {
         let state = self.lock();
-        let links = state.links.iter().map(|(id, link)| (*id, link.dialled.clone(), link.since)).collect();
-        (links, state.idle.len(), *self.busy.borrow())
+        let links = state.links.values();
+        let links = links.map(|link| (link.dialled.as_ref().map(|d| d.address.clone()), link.since));
+        (links.collect(), state.idle.len(), *self.busy.borrow())
     }
+}
+
+/// Where further connections to the peer are dialled; `None`: it must be asked to dial back.
+fn dialled_at<N: Net>(state: &State<N>) -> Option<String> {
+    state.links.values().find_map(|link| link.dialled.as_ref().map(|dialled| dialled.at.clone()))
 }

@@ -19,14 +19,20 @@ use crate::stock::Stock;
 use crate::tasks::AbortOnDrop;
 use crate::{datagrams, imports};
 
+/// How long a sidecar may take to read what it is told.
+const SEND_TIMEOUT: Duration = Duration::from_secs(5);
+/// The most bytes that a claim of a sidecar has in logs and the status.
+const MAX_CLAIM: usize = 253;
 /// How long a connection may take to say who it is.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the sockets of a sidecar that went without a word are kept: it restarts.
 const GRACE: Duration = Duration::from_secs(30);
 /// How long the old sockets of a sidecar that came back stay beside its new ones.
 const OVERLAP: Duration = Duration::from_secs(2);
-/// The most sidecars at once.
+/// The most sidecars at once, those included that are gone and whose sockets are kept.
 const MAX_SIDECARS: usize = 4096;
+/// The most addresses of one pod, which has one for each family and network.
+const MAX_ADDRESSES: usize = 8;
 /// The most imports, and the most exports, of one sidecar.
 const MAX_SOCKETS: usize = 4096;
 
@@ -72,44 +78,73 @@ enum SessionError {
     Silent,
     #[error("hands over more than {MAX_SOCKETS} sockets")]
     TooMany,
+    #[error("reads nothing for {} s", SEND_TIMEOUT.as_secs())]
+    Stuck,
+}
+
+/// Counts a conversation, however it ends.
+struct Conversing<N: Net>(Arc<Node<N>>);
+
+impl<N: Net> Conversing<N> {
+    fn new(node: Arc<Node<N>>) -> Self {
+        node.counters.sidecars_active.inc();
+        Self(node)
+    }
+}
+
+impl<N: Net> Drop for Conversing<N> {
+    fn drop(&mut self) {
+        self.0.counters.sidecars_active.dec();
+    }
 }
 
 /// Accepts sidecars for ever.
 pub(crate) async fn serve<N: Net>(node: Arc<Node<N>>, listener: N::HandoffListener) {
+    let (mut failing, mut full) = (false, false);
     loop {
         match listener.accept().await {
             Ok((conversation, credentials)) => {
-                if node.counters.sidecars_active.get() >= MAX_SIDECARS as i64 {
-                    warn!(limit = MAX_SIDECARS, "a sidecar is refused: the bound is reached");
+                failing = false;
+                // The gauge has those that have not said Hello yet, the table those that are gone.
+                let conversing = usize::try_from(node.counters.sidecars_active.get()).unwrap_or(0);
+                if conversing.max(node.pods().len()) >= MAX_SIDECARS {
+                    if !std::mem::replace(&mut full, true) {
+                        warn!(limit = MAX_SIDECARS, "sidecars are refused: the bound is reached");
+                    }
                     node.counters.sidecars_refused.inc();
                     continue;
                 }
-                node.counters.sidecars_active.inc();
-                let task = session(node.clone(), conversation, credentials);
-                node.tasks.spawn(task);
+                full = false;
+                let counted = Conversing::new(node.clone());
+                node.tasks.spawn(session(node.clone(), conversation, credentials, counted));
             }
             Err(error) => {
-                warn!(%error, "no sidecar can be accepted; trying again");
+                if !std::mem::replace(&mut failing, true) {
+                    warn!(%error, "no sidecar can be accepted; trying again");
+                }
                 sleep(Duration::from_millis(100)).await;
             }
         }
     }
 }
 
-async fn session<N: Net>(node: Arc<Node<N>>, conversation: N::Handoff, credentials: PeerCredentials) {
+async fn session<N: Net>(
+    node: Arc<Node<N>>,
+    conversation: N::Handoff,
+    credentials: PeerCredentials,
+    counted: Conversing<N>,
+) {
     let hello = timeout(HELLO_TIMEOUT, hello(&conversation)).await.unwrap_or(Err(SessionError::Silent));
     let (claim, addresses) = match hello {
         Ok(Some(hello)) => hello,
         Ok(None) => {
             debug!(?credentials, "a connection to the sidecars' socket closed before Hello");
-            node.counters.sidecars_active.dec();
             return;
         }
         Err(error) => {
             warn!(?credentials, %error, "a sidecar is refused");
             refuse(&conversation, error.to_string()).await;
             node.counters.sidecars_refused.inc();
-            node.counters.sidecars_active.dec();
             return;
         }
     };
@@ -130,35 +165,30 @@ async fn session<N: Net>(node: Arc<Node<N>>, conversation: N::Handoff, credentia
         Sockets { node: node.clone(), pod: pod.clone(), imports: BTreeMap::new(), exports: BTreeMap::new() };
 
     let ended = converse(&node, &pod, &conversation, &mut sockets).await;
-    node.counters.sidecars_active.dec();
+    drop(counted);
     pod.stock.close();
-    match ended {
-        Ok(true) => info!(pod = %name, "the pod ends"),
-        Ok(false) => {
-            info!(pod = %name, "sidecar gone; its sockets are kept for {} s", GRACE.as_secs());
-            keep(&pod).await;
-        }
-        Err(error) => {
-            warn!(pod = %name, %error, "the sidecar broke the conversation; its sockets are kept for {} s", GRACE.as_secs());
-            node.counters.sidecars_refused.inc();
-            refuse(&conversation, error.to_string()).await;
-            drop(conversation);
-            keep(&pod).await;
-        }
+    if let Err(error) = &ended {
+        warn!(pod = %name, %error, "the sidecar broke the conversation");
+        node.counters.sidecars_refused.inc();
+        refuse(&conversation, error.to_string()).await;
+    }
+    // What is kept is its sockets, not the conversation.
+    drop(conversation);
+    if matches!(ended, Ok(true)) {
+        info!(pod = %name, "the pod ends");
+    } else {
+        info!(pod = %name, "sidecar gone; its sockets are kept for {} s", GRACE.as_secs());
+        keep(&node, &pod).await;
     }
     drop(sockets);
 }
 
 /// Waits until the sockets of a sidecar that is gone are to be closed.
-async fn keep<N: Net>(pod: &Pod<N>) {
-    pod.state.send_if_modified(|state| {
-        let gone = *state == State::Connected;
-        if gone {
-            *state = State::Gone;
-        }
-        gone
-    });
+async fn keep<N: Net>(node: &Node<N>, pod: &Pod<N>) {
     let mut state = pod.state.subscribe();
+    // Its next one may have come before its end was seen.
+    let next = node.pods().values().any(|other| other.session > pod.session && same_pod(other, pod));
+    pod.state.send_replace(if next { State::Superseded } else { State::Gone });
     // Either end is fine: the time is over, or the pod's next sidecar has come.
     let _ = timeout(GRACE, state.wait_for(|state| *state == State::Superseded)).await;
     if *pod.state.borrow() == State::Superseded {
@@ -166,29 +196,47 @@ async fn keep<N: Net>(pod: &Pod<N>) {
     }
 }
 
-/// A sidecar that came back takes its old place: same uid of the pod, same user by the kernel's word.
+/// A sidecar that came back takes its old place.
 fn supersede<N: Net>(node: &Node<N>, pod: &Pod<N>) {
-    if pod.claim.uid.is_empty() {
-        return;
+    for old in node.pods().values().filter(|old| same_pod(old, pod)) {
+        old.state.send_if_modified(|state| {
+            let gone = *state == State::Gone;
+            if gone {
+                *state = State::Superseded;
+            }
+            gone
+        });
     }
-    for old in node.pods().values() {
-        let same = old.claim.uid == pod.claim.uid && old.credentials.uid == pod.credentials.uid;
-        if same && *old.state.borrow() == State::Gone {
-            old.state.send_replace(State::Superseded);
-        }
-    }
+}
+
+/// The same uid of the pod by both words, and the same user by the kernel's.
+fn same_pod<N: Net>(a: &Pod<N>, b: &Pod<N>) -> bool {
+    !a.claim.uid.is_empty() && a.claim.uid == b.claim.uid && a.credentials.uid == b.credentials.uid
 }
 
 async fn hello<H: Handoff>(conversation: &H) -> Result<Option<(handoff::Pod, Vec<IpAddr>)>, SessionError> {
     let Some((bytes, descriptors)) = conversation.recv().await? else { return Ok(None) };
     match ToRouter::decode(&bytes, descriptors.len())? {
         ToRouter::Hello { version, .. } if version > handoff::VERSION => Err(SessionError::Version(version)),
-        ToRouter::Hello { mut addresses, pod, .. } => {
-            addresses.truncate(16);
+        ToRouter::Hello { mut addresses, mut pod, .. } => {
+            addresses.truncate(MAX_ADDRESSES);
+            pod.name = shown(&pod.name);
+            pod.uid = shown(&pod.uid);
             Ok(Some((pod, addresses)))
         }
         _ => Err(SessionError::NoHello),
     }
+}
+
+/// A claim as it may stand in a log: no line of its own, and not longer than a name.
+fn shown(claim: &str) -> String {
+    claim.chars().flat_map(char::escape_debug).take(MAX_CLAIM).collect()
+}
+
+/// Sends a message. A sidecar that reads nothing must not hold up what it sends itself.
+async fn send<H: Handoff>(conversation: &H, message: &ToSidecar) -> Result<(), SessionError> {
+    let sent = timeout(SEND_TIMEOUT, conversation.send(&message.encode(), Vec::new())).await;
+    Ok(sent.map_err(|_| SessionError::Stuck)??)
 }
 
 async fn refuse<H: Handoff>(conversation: &H, reason: String) {
@@ -209,7 +257,7 @@ async fn converse<N: Net>(
         cluster: node.id.cluster.clone(),
         node: node.id.node.clone(),
     };
-    conversation.send(&welcome.encode(), Vec::new()).await?;
+    send(conversation, &welcome).await?;
     loop {
         let (bytes, descriptors) = tokio::select! {
             biased;
@@ -218,7 +266,7 @@ async fn converse<N: Net>(
                 None => return Ok(false),
             },
             (tcp, udp) = pod.stock.poll_ask() => {
-                conversation.send(&ToSidecar::More { tcp, udp }.encode(), Vec::new()).await?;
+                send(conversation, &ToSidecar::More { tcp, udp }).await?;
                 continue;
             }
         };
@@ -228,8 +276,7 @@ async fn converse<N: Net>(
             message => {
                 if let Some((id, reason)) = sockets.handle(message, descriptors)? {
                     warn!(pod = %pod.claim.name, id, %reason, "a socket of a sidecar is refused");
-                    let refused = ToSidecar::Refused { id: Some(id), reason };
-                    conversation.send(&refused.encode(), Vec::new()).await?;
+                    send(conversation, &ToSidecar::Refused { id: Some(id), reason }).await?;
                 }
             }
         }
@@ -282,7 +329,8 @@ impl<N: Net> Sockets<N> {
                 }
                 let endpoint = *self.exports.entry(id).or_insert_with(|| self.node.next_id());
                 self.node.endpoints().insert(endpoint, Arc::new(PodPort::new(self.pod.clone(), target)));
-                self.node.change(|table| table.add(endpoint, Endpoint { port: offered, target, allow }));
+                self.node
+                    .change_exports(|table| table.add(endpoint, Endpoint { port: offered, target, allow }));
             }
             ToRouter::Unexport { id } => {
                 if let Some(endpoint) = self.exports.remove(&id) {
@@ -324,7 +372,7 @@ impl<N: Net> Sockets<N> {
 
     fn withdraw(&self, endpoint: EndpointId) {
         self.node.endpoints().remove(&endpoint);
-        self.node.change(|table| table.remove(endpoint));
+        self.node.change_exports(|table| table.remove(endpoint));
     }
 }
 

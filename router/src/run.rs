@@ -12,6 +12,7 @@ use servicekeel_runtime::admin::{self, Admin};
 use servicekeel_runtime::net::Net;
 use servicekeel_runtime::ready::Readiness;
 use tokio::sync::watch;
+use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 use tracing::{error, info, warn};
 
@@ -21,7 +22,7 @@ use crate::tasks::AbortOnDrop;
 use crate::{inbound, links, pods, status};
 
 /// How long flows may go on after the order to end. Short: meanwhile new connections wait in the sidecars' backlogs.
-const DRAIN: Duration = Duration::from_secs(2);
+const DRAIN: Duration = Duration::from_millis(1500);
 /// How often unused connections are looked through.
 const SWEEP: Duration = Duration::from_secs(10);
 
@@ -59,7 +60,7 @@ struct EndAll<N: Net>(Arc<Node<N>>);
 
 impl<N: Net> Drop for EndAll<N> {
     fn drop(&mut self) {
-        self.0.tasks.abort_all();
+        self.0.tasks.end();
     }
 }
 
@@ -72,12 +73,12 @@ impl<N: Net> Drop for EndAll<N> {
 /// [`RunError`] where it can't listen. Peers that can't be reached, and settings that turn bad, are no errors: it
 /// tries again, and keeps the last good ones.
 pub async fn run<N: Net>(
-    settings: watch::Receiver<Arc<Settings>>,
+    mut settings: watch::Receiver<Arc<Settings>>,
     net: N,
     seed: u64,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), RunError> {
-    let first = settings.borrow().clone();
+    let first = settings.borrow_and_update().clone();
     let config = first.config.clone();
     let id = RouterId { cluster: config.cluster.clone(), node: config.node.clone() };
     let node = Node::new(net, id, seed, settings.clone());
@@ -89,18 +90,11 @@ pub async fn run<N: Net>(
         .handoff_listen(path)
         .await
         .map_err(|source| RunError::Sidecars { path: path.clone(), source })?;
-    let mut accepting = vec![node.tasks.spawn(pods::serve(node.clone(), sidecars))];
-    match (config.listen.peers, &first.identity) {
-        (Some(addr), Some(_)) => {
-            let listener = node.net.listen(addr).await.map_err(|source| RunError::Peers { addr, source })?;
-            accepting.push(node.tasks.spawn(inbound::listen(node.clone(), listener)));
-            info!(%addr, "listening for peers");
-        }
-        (Some(_), None) => info!("no identity: this router serves its own node only"),
-        (None, _) => info!("listen.peers is off: peers can't dial this router"),
-    }
+    let mut peers = Peers::new(node.clone(), first);
+    peers.listen().await?;
+    let readiness = Readiness::new();
     if let Some(addr) = config.listen.admin {
-        let admin = admin(&node);
+        let admin = admin(&node, readiness.clone());
         let serving = admin::bind(addr, admin).await.map_err(|source| RunError::Admin { addr, source })?;
         node.tasks.spawn(async move {
             if let Err(error) = serving.run().await {
@@ -108,11 +102,10 @@ pub async fn run<N: Net>(
             }
         });
     }
+    let accepting = node.tasks.spawn(pods::serve(node.clone(), sidecars));
+    peers.dial();
     info!(router = %node.id, sidecars = %path.display(), "serving");
 
-    let mut dials = Dials { node: node.clone(), settings: first, running: BTreeMap::new() };
-    dials.start();
-    let mut settings = settings;
     let mut shutdown = std::pin::pin!(shutdown);
     loop {
         tokio::select! {
@@ -120,14 +113,16 @@ pub async fn run<N: Net>(
             () = &mut shutdown => break,
             Ok(()) = settings.changed() => {
                 let new = settings.borrow_and_update().clone();
-                dials.follow(new);
+                peers.follow(new).await;
             }
-            () = sleep(SWEEP) => node.all_peers().iter().for_each(|peer| peer.sweep()),
+            () = sleep(SWEEP) => node.sweep(),
         }
     }
 
     info!(flows = node.counters.flows_active.get(), "ending");
-    accepting.into_iter().for_each(|task| task.abort());
+    let _ending = readiness.wait_for("the next router: this one ends");
+    accepting.abort();
+    peers.close();
     node.draining.send_replace(true);
     let idle = async {
         while node.counters.flows_active.get() > 0 {
@@ -141,66 +136,90 @@ pub async fn run<N: Net>(
     if timeout(DRAIN, idle).await.is_err() {
         warn!(
             flows = node.counters.flows_active.get(),
-            "flows are cut: they did not end within {} s",
-            DRAIN.as_secs()
+            "flows are cut: they did not end within {} ms",
+            DRAIN.as_millis()
         );
     }
     info!("ended");
     Ok(())
 }
 
-fn admin<N: Net>(node: &Arc<Node<N>>) -> Admin {
+fn admin<N: Net>(node: &Arc<Node<N>>, readiness: Readiness) -> Admin {
     let mut registry = Registry::default();
     node.counters.register(&mut registry);
     let node = node.clone();
-    Admin::new(Readiness::new(), registry, move || {
+    let status = move || {
         serde_json::to_string(&status::read(&node))
             .unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}"))
-    })
+    };
+    Admin::new(readiness, registry, status).with_page(include_str!("page.html"))
 }
 
-/// The tasks that keep a link to each address of the config.
-struct Dials<N: Net> {
+/// The ways to and from other routers, as the settings have them.
+struct Peers<N: Net> {
     node: Arc<Node<N>>,
     settings: Arc<Settings>,
-    running: BTreeMap<String, AbortOnDrop>,
+    listening: Option<AbortHandle>,
+    /// The tasks that keep a link to each address of the config.
+    dialling: BTreeMap<String, AbortOnDrop>,
 }
 
-impl<N: Net> Dials<N> {
-    fn start(&mut self) {
-        if self.settings.identity.is_none() {
-            if !self.settings.config.peers.is_empty() {
-                warn!("peers are configured but no identity: they are not dialled");
+impl<N: Net> Peers<N> {
+    fn new(node: Arc<Node<N>>, settings: Arc<Settings>) -> Self {
+        Self { node, settings, listening: None, dialling: BTreeMap::new() }
+    }
+
+    /// Listens, once there is an identity to show.
+    async fn listen(&mut self) -> Result<(), RunError> {
+        match (self.settings.config.listen.peers, &self.settings.identity) {
+            _ if self.listening.is_some() => {}
+            (Some(addr), Some(_)) => {
+                let listener =
+                    self.node.net.listen(addr).await.map_err(|source| RunError::Peers { addr, source })?;
+                self.listening = Some(self.node.tasks.spawn(inbound::listen(self.node.clone(), listener)));
+                info!(%addr, "listening for peers");
             }
-            self.running.clear();
-            return;
+            (_, None) => info!("no identity: this router serves its own node only"),
+            (None, _) => info!("listen.peers is off: peers can't dial this router"),
         }
-        let wanted: Vec<String> =
-            self.settings.config.peers.iter().map(|peer| peer.address.clone()).collect();
-        self.running.retain(|address, _| wanted.contains(address));
+        Ok(())
+    }
+
+    /// Dials the peers of the settings, and no others any more.
+    fn dial(&mut self) {
+        let wanted: Vec<String> = match self.settings.identity {
+            Some(_) => self.settings.config.peers.iter().map(|peer| peer.address.clone()).collect(),
+            None => Vec::new(),
+        };
+        self.dialling.retain(|address, _| wanted.contains(address));
+        self.node.dials().retain(|address, _| wanted.contains(address));
         for address in wanted {
             let node = &self.node;
-            self.running
-                .entry(address.clone())
-                .or_insert_with(|| AbortOnDrop(node.tasks.spawn(links::keep(node.clone(), address))));
+            self.dialling.entry(address.clone()).or_insert_with(|| {
+                node.dials().insert(address.clone(), None);
+                AbortOnDrop(node.tasks.spawn(links::keep(node.clone(), address)))
+            });
         }
     }
 
     /// Takes new settings: what they do not change goes on as it is.
-    fn follow(&mut self, new: Arc<Settings>) {
+    async fn follow(&mut self, new: Arc<Settings>) {
         self.settings = new;
-        info!(peers = self.settings.config.peers.len(), "new settings");
         for peer in self.node.all_peers() {
-            let trusted = self
-                .settings
-                .identity
-                .as_ref()
-                .is_some_and(|i| i.trust().any(|bundle| bundle.cluster() == &peer.id.cluster));
-            if !trusted {
-                warn!(peer = %peer.id, "the peer's cluster is no longer trusted: cut off");
+            if let Err(reason) = peer.proves(self.settings.identity.as_deref()) {
+                warn!(peer = %peer.id, %reason, "the peer is no longer trusted: cut off");
                 peer.cut_off();
             }
         }
-        self.start();
+        if let Err(error) = self.listen().await {
+            error!(%error, "peers can't dial this router");
+        }
+        self.dial();
+    }
+
+    fn close(&mut self) {
+        if let Some(listening) = self.listening.take() {
+            listening.abort();
+        }
     }
 }

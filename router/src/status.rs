@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use servicekeel_runtime::net::Net;
 use tokio::time::Instant;
 
@@ -10,83 +10,92 @@ use crate::node::Node;
 use crate::pods::State;
 
 /// The router as it is now.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Status {
-    cluster: String,
-    node: String,
-    draining: bool,
-    peers: Vec<PeerStatus>,
-    sidecars: Vec<SidecarStatus>,
-    imports: Vec<ImportStatus>,
-    exports: Vec<ExportStatus>,
+    pub(crate) cluster: String,
+    pub(crate) node: String,
+    pub(crate) draining: bool,
+    pub(crate) peers: Vec<PeerStatus>,
+    /// The addresses of the config's `peers`.
+    pub(crate) dials: Vec<DialStatus>,
+    pub(crate) sidecars: Vec<SidecarStatus>,
+    pub(crate) imports: Vec<ImportStatus>,
+    pub(crate) exports: Vec<ExportStatus>,
     /// What neighbours offer.
-    offers: Vec<OfferStatus>,
-    flows: FlowStatus,
+    pub(crate) offers: Vec<OfferStatus>,
+    pub(crate) flows: FlowStatus,
     /// When the node's certificate ends, seconds since 1970; absent without an identity.
-    certificate_ends: Option<u64>,
+    pub(crate) certificate_ends: Option<u64>,
 }
 
-#[derive(Debug, Serialize)]
-struct PeerStatus {
-    router: String,
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct PeerStatus {
+    pub(crate) router: String,
     /// `up` while a link is.
-    state: &'static str,
-    links: Vec<LinkStatus>,
-    idle_connections: usize,
-    flows: usize,
+    pub(crate) state: String,
+    pub(crate) links: Vec<LinkStatus>,
+    pub(crate) idle_connections: usize,
+    pub(crate) flows: usize,
 }
 
-#[derive(Debug, Serialize)]
-struct LinkStatus {
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct DialStatus {
+    pub(crate) address: String,
+    /// Why there is no link; absent where there is one, or the first dial is on its way.
+    pub(crate) problem: Option<String>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct LinkStatus {
     /// Where it was dialled; absent where the peer dialled.
-    dialled: Option<String>,
-    seconds: u64,
+    pub(crate) dialled: Option<String>,
+    pub(crate) seconds: u64,
 }
 
-#[derive(Debug, Serialize)]
-struct SidecarStatus {
-    pod: String,
-    namespace: String,
-    uid: String,
-    process: i32,
-    user: u32,
-    state: &'static str,
-    addresses: Vec<String>,
-    tcp_sockets: usize,
-    udp_sockets: usize,
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct SidecarStatus {
+    pub(crate) pod: String,
+    pub(crate) namespace: String,
+    pub(crate) uid: String,
+    pub(crate) process: i32,
+    pub(crate) user: u32,
+    pub(crate) state: String,
+    pub(crate) addresses: Vec<String>,
+    pub(crate) tcp_sockets: usize,
+    pub(crate) udp_sockets: usize,
 }
 
-#[derive(Debug, Serialize)]
-struct ImportStatus {
-    service: String,
-    pod: String,
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct ImportStatus {
+    pub(crate) service: String,
+    pub(crate) pod: String,
     /// Where its next flow goes first; absent where nothing offers it.
-    route: Option<String>,
+    pub(crate) route: Option<String>,
 }
 
-#[derive(Debug, Serialize)]
-struct ExportStatus {
-    service: String,
-    pod: String,
-    target: u16,
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct ExportStatus {
+    pub(crate) service: String,
+    pub(crate) pod: String,
+    pub(crate) target: u16,
     /// Who may use it; absent: every member of the mesh.
-    allow: Option<Vec<String>>,
+    pub(crate) allow: Option<Vec<String>>,
 }
 
-#[derive(Debug, Serialize)]
-struct OfferStatus {
-    service: String,
-    router: String,
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct OfferStatus {
+    pub(crate) service: String,
+    pub(crate) router: String,
 }
 
-#[derive(Debug, Serialize)]
-struct FlowStatus {
-    active: i64,
-    local: u64,
-    outbound: u64,
-    inbound: u64,
-    failed: u64,
-    lost: u64,
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct FlowStatus {
+    pub(crate) active: i64,
+    pub(crate) local: u64,
+    pub(crate) outbound: u64,
+    pub(crate) inbound: u64,
+    pub(crate) failed: u64,
+    pub(crate) lost: u64,
 }
 
 pub(crate) fn read<N: Net>(node: &Arc<Node<N>>) -> Status {
@@ -95,16 +104,18 @@ pub(crate) fn read<N: Net>(node: &Arc<Node<N>>) -> Status {
         let (links, idle_connections, flows) = peer.describe();
         PeerStatus {
             router: peer.id.to_string(),
-            state: if links.is_empty() { "down" } else { "up" },
+            state: if links.is_empty() { "down" } else { "up" }.to_owned(),
             links: links
                 .into_iter()
-                .map(|(_, dialled, since)| LinkStatus { dialled, seconds: (now - since).as_secs() })
+                .map(|(dialled, since)| LinkStatus { dialled, seconds: (now - since).as_secs() })
                 .collect(),
             idle_connections,
             flows,
         }
     });
     let peers = peers.collect();
+    let dials = node.dials().clone().into_iter();
+    let dials = dials.map(|(address, problem)| DialStatus { address, problem }).collect();
     let pods: Vec<_> = node.pods().values().cloned().collect();
     let sidecars = pods.iter().map(|pod| {
         let (tcp_sockets, udp_sockets) = pod.stock.held();
@@ -118,7 +129,8 @@ pub(crate) fn read<N: Net>(node: &Arc<Node<N>>) -> Status {
                 State::Connected => "connected",
                 State::Gone => "gone",
                 State::Superseded => "superseded",
-            },
+            }
+            .to_owned(),
             addresses: pod.addresses.iter().map(ToString::to_string).collect(),
             tcp_sockets,
             udp_sockets,
@@ -159,6 +171,7 @@ pub(crate) fn read<N: Net>(node: &Arc<Node<N>>) -> Status {
         node: node.id.node.to_string(),
         draining: *node.draining.borrow(),
         peers,
+        dials,
         sidecars,
         imports,
         exports: exports.collect(),

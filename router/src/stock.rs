@@ -8,26 +8,60 @@ use servicekeel_core::handoff::{DescriptorKind, MAX_DESCRIPTORS};
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
-/// Sockets kept for a pod that is hardly used.
-const FIRST_TARGET: usize = 8;
+/// TCP and UDP sockets kept for a pod that is hardly used.
+const FIRST_TARGET: (usize, usize) = (8, 2);
 /// The most sockets kept for a pod, of each kind.
 const LAST_TARGET: usize = 512;
 /// How long a flow waits for a socket that the sidecar was asked for.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// A sidecar that did not give what it was asked for within this time is asked again.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
+/// How long a stock that did not run low stays as large as it is.
+const SHRINK: Duration = Duration::from_secs(60);
 
 struct Shelf<D> {
     held: Vec<D>,
+    first: usize,
     target: usize,
+    /// Asked for and not there yet, and when last.
     asked: usize,
+    asked_at: Instant,
+    /// When it ran out last, or became smaller.
+    settled: Instant,
 }
 
 impl<D> Shelf<D> {
-    fn new(target: usize) -> Self {
-        Self { held: Vec::new(), target, asked: 0 }
+    fn new(first: usize) -> Self {
+        let now = Instant::now();
+        Self { held: Vec::new(), first, target: first, asked: 0, asked_at: now, settled: now }
     }
 
     fn missing(&self) -> usize {
         self.target.saturating_sub(self.held.len() + self.asked)
+    }
+
+    /// What a sidecar owes for long it does not have: such as one at its limit of descriptors.
+    fn forget_asked(&mut self, now: Instant) {
+        if self.asked > 0 && now - self.asked_at >= ASK_AGAIN {
+            self.asked = 0;
+        }
+    }
+
+    fn ask(&mut self, most: usize) -> usize {
+        let n = self.missing().min(most);
+        if n > 0 {
+            self.asked += n;
+            self.asked_at = Instant::now();
+        }
+        n
+    }
+
+    fn shrink(&mut self, now: Instant) {
+        if self.target > self.first && now - self.settled >= SHRINK {
+            self.target = (self.target / 2).max(self.first);
+            self.held.truncate(self.target);
+            self.settled = now;
+        }
     }
 }
 
@@ -48,7 +82,8 @@ pub(crate) struct Stock<D> {
 
 impl<D> Stock<D> {
     pub(crate) fn new() -> Self {
-        let shelves = Shelves { tcp: Shelf::new(FIRST_TARGET), udp: Shelf::new(2), closed: false };
+        let (tcp, udp) = FIRST_TARGET;
+        let shelves = Shelves { tcp: Shelf::new(tcp), udp: Shelf::new(udp), closed: false };
         Self { shelves: Mutex::new(shelves), arrived: Notify::new(), low: Notify::new() }
     }
 
@@ -75,7 +110,9 @@ impl<D> Stock<D> {
                 let taken = shelf.held.pop();
                 if taken.is_none() {
                     shelf.target = (shelf.target * 2).min(LAST_TARGET);
+                    shelf.settled = Instant::now();
                 }
+                shelf.forget_asked(Instant::now());
                 if shelf.missing() * 2 >= shelf.target {
                     self.low.notify_one();
                 }
@@ -99,10 +136,8 @@ impl<D> Stock<D> {
         loop {
             let (tcp, udp) = {
                 let mut shelves = self.lock();
-                let tcp = shelves.tcp.missing().min(MAX_DESCRIPTORS);
-                let udp = shelves.udp.missing().min(MAX_DESCRIPTORS - tcp);
-                shelves.tcp.asked += tcp;
-                shelves.udp.asked += udp;
+                let tcp = shelves.tcp.ask(MAX_DESCRIPTORS);
+                let udp = shelves.udp.ask(MAX_DESCRIPTORS - tcp);
                 (tcp as u16, udp as u16)
             };
             if tcp + udp > 0 {
@@ -112,7 +147,7 @@ impl<D> Stock<D> {
         }
     }
 
-    /// Sockets came from the sidecar. What is beyond the target was not asked for and is closed.
+    /// Sockets came from the sidecar. What is far beyond the target was not asked for and is closed.
     pub(crate) fn put(&self, tcp: Vec<D>, udp: Vec<D>) {
         let mut shelves = self.lock();
         for (shelf, sockets) in [(0, tcp), (1, udp)] {
@@ -134,9 +169,79 @@ impl<D> Stock<D> {
         self.arrived.notify_waiters();
     }
 
+    /// Gives back what a burst had needed and the time since has not.
+    pub(crate) fn sweep(&self) {
+        let now = Instant::now();
+        let mut shelves = self.lock();
+        shelves.tcp.shrink(now);
+        shelves.udp.shrink(now);
+    }
+
     /// How many TCP and UDP sockets are held.
     pub(crate) fn held(&self) -> (usize, usize) {
         let shelves = self.lock();
         (shelves.tcp.held.len(), shelves.udp.held.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn asked(stock: &Stock<u32>) -> (u16, u16) {
+        tokio::time::timeout(Duration::from_millis(1), stock.poll_ask()).await.unwrap_or((0, 0))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn grows_with_need_and_shrinks_without() {
+        let stock = Stock::new();
+        assert_eq!(asked(&stock).await, (8, 2));
+        stock.put((0..8).collect(), vec![8, 9]);
+        for _ in 0..8 {
+            stock.take(DescriptorKind::TcpUnconnected).await.unwrap();
+        }
+        let more = asked(&stock).await.0;
+        assert!(more >= 4, "asked before it ran out: {more}");
+        stock.put((0..more.into()).collect(), vec![]);
+        for _ in 0..more {
+            stock.take(DescriptorKind::TcpUnconnected).await.unwrap();
+        }
+        assert!(stock.take(DescriptorKind::TcpUnconnected).await.is_err());
+        assert_eq!(asked(&stock).await.0, 16);
+        stock.put((0..16).collect(), vec![]);
+        assert_eq!(stock.held(), (16, 2));
+        tokio::time::advance(SHRINK).await;
+        stock.sweep();
+        assert_eq!(stock.held(), (8, 2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sidecar_that_owes_is_asked_again() {
+        let stock: Stock<u32> = Stock::new();
+        assert_eq!(asked(&stock).await, (8, 2));
+        let start = Instant::now();
+        let refused = stock.take(DescriptorKind::TcpUnconnected).await.unwrap_err();
+        assert_eq!((refused.kind(), start.elapsed()), (io::ErrorKind::TimedOut, PATIENCE));
+        tokio::time::advance(ASK_AGAIN).await;
+        assert!(stock.take(DescriptorKind::TcpUnconnected).await.is_err());
+        assert!(asked(&stock).await.0 >= 8);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_held_outlives_the_sidecar() {
+        let stock = Stock::new();
+        stock.put(vec![1], vec![]);
+        stock.close();
+        assert_eq!(stock.take(DescriptorKind::TcpUnconnected).await.unwrap(), 1);
+        let start = Instant::now();
+        let gone = stock.take(DescriptorKind::TcpUnconnected).await.unwrap_err();
+        assert_eq!((gone.kind(), start.elapsed()), (io::ErrorKind::NotConnected, Duration::ZERO));
+    }
+
+    #[test]
+    fn no_more_than_the_bound_is_kept() {
+        let stock = Stock::new();
+        stock.put((0..2000).collect(), (0..2000).collect());
+        assert_eq!(stock.held(), (LAST_TARGET, LAST_TARGET));
     }
 }

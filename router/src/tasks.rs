@@ -7,20 +7,33 @@ use tokio::task::{AbortHandle, JoinSet};
 
 /// Owns every task that the router starts.
 #[derive(Default)]
-pub(crate) struct Tasks(Mutex<JoinSet<()>>);
+pub(crate) struct Tasks(Mutex<Set>);
+
+#[derive(Default)]
+struct Set {
+    tasks: JoinSet<()>,
+    ended: bool,
+}
 
 impl Tasks {
     /// Starts a task.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
         let mut set = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         // Each start clears away what has ended, so the set holds what lives and a few more.
-        while set.try_join_next().is_some() {}
-        set.spawn(task)
+        while set.tasks.try_join_next().is_some() {}
+        let handle = set.tasks.spawn(task);
+        if set.ended {
+            handle.abort();
+        }
+        handle
     }
 
-    /// Ends every task. What was started holds the node, which holds this: the circle is cut here.
-    pub(crate) fn abort_all(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
+    /// Ends every task, and those that a running one still starts. What was started holds the node, which holds this:
+    /// the circle is cut here.
+    pub(crate) fn end(&self) {
+        let mut set = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        set.ended = true;
+        set.tasks.abort_all();
     }
 }
 

@@ -14,35 +14,43 @@ use tracing::{debug, warn};
 
 use super::link::{DatagramLink, Outgoing, Reply};
 use super::pod::{self, Answers};
-use super::{MAX_SESSIONS, SESSION_IDLE};
+use super::{Counted, MAX_DATAGRAM, MAX_SESSIONS, SESSION_IDLE, Signs};
 use crate::node::Node;
 use crate::tasks::AbortOnDrop;
 
 /// Where one client's datagrams go.
 enum Session<N: Net> {
-    Here { queue: mpsc::Sender<Vec<u8>>, _task: AbortOnDrop },
-    There { link: DatagramLink<N>, session: u64 },
+    Here { queue: mpsc::Sender<Vec<u8>>, signs: Signs, _task: AbortOnDrop },
+    There { link: DatagramLink<N>, session: u64, signs: Signs },
 }
 
 impl<N: Net> Session<N> {
     fn is_over(&self) -> bool {
         match self {
             Self::Here { queue, .. } => queue.is_closed(),
-            Self::There { link, session } => link.is_over(*session),
+            Self::There { link, signs, .. } => link.is_closed() || signs.is_over(),
         }
+    }
+
+    fn take_answered(&self) -> bool {
+        let (Self::Here { signs, .. } | Self::There { signs, .. }) = self;
+        signs.take_answered()
     }
 
     fn send(&self, datagram: Vec<u8>) -> bool {
         match self {
             Self::Here { queue, .. } => queue.try_send(datagram).is_ok(),
-            Self::There { link, session } => link.send(Outgoing::Data { session: *session, bytes: datagram }),
+            Self::There { link, session, .. } => {
+                link.send(Outgoing::Data { session: *session, bytes: datagram })
+            }
         }
     }
 }
 
 impl<N: Net> Drop for Session<N> {
     fn drop(&mut self) {
-        if let Self::There { link, session } = self {
+        if let Self::There { link, session, .. } = self {
+            // Where the queue is full, the session ends there by its idle time.
             link.send(Outgoing::Close { session: *session });
         }
     }
@@ -52,21 +60,33 @@ impl<N: Net> Drop for Session<N> {
 pub(crate) async fn serve<N: Net>(node: Arc<Node<N>>, socket: N::UdpSocket, wanted: ServicePort) {
     let (socket, wanted) = (Arc::new(socket), Arc::new(wanted));
     let mut sessions: Sessions<SocketAddr, Session<N>> = Sessions::new(MAX_SESSIONS, SESSION_IDLE);
-    let counted = Counted(node.clone(), 0);
-    let mut counted = counted;
-    let mut buf = vec![0; super::MAX_DATAGRAM];
+    let mut counted = Counted::new(node.clone());
+    let mut buf = vec![0; MAX_DATAGRAM];
+    let (mut failing, mut full) = (false, false);
     loop {
-        while let Some((client, _)) = sessions.poll_expired(Instant::now().into_std()) {
-            debug!(%wanted, %client, "a session was idle");
+        let now = Instant::now().into_std();
+        while let Some((client, session)) = sessions.poll_expired(now) {
+            // One that only listens lives by what it hears.
+            if session.take_answered() && !session.is_over() {
+                sessions.insert(client, session, now);
+            } else {
+                debug!(%wanted, %client, "a session was idle");
+            }
         }
+        full &= sessions.len() >= MAX_SESSIONS;
         counted.set(sessions.len());
         let expiry = sessions.poll_timeout().map(Instant::from_std);
         let (len, client) = tokio::select! {
             biased;
             received = socket.recv_from(&mut buf) => match received {
-                Ok(received) => received,
+                Ok(received) => {
+                    failing = false;
+                    received
+                }
                 Err(error) => {
-                    debug!(%wanted, %error, "an import's socket");
+                    if !std::mem::replace(&mut failing, true) {
+                        warn!(%wanted, %error, "an import's datagrams can't be received; trying again");
+                    }
                     sleep(Duration::from_millis(10)).await;
                     continue;
                 }
@@ -82,8 +102,8 @@ pub(crate) async fn serve<N: Net>(node: Arc<Node<N>>, socket: N::UdpSocket, want
                 node.counters.datagrams_dropped.inc();
                 continue;
             };
-            if let Some((client, _)) = sessions.insert(client, session, now) {
-                warn!(%wanted, %client, limit = MAX_SESSIONS, "the oldest UDP session makes room");
+            if sessions.insert(client, session, now).is_some() && !std::mem::replace(&mut full, true) {
+                warn!(%wanted, limit = MAX_SESSIONS, "the UDP sessions that are idle for longest make room");
             }
         }
         if let Some(session) = sessions.touch(&client, now)
@@ -101,38 +121,22 @@ fn open<N: Net>(
     wanted: &Arc<ServicePort>,
 ) -> Option<Session<N>> {
     let candidates = node.candidates(wanted);
+    let signs = Signs::default();
     match candidates.first()? {
         Candidate::Local(_) => {
             let (queue, queued) = pod::queue();
-            let answers = Answers::Client(socket.clone(), client);
+            let answers = Answers::Client(socket.clone(), client, signs.clone());
             let task = node.tasks.spawn(pod::run(node.clone(), wanted.clone(), candidates, queued, answers));
-            Some(Session::Here { queue, _task: AbortOnDrop(task) })
+            Some(Session::Here { queue, signs, _task: AbortOnDrop(task) })
         }
         Candidate::Remote(router) => {
-            let link = node.peer(router).datagrams(node)?;
+            let link = node.peer(router)?.datagrams(node)?;
             let session = node.next_id();
             let open = Open { flow: node.seed(), wanted: (**wanted).clone(), namespace: None };
-            let reply = Reply { socket: socket.clone(), client, wanted: wanted.clone() };
-            link.open(session, open, reply).then_some(Session::There { link, session })
+            let reply =
+                Reply { socket: socket.clone(), client, wanted: wanted.clone(), signs: signs.clone() };
+            // Not opened, there is none to close.
+            link.open(session, open, reply).then(|| Session::There { link, session, signs })
         }
-    }
-}
-
-/// Keeps the count of sessions right, also where the import ends.
-struct Counted<N: Net>(Arc<Node<N>>, i64);
-
-impl<N: Net> Counted<N> {
-    fn set(&mut self, sessions: usize) {
-        let sessions = sessions as i64;
-        if sessions != self.1 {
-            self.0.counters.sessions_active.inc_by(sessions - self.1);
-            self.1 = sessions;
-        }
-    }
-}
-
-impl<N: Net> Drop for Counted<N> {
-    fn drop(&mut self) {
-        self.set(0);
     }
 }

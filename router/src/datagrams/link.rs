@@ -1,32 +1,41 @@
 //! The connection on which this router opens UDP sessions at a peer.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use servicekeel_core::flow::frame::{self, Kind, Open, Purpose, Refused};
 use servicekeel_core::mesh::table::Candidate;
 use servicekeel_core::name::ServicePort;
+use servicekeel_core::session::Sessions;
 use servicekeel_runtime::net::{Datagrams, Net};
 use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, warn};
 
-use super::{MAX_SESSIONS, QUEUE};
+use super::{MAX_SESSIONS, QUEUE, SESSION_IDLE, Signs};
 use crate::links::{self, LinkError};
 use crate::node::Node;
 use crate::peers::Peer;
-use crate::tls::Channel;
+use crate::tls::{Channel, Next};
 
 /// How long the peer may take to dial back.
 const DIAL_BACK_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a session is kept here without a datagram: longer than by its import, which ends it.
+const KEPT: Duration = SESSION_IDLE.saturating_mul(3);
 
 /// Where a session's answers go: the import's socket, and its client.
 pub(crate) struct Reply<N: Net> {
     pub(crate) socket: Arc<N::UdpSocket>,
     pub(crate) client: SocketAddr,
     pub(crate) wanted: Arc<ServicePort>,
+    pub(crate) signs: Signs,
+}
+
+impl<N: Net> Drop for Reply<N> {
+    fn drop(&mut self) {
+        self.signs.end();
+    }
 }
 
 /// What goes to the peer.
@@ -40,13 +49,11 @@ pub(crate) enum Outgoing<N: Net> {
 pub(crate) struct DatagramLink<N: Net> {
     outgoing: mpsc::Sender<Outgoing<N>>,
     delivered: mpsc::Sender<Channel<N::TcpStream>>,
-    /// The sessions that the peer refused or ended: their imports open new ones.
-    over: Arc<Mutex<std::collections::BTreeSet<u64>>>,
 }
 
 impl<N: Net> Clone for DatagramLink<N> {
     fn clone(&self) -> Self {
-        Self { outgoing: self.outgoing.clone(), delivered: self.delivered.clone(), over: self.over.clone() }
+        Self { outgoing: self.outgoing.clone(), delivered: self.delivered.clone() }
     }
 }
 
@@ -54,25 +61,19 @@ impl<N: Net> Clone for DatagramLink<N> {
 pub(crate) struct Receiver<N: Net> {
     outgoing: mpsc::Receiver<Outgoing<N>>,
     delivered: mpsc::Receiver<Channel<N::TcpStream>>,
-    over: Arc<Mutex<std::collections::BTreeSet<u64>>>,
 }
 
 impl<N: Net> DatagramLink<N> {
     pub(crate) fn new() -> (Self, Receiver<N>) {
         let (outgoing, from_imports) = mpsc::channel(QUEUE);
         let (delivered, channels) = mpsc::channel(1);
-        let over = Arc::new(Mutex::default());
-        let receiver = Receiver { outgoing: from_imports, delivered: channels, over: over.clone() };
-        (Self { outgoing, delivered, over }, receiver)
+        let receiver = Receiver { outgoing: from_imports, delivered: channels };
+        (Self { outgoing, delivered }, receiver)
     }
 
+    /// Whether its sessions can carry no more.
     pub(crate) fn is_closed(&self) -> bool {
         self.outgoing.is_closed()
-    }
-
-    /// Whether a session can carry no more.
-    pub(crate) fn is_over(&self, session: u64) -> bool {
-        self.is_closed() || self.over.lock().unwrap_or_else(PoisonError::into_inner).contains(&session)
     }
 
     /// Opens a session; the peer's answer is not waited for.
@@ -92,24 +93,27 @@ impl<N: Net> DatagramLink<N> {
     }
 }
 
-/// Connects and serves the link to its end.
+/// Connects and serves the link to its end. `at`: where to dial; `None`: the peer was asked to dial back.
 pub(crate) async fn run<N: Net>(
     node: Arc<Node<N>>,
     peer: Arc<Peer<N>>,
     mut receiver: Receiver<N>,
-    dialled: Option<String>,
+    at: Option<String>,
 ) {
-    let channel = match &dialled {
-        Some(address) => {
-            links::dial(&node, address, Purpose::Datagrams, Some(&peer.id)).await.map(|(c, _)| c)
-        }
+    let epoch = peer.epoch();
+    let channel = match &at {
+        Some(at) => links::dial(&node, at, Purpose::Datagrams, Some(&peer.id)).await.map(|met| met.channel),
         None => match timeout(DIAL_BACK_TIMEOUT, receiver.delivered.recv()).await {
             Ok(Some(channel)) => Ok(channel),
             _ => Err(LinkError::Silent),
         },
     };
     let ended = match channel {
-        Ok(channel) => serve(&node, &peer, receiver, channel).await,
+        Ok(channel) => {
+            let replies = Sessions::new(MAX_SESSIONS, KEPT);
+            let mut link = Link { node: &node, peer: &peer, channel, replies, full: false };
+            link.serve(receiver.outgoing, epoch).await
+        }
         Err(error) => Err(error),
     };
     if let Err(error) = ended {
@@ -117,96 +121,121 @@ pub(crate) async fn run<N: Net>(
     }
 }
 
-async fn serve<N: Net>(
-    node: &Node<N>,
-    peer: &Peer<N>,
-    mut receiver: Receiver<N>,
-    mut channel: Channel<N::TcpStream>,
-) -> Result<(), LinkError> {
-    let lost = peer.lost(peer.epoch());
-    let mut lost = std::pin::pin!(lost);
-    let mut replies: BTreeMap<u64, Reply<N>> = BTreeMap::new();
-    loop {
-        tokio::select! {
-            biased;
-            frame = channel.recv() => {
-                let Some((header, payload)) = frame? else { return Ok(()) };
-                let session = header.offset;
-                match header.kind {
-                    Kind::Datagram => match replies.get(&session) {
-                        Some(reply) if reply.socket.send_to(payload, reply.client).await.is_ok() => {
-                            node.counters.datagrams.inc();
-                        }
-                        _ => {
-                            node.counters.datagrams_dropped.inc();
-                        }
-                    },
-                    Kind::Refused => {
-                        let refused: Refused =
-                            frame::decode_payload(payload).map_err(|e| LinkError::Malformed(e.to_string()))?;
-                        if let Some(reply) = replies.remove(&session) {
-                            warn!(wanted = %reply.wanted, peer = %peer.id, reason = %refused.reason, "a UDP session is refused");
-                            node.failed(&reply.wanted, &Candidate::Remote(peer.id.clone()));
-                            end(&receiver, session);
-                        }
-                    }
-                    Kind::Close => {
-                        replies.remove(&session);
-                        end(&receiver, session);
-                    }
-                    Kind::Opened => {}
-                    kind => return Err(LinkError::Unexpected(kind)),
-                }
+struct Link<'a, N: Net> {
+    node: &'a Node<N>,
+    peer: &'a Peer<N>,
+    channel: Channel<N::TcpStream>,
+    replies: Sessions<u64, Reply<N>>,
+    /// That the bound is reached was told.
+    full: bool,
+}
+
+impl<N: Net> Link<'_, N> {
+    async fn serve(
+        &mut self,
+        mut outgoing: mpsc::Receiver<Outgoing<N>>,
+        epoch: u64,
+    ) -> Result<(), LinkError> {
+        let lost = self.peer.lost(epoch);
+        let mut lost = std::pin::pin!(lost);
+        loop {
+            // What waits goes out together, also while answers come without a pause.
+            for _ in 0..QUEUE {
+                let Ok(next) = outgoing.try_recv() else { break };
+                self.put(next)?;
             }
-            outgoing = receiver.outgoing.recv() => {
-                let Some(mut outgoing) = outgoing else { return Ok(()) };
-                // What waits goes out together.
-                loop {
-                    put(node, &mut channel, &mut replies, &receiver, outgoing)?;
-                    match receiver.outgoing.try_recv() {
-                        Ok(next) => outgoing = next,
-                        Err(_) => break,
-                    }
-                }
+            let now = Instant::now().into_std();
+            while let Some((session, _)) = self.replies.poll_expired(now) {
+                self.channel.send_payload(Kind::Close, session, &[])?;
             }
-            () = &mut lost => return Ok(()),
+            let expiry = self.replies.poll_timeout().map(Instant::from_std);
+            tokio::select! {
+                biased;
+                next = self.channel.next() => match next? {
+                    Next::Frame(header, payload) => {
+                        handle(self.node, self.peer, &mut self.replies, header, payload).await?;
+                    }
+                    Next::Flushed => {}
+                    Next::Closed => return Ok(()),
+                },
+                next = outgoing.recv() => match next {
+                    Some(next) => self.put(next)?,
+                    None => return Ok(()),
+                },
+                () = &mut lost => return Ok(()),
+                () = sleep_until(expiry.unwrap_or_else(Instant::now)), if expiry.is_some() => {}
+            }
         }
+    }
+
+    fn put(&mut self, outgoing: Outgoing<N>) -> Result<(), LinkError> {
+        let now = Instant::now().into_std();
+        match outgoing {
+            Outgoing::Open { session, open, reply } => {
+                self.channel.send_message(Kind::Open, session, &open)?;
+                match self.replies.insert(session, reply, now) {
+                    Some((oldest, _)) => {
+                        self.channel.send_payload(Kind::Close, oldest, &[])?;
+                        if !std::mem::replace(&mut self.full, true) {
+                            warn!(peer = %self.peer.id, limit = MAX_SESSIONS, "the UDP sessions that are idle for longest make room");
+                        }
+                    }
+                    None => self.full = false,
+                }
+            }
+            // Slower than what it is asked for: a network would drop it too.
+            Outgoing::Data { .. } if self.channel.is_full() => {
+                self.node.counters.datagrams_dropped.inc();
+            }
+            Outgoing::Data { session, bytes } => {
+                if self.replies.touch(&session, now).is_some() {
+                    self.channel.send_payload(Kind::Datagram, session, &bytes)?;
+                } else {
+                    self.node.counters.datagrams_dropped.inc();
+                }
+            }
+            Outgoing::Close { session } => {
+                if self.replies.remove(&session).is_some() {
+                    self.channel.send_payload(Kind::Close, session, &[])?;
+                }
+            }
+        }
+        Ok(())
     }
 }
 
-fn end<N: Net>(receiver: &Receiver<N>, session: u64) {
-    receiver.over.lock().unwrap_or_else(PoisonError::into_inner).insert(session);
-}
-
-fn put<N: Net>(
+/// Takes a frame of the peer.
+async fn handle<N: Net>(
     node: &Node<N>,
-    channel: &mut Channel<N::TcpStream>,
-    replies: &mut BTreeMap<u64, Reply<N>>,
-    receiver: &Receiver<N>,
-    outgoing: Outgoing<N>,
+    peer: &Peer<N>,
+    replies: &mut Sessions<u64, Reply<N>>,
+    header: frame::Header,
+    payload: &[u8],
 ) -> Result<(), LinkError> {
-    match outgoing {
-        Outgoing::Open { session, open, reply } => {
-            if replies.len() >= MAX_SESSIONS {
+    let session = header.offset;
+    match header.kind {
+        Kind::Datagram => match replies.touch(&session, Instant::now().into_std()) {
+            Some(reply) if reply.socket.send_to(payload, reply.client).await.is_ok() => {
+                reply.signs.answer();
+                node.counters.datagrams.inc();
+            }
+            _ => {
                 node.counters.datagrams_dropped.inc();
-                end(receiver, session);
-                return Ok(());
             }
-            channel.send_message(Kind::Open, session, &open)?;
-            replies.insert(session, reply);
-        }
-        Outgoing::Data { .. } if channel.is_full() => {
-            node.counters.datagrams_dropped.inc();
-        }
-        Outgoing::Data { session, bytes } => {
-            channel.send_payload(Kind::Datagram, session, &bytes)?;
-        }
-        Outgoing::Close { session } => {
-            receiver.over.lock().unwrap_or_else(PoisonError::into_inner).remove(&session);
-            if replies.remove(&session).is_some() {
-                channel.send_payload(Kind::Close, session, &[])?;
+        },
+        Kind::Refused => {
+            let refused: Refused =
+                frame::decode_payload(payload).map_err(|e| LinkError::Malformed(e.to_string()))?;
+            if let Some(reply) = replies.remove(&session) {
+                debug!(wanted = %reply.wanted, peer = %peer.id, reason = %refused.reason, "a UDP session is refused");
+                node.failed(&reply.wanted, &Candidate::Remote(peer.id.clone()));
             }
         }
+        Kind::Close => {
+            replies.remove(&session);
+        }
+        Kind::Opened => {}
+        kind => return Err(LinkError::Unexpected(kind)),
     }
     Ok(())
 }

@@ -1,14 +1,20 @@
 //! UDP sessions: datagrams between a pod's import and an endpoint, with their boundaries, up to 65,507 bytes.
 //!
 //! A session is an import and a client's address. It sticks to its endpoint while that lives and ends after
-//! [`SESSION_IDLE`] without a datagram. To another router the sessions share one connection.
+//! [`SESSION_IDLE`] without a datagram either way. To another router the sessions share one connection.
 
 pub(crate) mod import;
 pub(crate) mod link;
 pub(crate) mod pod;
 pub(crate) mod serve;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+
+use servicekeel_runtime::net::Net;
+
+use crate::node::Node;
 
 /// How long a session lives without a datagram.
 pub(crate) const SESSION_IDLE: Duration = Duration::from_secs(60);
@@ -18,3 +24,57 @@ pub(crate) const MAX_SESSIONS: usize = 4096;
 pub(crate) const MAX_DATAGRAM: usize = 65_507;
 /// Datagrams that wait for a slow receiver; further ones are dropped, as a network would.
 pub(crate) const QUEUE: usize = 128;
+
+/// What the two ends of a session tell one another beside datagrams; a clone is the same.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Signs(Arc<Flags>);
+
+#[derive(Debug, Default)]
+struct Flags {
+    over: AtomicBool,
+    answered: AtomicBool,
+}
+
+impl Signs {
+    /// The far end is gone: the next datagram opens another session.
+    pub(crate) fn end(&self) {
+        self.0.over.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.0.over.load(Ordering::Relaxed)
+    }
+
+    /// An answer came.
+    pub(crate) fn answer(&self) {
+        self.0.answered.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether an answer came since this was asked last.
+    pub(crate) fn take_answered(&self) -> bool {
+        self.0.answered.swap(false, Ordering::Relaxed)
+    }
+}
+
+/// Keeps the count of a table's sessions right, also where the table ends.
+pub(crate) struct Counted<N: Net>(Arc<Node<N>>, i64);
+
+impl<N: Net> Counted<N> {
+    pub(crate) fn new(node: Arc<Node<N>>) -> Self {
+        Self(node, 0)
+    }
+
+    pub(crate) fn set(&mut self, sessions: usize) {
+        let sessions = sessions as i64;
+        if sessions != self.1 {
+            self.0.counters.sessions_active.inc_by(sessions - self.1);
+            self.1 = sessions;
+        }
+    }
+}
+
+impl<N: Net> Drop for Counted<N> {
+    fn drop(&mut self) {
+        self.set(0);
+    }
+}

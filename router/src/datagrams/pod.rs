@@ -3,22 +3,27 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use servicekeel_core::handoff::DescriptorKind;
 use servicekeel_core::mesh::table::Candidate;
 use servicekeel_core::name::ServicePort;
 use servicekeel_runtime::net::{Datagrams, Net};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tracing::debug;
 
 use super::link::Outgoing;
-use super::{MAX_DATAGRAM, QUEUE};
+use super::{MAX_DATAGRAM, QUEUE, Signs};
 use crate::node::Node;
+
+/// How long an endpoint may take to refuse the first datagram, which then goes to the next address.
+const REFUSAL: Duration = Duration::from_secs(1);
 
 /// Where the pod's answers go.
 pub(crate) enum Answers<N: Net> {
     /// To a client of this node, from the import's own socket.
-    Client(Arc<N::UdpSocket>, SocketAddr),
+    Client(Arc<N::UdpSocket>, SocketAddr, Signs),
     /// To another router.
     Session(mpsc::Sender<Outgoing<N>>, u64),
 }
@@ -26,7 +31,10 @@ pub(crate) enum Answers<N: Net> {
 impl<N: Net> Answers<N> {
     async fn send(&self, datagram: &[u8]) -> bool {
         match self {
-            Self::Client(socket, client) => socket.send_to(datagram, *client).await.is_ok(),
+            Self::Client(socket, client, signs) => {
+                signs.answer();
+                socket.send_to(datagram, *client).await.is_ok()
+            }
             Self::Session(sender, session) => {
                 sender.try_send(Outgoing::Data { session: *session, bytes: datagram.into() }).is_ok()
             }
@@ -85,6 +93,8 @@ async fn converse<N: Net>(
     let mut buf = vec![0; MAX_DATAGRAM];
     socket.send_to(first, addr).await?;
     node.counters.datagrams.inc();
+    // One that refuses does so at once; what is quiet has taken it, as many protocols never answer.
+    let taken = Instant::now() + REFUSAL;
     loop {
         tokio::select! {
             biased;
@@ -98,14 +108,16 @@ async fn converse<N: Net>(
                     if sent { node.counters.datagrams.inc() } else { node.counters.datagrams_dropped.inc() };
                 }
                 // An ICMP refusal: the port is closed. One that answered before may only be restarting.
-                Err(error) if heard => debug!(%addr, %error, "an endpoint refuses datagrams"),
+                Err(error) if heard || Instant::now() > taken => {
+                    debug!(%addr, %error, "an endpoint refuses datagrams");
+                }
                 Err(error) => return Err(error),
             },
             datagram = queue.recv() => {
                 let Some(datagram) = datagram else { return Ok(()) };
                 match socket.send_to(&datagram, addr).await {
                     Ok(()) => node.counters.datagrams.inc(),
-                    Err(error) if heard => {
+                    Err(error) if heard || Instant::now() > taken => {
                         debug!(%addr, %error, "a datagram is dropped");
                         node.counters.datagrams_dropped.inc()
                     }

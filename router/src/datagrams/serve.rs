@@ -12,13 +12,13 @@ use tracing::{debug, warn};
 
 use super::link::Outgoing;
 use super::pod::{self, Answers};
-use super::{MAX_SESSIONS, QUEUE, SESSION_IDLE};
+use super::{Counted, MAX_SESSIONS, QUEUE, SESSION_IDLE};
 use crate::inbound;
 use crate::links::LinkError;
 use crate::node::Node;
 use crate::peers::Peer;
 use crate::tasks::AbortOnDrop;
-use crate::tls::Channel;
+use crate::tls::{Channel, Next};
 
 struct Session {
     queue: mpsc::Sender<Vec<u8>>,
@@ -26,8 +26,18 @@ struct Session {
 }
 
 /// Serves the sessions of one connection until the peer closes it.
-pub(crate) async fn run<N: Net>(node: Arc<Node<N>>, channel: Channel<N::TcpStream>, peer: Arc<Peer<N>>) {
-    if let Err(error) = serve(&node, channel, &peer).await {
+pub(crate) async fn run<N: Net>(
+    node: Arc<Node<N>>,
+    channel: Channel<N::TcpStream>,
+    peer: Arc<Peer<N>>,
+    epoch: u64,
+) {
+    // One carries all of a peer's sessions, so it counts as one of the few that carry no flow.
+    let Ok(_unused) = peer.unused.clone().try_acquire_owned() else {
+        debug!(peer = %peer.id, "a peer has more connections without a flow than it may; one is closed");
+        return;
+    };
+    if let Err(error) = serve(&node, channel, &peer, epoch).await {
         debug!(peer = %peer.id, %error, "a peer's connection for UDP sessions is down");
     }
 }
@@ -36,78 +46,136 @@ async fn serve<N: Net>(
     node: &Arc<Node<N>>,
     mut channel: Channel<N::TcpStream>,
     peer: &Arc<Peer<N>>,
+    epoch: u64,
 ) -> Result<(), LinkError> {
-    let lost = peer.lost(peer.epoch());
+    let lost = peer.lost(epoch);
     let mut lost = std::pin::pin!(lost);
     let (answers, mut answered) = mpsc::channel::<Outgoing<N>>(QUEUE);
-    let mut sessions: Sessions<u64, Session> = Sessions::new(MAX_SESSIONS, SESSION_IDLE);
+    let mut served = Served {
+        node,
+        peer,
+        answers,
+        sessions: Sessions::new(MAX_SESSIONS, SESSION_IDLE),
+        counted: Counted::new(node.clone()),
+        full: false,
+    };
     loop {
-        while let Some((session, _)) = sessions.poll_expired(Instant::now().into_std()) {
+        // What waits goes out together, also while datagrams come without a pause.
+        for _ in 0..QUEUE {
+            let Ok(answer) = answered.try_recv() else { break };
+            served.answer(&mut channel, answer)?;
+        }
+        while let Some((session, _)) = served.sessions.poll_expired(Instant::now().into_std()) {
             channel.send_payload(Kind::Close, session, &[])?;
         }
-        let expiry = sessions.poll_timeout().map(Instant::from_std);
-        tokio::select! {
+        served.counted.set(served.sessions.len());
+        let expiry = served.sessions.poll_timeout().map(Instant::from_std);
+        let due = tokio::select! {
             biased;
-            frame = channel.recv() => {
-                let Some((header, payload)) = frame? else { return Ok(()) };
-                let session = header.offset;
-                match header.kind {
-                    Kind::Open => {
-                        let open: Open =
-                            frame::decode_payload(payload).map_err(|e| LinkError::Malformed(e.to_string()))?;
-                        match admit(node, peer, &open) {
-                            Ok(candidates) => {
-                                let (queue, queued) = pod::queue();
-                                let to = Answers::Session(answers.clone(), session);
-                                let wanted = Arc::new(open.wanted);
-                                let task = pod::run(node.clone(), wanted, candidates, queued, to);
-                                let task = AbortOnDrop(node.tasks.spawn(task));
-                                let now = Instant::now().into_std();
-                                if let Some((oldest, _)) = sessions.insert(session, Session { queue, _task: task }, now) {
-                                    warn!(peer = %peer.id, limit = MAX_SESSIONS, "the oldest UDP session makes room");
-                                    channel.send_payload(Kind::Close, oldest, &[])?;
-                                }
-                            }
-                            Err(refused) => channel.send_message(Kind::Refused, session, &refused)?,
-                        }
+            next = channel.next() => match next? {
+                Next::Frame(header, payload) => served.handle(header, payload)?,
+                Next::Flushed => None,
+                Next::Closed => return Ok(()),
+            },
+            Some(answer) = answered.recv() => {
+                served.answer(&mut channel, answer)?;
+                None
+            }
+            () = sleep_until(expiry.unwrap_or_else(Instant::now)), if expiry.is_some() => None,
+            () = &mut lost => return Ok(()),
+        };
+        match due {
+            Some((session, Due::Close)) => channel.send_payload(Kind::Close, session, &[])?,
+            Some((session, Due::Refused(refused))) => {
+                channel.send_message(Kind::Refused, session, &refused)?;
+            }
+            None => {}
+        }
+    }
+}
+
+/// What the peer must be told of a session.
+enum Due {
+    Close,
+    Refused(Refused),
+}
+
+struct Served<'a, N: Net> {
+    node: &'a Arc<Node<N>>,
+    peer: &'a Peer<N>,
+    answers: mpsc::Sender<Outgoing<N>>,
+    sessions: Sessions<u64, Session>,
+    counted: Counted<N>,
+    /// That the bound is reached was told.
+    full: bool,
+}
+
+impl<N: Net> Served<'_, N> {
+    /// Takes a frame of the peer.
+    fn handle(&mut self, header: frame::Header, payload: &[u8]) -> Result<Option<(u64, Due)>, LinkError> {
+        let session = header.offset;
+        let now = Instant::now().into_std();
+        match header.kind {
+            Kind::Open => {
+                let open = frame::decode_payload(payload).map_err(|e| LinkError::Malformed(e.to_string()))?;
+                return Ok(self.open(session, open));
+            }
+            Kind::Datagram => {
+                let sent = self.sessions.touch(&session, now).map(|s| s.queue.try_send(payload.into()));
+                match sent {
+                    Some(Ok(())) => {}
+                    Some(Err(mpsc::error::TrySendError::Closed(_))) => {
+                        self.sessions.remove(&session);
+                        return Ok(Some((session, Due::Close)));
                     }
-                    Kind::Datagram => {
-                        let now = Instant::now().into_std();
-                        let sent = sessions.touch(&session, now).map(|s| s.queue.try_send(payload.into()));
-                        match sent {
-                            Some(Ok(())) => {}
-                            Some(Err(mpsc::error::TrySendError::Closed(_))) => {
-                                sessions.remove(&session);
-                                channel.send_payload(Kind::Close, session, &[])?;
-                            }
-                            Some(Err(mpsc::error::TrySendError::Full(_))) | None => {
-                                node.counters.datagrams_dropped.inc();
-                            }
-                        }
+                    Some(Err(mpsc::error::TrySendError::Full(_))) | None => {
+                        self.node.counters.datagrams_dropped.inc();
                     }
-                    Kind::Close => {
-                        sessions.remove(&session);
-                    }
-                    kind => return Err(LinkError::Unexpected(kind)),
                 }
             }
-            Some(mut answer) = answered.recv() => loop {
-                if let Outgoing::Data { session, bytes } = answer {
-                    sessions.touch(&session, Instant::now().into_std());
-                    if channel.is_full() {
-                        node.counters.datagrams_dropped.inc();
-                    } else {
-                        channel.send_payload(Kind::Datagram, session, &bytes)?;
-                    }
-                }
-                match answered.try_recv() {
-                    Ok(next) => answer = next,
-                    Err(_) => break,
-                }
-            },
-            () = sleep_until(expiry.unwrap_or_else(Instant::now)), if expiry.is_some() => {}
-            () = &mut lost => return Ok(()),
+            Kind::Close => {
+                self.sessions.remove(&session);
+            }
+            kind => return Err(LinkError::Unexpected(kind)),
         }
+        Ok(None)
+    }
+
+    fn open(&mut self, session: u64, open: Open) -> Option<(u64, Due)> {
+        let candidates = match admit(self.node, self.peer, &open) {
+            Ok(candidates) => candidates,
+            Err(refused) => return Some((session, Due::Refused(refused))),
+        };
+        let (queue, queued) = pod::queue();
+        let to = Answers::Session(self.answers.clone(), session);
+        let task = pod::run(self.node.clone(), Arc::new(open.wanted), candidates, queued, to);
+        let task = AbortOnDrop(self.node.tasks.spawn(task));
+        let now = Instant::now().into_std();
+        match self.sessions.insert(session, Session { queue, _task: task }, now) {
+            Some((oldest, _)) => {
+                if !std::mem::replace(&mut self.full, true) {
+                    warn!(peer = %self.peer.id, limit = MAX_SESSIONS, "the UDP sessions that are idle for longest make room");
+                }
+                Some((oldest, Due::Close))
+            }
+            None => {
+                self.full = false;
+                None
+            }
+        }
+    }
+
+    /// Puts an answer of a pod to what is sent.
+    fn answer(&mut self, channel: &mut Channel<N::TcpStream>, answer: Outgoing<N>) -> Result<(), LinkError> {
+        if let Outgoing::Data { session, bytes } = answer {
+            self.sessions.touch(&session, Instant::now().into_std());
+            if channel.is_full() {
+                self.node.counters.datagrams_dropped.inc();
+            } else {
+                channel.send_payload(Kind::Datagram, session, &bytes)?;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -1,6 +1,7 @@
 //! Carries one flow: an application's socket on one side, a channel to another router on the other. One task, no locks;
 //! while nothing moves it holds no buffer.
 
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::ops::Range;
 use std::pin::Pin;
@@ -47,7 +48,7 @@ pub async fn carry<S: Stream, A: Stream>(
         app: Some(app),
         flow: Flow::default(),
         places: Vec::new(),
-        assembled: Vec::new(),
+        held: VecDeque::new(),
         unsent: None,
         unsent_range: 0..0,
         read_ended: false,
@@ -63,14 +64,14 @@ pub async fn carry<S: Stream, A: Stream>(
     })
     .await;
     let (sent, received) = carry.flow.counts();
-    match (carry.app.take(), &end) {
-        (Some(app), Err(_)) => app.reset(),
-        (app, _) => drop(app),
+    if end.is_ok() {
+        drop(carry.app.take());
     }
     Carried { sent, received, end }
 }
 
-struct Carry<'a, S: Stream, A> {
+/// Dropped before its end, it resets the application, which would else take what it has for all.
+struct Carry<'a, S: Stream, A: Stream> {
     channel: &'a mut Channel<S>,
     buffers: Arc<BufferPool>,
     /// Gone once it is broken or was reset.
@@ -78,8 +79,8 @@ struct Carry<'a, S: Stream, A> {
     flow: Flow,
     /// Payloads in the channel's buffer that the application has not taken yet.
     places: Vec<Range<usize>>,
-    /// The same for one that spans records.
-    assembled: Vec<u8>,
+    /// Bytes before those that have left the channel's buffer: of frames that span records, or to read on behind them.
+    held: VecDeque<u8>,
     /// Bytes of the application that are not sealed yet.
     unsent: Option<Box<[u8]>>,
     unsent_range: Range<usize>,
@@ -134,7 +135,7 @@ impl<S: Stream, A: Stream> Carry<'_, S, A> {
             app.reset();
         }
         self.places = Vec::new();
-        self.assembled = Vec::new();
+        self.held = VecDeque::new();
         self.unsent_range = 0..0;
     }
 
@@ -142,8 +143,8 @@ impl<S: Stream, A: Stream> Carry<'_, S, A> {
     fn deliver(&mut self, cx: &mut Context<'_>) -> bool {
         let mut moved = false;
         while let Some(app) = &mut self.app {
-            let taken = if !self.assembled.is_empty() {
-                Pin::new(app).poll_write(cx, &self.assembled)
+            let taken = if !self.held.is_empty() {
+                Pin::new(app).poll_write(cx, self.held.as_slices().0)
             } else if !self.places.is_empty() {
                 self.channel.poll_deliver(cx, app, &self.places)
             } else {
@@ -153,10 +154,13 @@ impl<S: Stream, A: Stream> Carry<'_, S, A> {
                 Poll::Ready(Ok(n)) if n > 0 => {
                     moved = true;
                     self.flow.handle_delivered(n as u64);
-                    if self.assembled.is_empty() {
+                    if self.held.is_empty() {
                         consume(&mut self.places, n);
                     } else {
-                        self.assembled.drain(..n);
+                        self.held.drain(..n);
+                        if self.held.is_empty() {
+                            self.held = VecDeque::new();
+                        }
                     }
                 }
                 Poll::Ready(_) => {
@@ -186,13 +190,33 @@ impl<S: Stream, A: Stream> Carry<'_, S, A> {
         moved
     }
 
+    /// Whether this side's application is stopped until the peer acknowledges.
+    fn window_is_full(&self) -> bool {
+        self.app.is_some() && !self.read_ended && self.flow.may_send() == 0
+    }
+
+    /// Takes what waits for the application out of the channel's buffer.
+    fn hold(&mut self) {
+        for range in self.places.drain(..) {
+            self.held.extend(self.channel.payload(&Place::Received(range)));
+        }
+    }
+
     /// Takes what the peer sent, once the application took all of before: a slow reader stops its writer.
     fn take_frames(&mut self, cx: &mut Context<'_>) -> Result<bool, ChannelError> {
-        if !self.places.is_empty() || !self.assembled.is_empty() {
-            return Ok(false);
+        if !self.places.is_empty() || !self.held.is_empty() {
+            if !self.window_is_full() {
+                return Ok(false);
+            }
+            // An application that writes and does not read yet waits for an acknowledgement which stands behind what it
+            // does not read. What is held so is at most the peer's window.
+            self.hold();
         }
         let mut moved = false;
-        while self.flow.poll_end().is_none() && self.places.len() < BATCH && self.assembled.is_empty() {
+        while self.flow.poll_end().is_none() && self.places.len() < BATCH {
+            if !self.held.is_empty() && !self.window_is_full() {
+                break;
+            }
             let Some(frame) = self.channel.next_frame()? else {
                 if moved {
                     break;
@@ -207,19 +231,10 @@ impl<S: Stream, A: Stream> Carry<'_, S, A> {
             moved = true;
             match self.flow.handle_frame(frame.header)? {
                 Received::Deliver => match frame.place {
-                    Place::Received(range) => self.places.push(range),
-                    Place::Assembled => {
-                        if self.places.is_empty() {
-                            self.assembled = self.channel.payload(&Place::Assembled).to_vec();
-                        } else {
-                            // Behind others in one batch: all of them are put together.
-                            let mut all = Vec::new();
-                            for range in self.places.drain(..) {
-                                all.extend_from_slice(self.channel.payload(&Place::Received(range)));
-                            }
-                            all.extend_from_slice(self.channel.payload(&Place::Assembled));
-                            self.assembled = all;
-                        }
+                    Place::Received(range) if self.held.is_empty() => self.places.push(range),
+                    place => {
+                        self.hold();
+                        self.held.extend(self.channel.payload(&place));
                     }
                 },
                 Received::Reset => self.drop_app(),
@@ -281,7 +296,7 @@ impl<S: Stream, A: Stream> Carry<'_, S, A> {
     fn transmit(&mut self) -> Result<bool, ChannelError> {
         let mut moved = false;
         // What was read goes before an end.
-        while self.unsent_range.is_empty() && self.channel.room(HEADER).is_some() {
+        while self.unsent_range.is_empty() && self.channel.has_room(HEADER) {
             let Some(header) = self.flow.poll_transmit() else { break };
             if let Some(room) = self.channel.room(HEADER) {
                 room.copy_from_slice(&header.encode());
@@ -299,6 +314,17 @@ impl<S: Stream, A: Stream> Carry<'_, S, A> {
         match self.channel.poll_flush(cx) {
             Poll::Ready(flushed) => flushed.map(|()| true),
             Poll::Pending => Ok(false),
+        }
+    }
+}
+
+impl<S: Stream, A: Stream> Drop for Carry<'_, S, A> {
+    fn drop(&mut self) {
+        if let Some(app) = self.app.take() {
+            app.reset();
+        }
+        if let Some(buffer) = self.unsent.take() {
+            self.buffers.give(buffer);
         }
     }
 }

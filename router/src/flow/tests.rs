@@ -171,3 +171,30 @@ async fn a_lost_path_resets_the_application() {
     assert!(matches!(carried.end, Err(ChannelError::Lost)));
     assert!(app.read(&mut [0]).await.is_err(), "the loss looks like an end");
 }
+
+#[tokio::test]
+async fn one_that_writes_all_before_it_reads_is_not_stopped_by_what_it_does_not_read() {
+    let (mut a, mut b) = channels().await;
+    // More than every buffer and window on the way, both ways.
+    let (forth, back) = (pattern(30_000_000), pattern(30_000_001));
+    let client = async |mut stream: OsStream| {
+        stream.write_all(&forth).await.unwrap();
+        stream.shutdown().await.unwrap();
+        let mut got = Vec::new();
+        stream.read_to_end(&mut got).await.unwrap();
+        got
+    };
+    let (near, far, got, echoed) =
+        flow(&mut a, &mut b, client, |s| send_all_then_read(s, back.clone())).await;
+    assert!(near.end.is_ok() && far.end.is_ok());
+    assert!(got == back && echoed == forth);
+}
+
+#[tokio::test]
+async fn a_flow_that_is_dropped_resets_the_application() {
+    let (mut a, _b) = channels().await;
+    let (mut app, router) = streams().await;
+    let carried = timeout(Duration::from_millis(50), carry(&mut a, router, std::future::pending())).await;
+    assert!(carried.is_err());
+    assert!(app.read(&mut [0]).await.is_err(), "the router's end looks like the service's");
+}

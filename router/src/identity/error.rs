@@ -201,6 +201,13 @@ impl IdentityError {
 /// A time as people read it, such as `2027-01-31 12:00:05 UTC`.
 pub struct Date(pub UnixTime);
 
+impl From<std::time::SystemTime> for Date {
+    fn from(time: std::time::SystemTime) -> Self {
+        let since = time.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        Self(UnixTime::since_unix_epoch(since))
+    }
+}
+
 impl fmt::Display for Date {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let seconds = i64::try_from(self.0.as_secs()).unwrap_or(i64::MAX);

@@ -71,6 +71,16 @@ pub(crate) struct Frame {
     pub(crate) place: Place,
 }
 
+/// What happens on a channel.
+pub(crate) enum Next<'c> {
+    /// A frame came.
+    Frame(Header, &'c [u8]),
+    /// What waited to be sent has gone out: there is room for more.
+    Flushed,
+    /// The peer has closed.
+    Closed,
+}
+
 /// A TLS 1.3 connection that carries frames.
 pub struct Channel<S> {
     stream: S,
@@ -267,6 +277,25 @@ impl<S: Stream> Channel<S> {
         Ok(frame.map(|frame| (frame.header, self.payload(&frame.place))))
     }
 
+    /// What happens next on a channel that is written to at the same time.
+    ///
+    /// Cancel safe.
+    ///
+    /// # Errors
+    /// [`ChannelError`]: the connection is of no use any more.
+    pub(crate) async fn next(&mut self) -> Result<Next<'_>, ChannelError> {
+        let waits = !self.is_flushed();
+        let frame = poll_fn(|cx| match self.poll_frame(cx) {
+            Poll::Pending if waits && self.is_flushed() => Poll::Ready(Ok(None)),
+            polled => polled.map_ok(Some),
+        });
+        Ok(match frame.await? {
+            None => Next::Flushed,
+            Some(None) => Next::Closed,
+            Some(Some(frame)) => Next::Frame(frame.header, self.payload(&frame.place)),
+        })
+    }
+
     pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Frame>, ChannelError>> {
         loop {
             if let Some(frame) = self.next_frame()? {
@@ -282,16 +311,22 @@ impl<S: Stream> Channel<S> {
         }
     }
 
+    /// Whether there is room for a record of `n` bytes of plaintext.
+    pub(crate) fn has_room(&self, n: usize) -> bool {
+        let filled = if self.sent == self.filled { 0 } else { self.filled };
+        filled + RECORD_HEADER + n + RECORD_TRAILER <= BUFFER
+    }
+
     /// Where a record's plaintext of at most `n` bytes goes; then [`Self::seal_record`]. `None` where there is no room.
     pub(crate) fn room(&mut self, n: usize) -> Option<&mut [u8]> {
         debug_assert!(n <= MAX_PLAINTEXT);
         if self.sent == self.filled {
             (self.sent, self.filled) = (0, 0);
         }
-        let start = self.filled + RECORD_HEADER;
-        if start + n + RECORD_TRAILER > BUFFER {
+        if !self.has_room(n) {
             return None;
         }
+        let start = self.filled + RECORD_HEADER;
         let output = self.output.get_or_insert_with(|| self.buffers.take());
         output.get_mut(start..start + n)
     }

@@ -180,10 +180,14 @@ macro_rules! drive {
             mut connection: $connection,
         ) -> Result<Done, HandshakeError> {
             let (mut input, mut output) = (Vec::new(), Vec::new());
+            // rustls is given one record more at a time: what comes right behind the handshake is not its business.
+            let (mut record, mut given) = (0, 0);
             let mut heard = false;
             loop {
-                let (discard, next) = step(connection.process_tls_records(&mut input), &mut output);
+                let (discard, next) = step(connection.process_tls_records(&mut input[..given]), &mut output);
                 input.drain(..discard);
+                given -= discard;
+                record = usize::saturating_sub(record, discard);
                 let next = match next {
                     Ok(next) => next,
                     Err(error) => {
@@ -204,6 +208,14 @@ macro_rules! drive {
                     Step::Again | Step::Send => {}
                     Step::Closed => return Err(HandshakeError::Closed(heard)),
                     Step::Read => {
+                        if end_of_record(&input, record) == Some(given) {
+                            record = given;
+                        }
+                        let end = end_of_record(&input, record).unwrap_or(input.len());
+                        if end > given {
+                            given = end;
+                            continue;
+                        }
                         if input.len() > MAX_WAITING {
                             return Err(HandshakeError::TooLong);
                         }
@@ -230,6 +242,14 @@ macro_rules! drive {
 }
 drive!(client, UnbufferedClientConnection);
 drive!(server, UnbufferedServerConnection);
+
+/// Where the record ends that starts at `start`; `None` where the input does not have all of it.
+fn end_of_record(input: &[u8], start: usize) -> Option<usize> {
+    // RFC 8446 §5.1: a type, a version of two bytes, a length of two bytes.
+    let length = input.get(start + 3..start + 5)?;
+    let end = start + 5 + usize::from(u16::from_be_bytes([length[0], length[1]]));
+    (end <= input.len()).then_some(end)
+}
 
 /// Says what speaks there, where it is not TLS. A TLS peer starts with a handshake record or an alert.
 fn first_bytes(input: &[u8]) -> Result<(), HandshakeError> {

@@ -8,8 +8,8 @@ mod handshake;
 mod pool;
 mod record;
 
-pub(crate) use channel::Place;
 pub use channel::{Channel, ChannelError};
+pub(crate) use channel::{Next, Place};
 pub use handshake::{HandshakeError, accept, connect};
 pub(crate) use pool::BUFFER;
 pub use pool::BufferPool;

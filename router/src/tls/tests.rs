@@ -161,6 +161,47 @@ async fn exchange<T: AsyncReadExt + AsyncWriteExt + Unpin>(
     assert_eq!(theirs.read(&mut [0]).await.unwrap(), 0);
 }
 
+/// On the way, what was written at different times may become one segment.
+#[tokio::test]
+async fn what_comes_right_behind_the_handshake_is_heard() {
+    let (a, b) = identities();
+    let ((near, mut from_near), (mut to_far, far)) = (streams().await, streams().await);
+    let dialled = async {
+        let (mut channel, _) = connect(near, a.client(), BufferPool::new()).await.unwrap();
+        for bytes in [&b"at"[..], b"once"] {
+            channel.send_payload(Kind::Message, 0, bytes).unwrap();
+            channel.flush().await.unwrap();
+        }
+        channel
+    };
+    let accepted = async {
+        let (mut channel, _) = accept(far, b.server(), BufferPool::new()).await.unwrap();
+        assert_eq!(channel.recv().await.unwrap().unwrap().1, b"at");
+        assert_eq!(channel.recv().await.unwrap().unwrap().1, b"once");
+    };
+    let path = async {
+        let (mut held, mut back) = (Vec::new(), Vec::new());
+        loop {
+            tokio::select! {
+                biased;
+                read = from_near.read_buf(&mut held) => assert!(read.unwrap() > 0),
+                read = to_far.read_buf(&mut back) => {
+                    assert!(read.unwrap() > 0);
+                    from_near.write_all(&std::mem::take(&mut back)).await.unwrap();
+                }
+                () = tokio::time::sleep(std::time::Duration::from_millis(50)), if !held.is_empty() => {
+                    to_far.write_all(&std::mem::take(&mut held)).await.unwrap();
+                }
+            }
+        }
+    };
+    tokio::select! {
+        biased;
+        _ = async { tokio::join!(dialled, accepted) } => {}
+        () = path => {}
+    }
+}
+
 #[tokio::test]
 async fn strangers_get_a_clear_error() {
     let (_, b) = identities();

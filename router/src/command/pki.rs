@@ -1,0 +1,251 @@
+//! `pki`: authorities and certificates as files.
+
+use std::fs::{self, OpenOptions, Permissions};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::SystemTime;
+
+use anyhow::{Context, bail};
+use clap::{Args, Subcommand};
+use servicekeel_core::name::ClusterName;
+use servicekeel_runtime::file::{read_bounded, replace};
+
+use super::print;
+use crate::identity::Date;
+use crate::pki::{AUTHORITY_DAYS, Authority, NODE_DAYS};
+
+/// A certificate's file may be read by all.
+const PUBLIC: u32 = 0o644;
+const SECRET: u32 = 0o600;
+/// The most bytes of a file of an authority.
+const MAX_PEM: usize = 64 * 1024;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Make the authority of a cluster: DIR/ca.crt, and DIR/ca.key, which is a secret. Who has the key is every router
+    /// of the cluster.
+    Init(Init),
+    /// Issue the certificate of a node's router: OUT/node.crt, and OUT/node.key, which is a secret.
+    Issue(Issue),
+    /// Print the authority's certificate, which other clusters take into their `trust`.
+    Bundle(Bundle),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Init {
+    /// The cluster, such as cluster-a.local.
+    #[arg(long)]
+    cluster: ClusterName,
+    /// The authority's directory; made where it is not there.
+    #[arg(long)]
+    dir: PathBuf,
+    /// How long it is valid.
+    #[arg(long, default_value_t = AUTHORITY_DAYS)]
+    days: u32,
+    /// Replace an authority that is there. Every certificate that it issued is worth nothing then.
+    #[arg(long)]
+    force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Issue {
+    /// The authority's directory.
+    #[arg(long)]
+    dir: PathBuf,
+    /// The node, as the router's config names it.
+    #[arg(long)]
+    node: ClusterName,
+    /// Where the files go; made where it is not there.
+    #[arg(long)]
+    out: PathBuf,
+    /// How long it is valid, and not longer than the authority.
+    #[arg(long, default_value_t = NODE_DAYS)]
+    days: u32,
+    /// A DNS name to put into the certificate, for other software that looks at it. May be given several times.
+    #[arg(long)]
+    dns: Vec<ClusterName>,
+    /// Replace the certificate and key that are there. A router that runs by them goes over to the new ones.
+    #[arg(long)]
+    force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Bundle {
+    /// The authority's directory.
+    #[arg(long)]
+    dir: PathBuf,
+}
+
+impl Command {
+    pub(super) fn run(self) -> anyhow::Result<ExitCode> {
+        match self {
+            Self::Init(init) => init.run(),
+            Self::Issue(issue) => issue.run(),
+            Self::Bundle(bundle) => bundle.run(),
+        }?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Init {
+    fn run(self) -> anyhow::Result<()> {
+        let authority = Authority::generate(&self.cluster, self.days, SystemTime::now())?;
+        let (certificate, key) = (self.dir.join("ca.crt"), self.dir.join("ca.key"));
+        put(&key, authority.key().as_bytes(), &certificate, authority.certificate().as_bytes(), self.force)?;
+        print(format_args!(
+            "the authority of {cluster}, valid until {until}:\n  {}\n  {} (a secret)\n\
+             Next, for each node:  servicekeel-router pki issue --dir {dir} --node NODE --out OUT\n",
+            certificate.display(),
+            key.display(),
+            cluster = self.cluster,
+            until = Date::from(authority.not_after()),
+            dir = self.dir.display(),
+        ))
+    }
+}
+
+impl Issue {
+    fn run(self) -> anyhow::Result<()> {
+        let authority = authority(&self.dir)?;
+        let issued = authority.issue(&self.node, &self.dns, self.days, SystemTime::now())?;
+        let (certificate, key) = (self.out.join("node.crt"), self.out.join("node.key"));
+        put(&key, issued.key.as_bytes(), &certificate, issued.certificate.as_bytes(), self.force)?;
+        print(format_args!(
+            "the certificate of {cluster}/{node}, valid until {until}:\n  {}\n  {} (a secret)\n\
+             Lines for its config:\n  cluster: {cluster}\n  node: {node}\n  identity: {{ ca: {}, cert: {}, key: {} }}\n",
+            certificate.display(),
+            key.display(),
+            absolute(&self.dir.join("ca.crt")).display(),
+            absolute(&certificate).display(),
+            absolute(&key).display(),
+            cluster = authority.cluster(),
+            node = self.node,
+            until = Date::from(issued.not_after),
+        ))
+    }
+}
+
+impl Bundle {
+    fn run(self) -> anyhow::Result<()> {
+        let path = self.dir.join("ca.crt");
+        let certificate = read(&path)?;
+        let cluster = crate::pki::cluster_of(&certificate).with_context(|| path.display().to_string())?;
+        print(format_args!("{certificate}"))?;
+        // Beside it, so that stdout can go into the file as it is.
+        let mut hint = std::io::stderr().lock();
+        writeln!(
+            hint,
+            "\nSave the above as {cluster}.crt beside the config of a router of another cluster, and there:\n\
+             trust:\n  - {{ cluster: {cluster}, ca: {cluster}.crt }}"
+        )?;
+        Ok(())
+    }
+}
+
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+fn authority(dir: &Path) -> anyhow::Result<Authority> {
+    let certificate = read(&dir.join("ca.crt"))?;
+    let key = read(&dir.join("ca.key"))?;
+    Authority::from_pem(&certificate, &key).with_context(|| format!("the authority in {}", dir.display()))
+}
+
+fn read(path: &Path) -> anyhow::Result<String> {
+    let bytes = match read_bounded(path, MAX_PEM) {
+        Err(error) if error.kind() == ErrorKind::NotFound => bail!(
+            "{} is not there; make the authority first: servicekeel-router pki init --cluster CLUSTER --dir DIR",
+            path.display()
+        ),
+        read => read.with_context(|| format!("can't read {}", path.display()))?,
+    };
+    String::from_utf8(bytes).with_context(|| format!("{} is not PEM", path.display()))
+}
+
+/// Writes a key and its certificate. Neither may be there yet, unless by `force`.
+fn put(key: &Path, secret: &[u8], certificate: &Path, public: &[u8], force: bool) -> anyhow::Result<()> {
+    for path in [key, certificate] {
+        if !force && path.symlink_metadata().is_ok() {
+            bail!(
+                "{} is there already; --force replaces it, and what hangs on it is worth nothing then",
+                path.display()
+            );
+        }
+    }
+    if let Some(dir) = key.parent().filter(|dir| !dir.as_os_str().is_empty()) {
+        fs::create_dir_all(dir).with_context(|| format!("can't make the directory {}", dir.display()))?;
+    }
+    write(key, secret, SECRET, force)?;
+    write(certificate, public, PUBLIC, force)
+}
+
+fn write(path: &Path, bytes: &[u8], mode: u32, force: bool) -> anyhow::Result<()> {
+    let written = if force {
+        replace(path, bytes).and_then(|()| fs::set_permissions(path, Permissions::from_mode(mode)))
+    } else {
+        // Whoever was faster keeps what is his.
+        let new = OpenOptions::new().write(true).create_new(true).mode(mode).open(path);
+        new.and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
+    };
+    written.with_context(|| format!("can't write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn init(dir: &Path, cluster: &str, force: bool) -> anyhow::Result<()> {
+        Init { cluster: cluster.parse().unwrap(), dir: dir.to_owned(), days: 30, force }.run()
+    }
+
+    fn issue(dir: &Path, out: &Path, force: bool) -> anyhow::Result<()> {
+        let node = "n".parse().unwrap();
+        Issue { dir: dir.to_owned(), node, out: out.to_owned(), days: 10, dns: vec![], force }.run()
+    }
+
+    #[test]
+    fn keys_are_secret_and_never_overwritten_without_force() {
+        let dir = tempfile::tempdir().unwrap();
+        let (pki, out) = (dir.path().join("a/pki"), dir.path().join("b/out"));
+        init(&pki, "a.local", false).unwrap();
+        issue(&pki, &out, false).unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        for (path, wanted) in [
+            (pki.join("ca.key"), 0o600),
+            (out.join("node.key"), 0o600),
+            (pki.join("ca.crt"), 0o644),
+            (out.join("node.crt"), 0o644),
+        ] {
+            assert_eq!(mode(&path), wanted, "{}", path.display());
+        }
+        let keys = || (fs::read(pki.join("ca.key")).unwrap(), fs::read(out.join("node.key")).unwrap());
+        let before = keys();
+        let refused = init(&pki, "b.local", false).unwrap_err().to_string();
+        assert!(refused.contains("ca.key") && refused.contains("--force"), "{refused}");
+        let refused = issue(&pki, &out, false).unwrap_err().to_string();
+        assert!(refused.contains("node.key") && refused.contains("--force"), "{refused}");
+        // Not by halves either: a certificate without its key.
+        fs::remove_file(out.join("node.key")).unwrap();
+        assert!(issue(&pki, &out, false).is_err());
+        assert!(!out.join("node.key").exists());
+        issue(&pki, &out, true).unwrap();
+        init(&pki, "b.local", true).unwrap();
+        let after = keys();
+        assert!(before.0 != after.0 && before.1 != after.1);
+        assert_eq!((mode(&out.join("node.key")), mode(&out.join("node.crt"))), (0o600, 0o644));
+    }
+
+    #[test]
+    fn says_what_comes_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let refused = issue(dir.path(), dir.path(), false).unwrap_err().to_string();
+        assert!(refused.contains("pki init"), "{refused}");
+        init(dir.path(), "a.local", false).unwrap();
+        fs::copy(dir.path().join("ca.crt"), dir.path().join("ca.key")).unwrap();
+        let refused = format!("{:#}", issue(dir.path(), dir.path(), false).unwrap_err());
+        assert!(refused.contains("its key can't be read"), "{refused}");
+    }
+}

@@ -1,0 +1,191 @@
+//! `status`: what a router that runs says of itself.
+
+use std::fmt::Write;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, UNIX_EPOCH};
+
+use anyhow::{Context, bail};
+use clap::Args;
+use servicekeel_runtime::admin;
+
+use super::print;
+use crate::identity::Date;
+use crate::settings;
+use crate::status::{PeerStatus, Status};
+
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// The router's config file, for its listen.admin.
+    #[arg(long, value_name = "FILE", conflicts_with = "admin")]
+    config: Option<PathBuf>,
+    /// Where the router's admin endpoint listens.
+    #[arg(long, value_name = "ADDR")]
+    admin: Option<SocketAddr>,
+    /// Print the JSON of /status as it is.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Arguments {
+    pub(super) fn run(self, config: &Path) -> anyhow::Result<ExitCode> {
+        let addr = match self.admin {
+            Some(addr) => addr,
+            None => admin_of(self.config.as_deref().unwrap_or(config))?,
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (code, text) = runtime.block_on(admin::get(addr, "/status")).with_context(|| {
+            format!("no router answers at {addr}; does it run, and is this its listen.admin (--admin ADDR)?")
+        })?;
+        if code != 200 {
+            bail!("{addr} answers with HTTP {code}: is this a router's listen.admin?");
+        }
+        if self.json {
+            print(format_args!("{}\n", text.trim_end()))?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        let status: Status = serde_json::from_str(&text)
+            .with_context(|| format!("what {addr} answers is not the status of a router of this version"))?;
+        print(format_args!("{}", render(&status)))?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// The admin endpoint that a config names.
+fn admin_of(path: &Path) -> anyhow::Result<SocketAddr> {
+    let Some(mut addr) = settings::admin_of(path).context("--admin ADDR goes without a config")? else {
+        bail!("listen.admin is off in {}", path.display());
+    };
+    if addr.ip().is_unspecified() {
+        addr.set_ip(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    }
+    Ok(addr)
+}
+
+/// The status as tables for people.
+fn render(status: &Status) -> String {
+    let mut text = String::new();
+    let state = if status.draining { ", which ends" } else { "" };
+    let _ = writeln!(text, "router {}/{}{state}", status.cluster, status.node);
+    let certificate =
+        status.certificate_ends.map_or("no identity: serves its own node only".into(), |ends| {
+            format!("certificate valid until {}", Date::from(UNIX_EPOCH + Duration::from_secs(ends)))
+        });
+    let f = &status.flows;
+    let _ = writeln!(
+        text,
+        "{certificate}\nflows: {} now; so far {} local, {} outbound, {} inbound, {} failed, {} lost",
+        f.active, f.local, f.outbound, f.inbound, f.failed, f.lost
+    );
+    table(
+        &mut text,
+        ["PEER", "STATE", "LINK", "FLOWS", "UNUSED"],
+        status.peers.iter().map(|peer| {
+            let (flows, idle) = (peer.flows.to_string(), peer.idle_connections.to_string());
+            [peer.router.clone(), peer.state.clone(), links(peer), flows, idle]
+        }),
+    );
+    table(
+        &mut text,
+        ["NOT REACHED", "REASON"],
+        status.dials.iter().filter_map(|dial| Some([dial.address.clone(), dial.problem.clone()?])),
+    );
+    table(
+        &mut text,
+        ["POD", "NAMESPACE", "SIDECAR", "ADDRESSES", "PROCESS", "USER"],
+        status.sidecars.iter().map(|s| {
+            let (process, user) = (s.process.to_string(), s.user.to_string());
+            [s.pod.clone(), s.namespace.clone(), s.state.clone(), s.addresses.join(" "), process, user]
+        }),
+    );
+    table(
+        &mut text,
+        ["IMPORT", "POD", "ROUTE"],
+        status.imports.iter().map(|i| {
+            let route = i.route.clone().unwrap_or("none: nobody offers it".into());
+            [i.service.clone(), i.pod.clone(), route]
+        }),
+    );
+    table(
+        &mut text,
+        ["EXPORT", "POD", "TARGET", "ALLOWED"],
+        status.exports.iter().map(|e| {
+            let allow = e.allow.as_ref().map_or("every member".into(), |rules| rules.join(" "));
+            [e.service.clone(), e.pod.clone(), e.target.to_string(), allow]
+        }),
+    );
+    table(
+        &mut text,
+        ["OFFERED", "BY"],
+        status.offers.iter().map(|offer| [offer.service.clone(), offer.router.clone()]),
+    );
+    text
+}
+
+fn links(peer: &PeerStatus) -> String {
+    let one = |link: &crate::status::LinkStatus| {
+        let how = link.dialled.as_ref().map_or("dialled by the peer".into(), |at| format!("dialled at {at}"));
+        format!("{how}, for {}", duration(link.seconds))
+    };
+    let all: Vec<_> = peer.links.iter().map(one).collect();
+    all.join("; ")
+}
+
+fn duration(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        7200..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} days", seconds / 86_400),
+    }
+}
+
+/// A table with columns as wide as what stands in them; nothing where it has no rows.
+fn table<const N: usize>(text: &mut String, head: [&str; N], rows: impl Iterator<Item = [String; N]>) {
+    let rows: Vec<[String; N]> = rows.collect();
+    if rows.is_empty() {
+        return;
+    }
+    let mut widths = head.map(str::len);
+    for row in &rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    text.push('\n');
+    for row in std::iter::once(head.map(str::to_owned)).chain(rows) {
+        let mut line = String::new();
+        for (width, cell) in widths.iter().zip(&row) {
+            let _ = write!(line, "{cell:<width$}  ");
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_router_says_is_what_the_table_shows() {
+        let json = r#"{"cluster":"a.local","node":"n","draining":false,
+            "peers":[{"router":"b.local/m","state":"up","links":[{"dialled":"hub:7443","seconds":7300}],"idle_connections":1,"flows":2}],
+            "dials":[{"address":"hub:7443","problem":null},{"address":"gone:1","problem":"Connection refused"}],
+            "sidecars":[],"imports":[{"service":"web.default.b.local:80/TCP","pod":"client","route":null}],
+            "exports":[],"offers":[],
+            "flows":{"active":2,"local":0,"outbound":3,"inbound":0,"failed":0,"lost":0},"certificate_ends":0}"#;
+        let text = render(&serde_json::from_str(json).unwrap());
+        for line in [
+            "router a.local/n",
+            "certificate valid until 1970-01-01 00:00:00 UTC",
+            "b.local/m  up     dialled at hub:7443, for 2 h  2      1",
+            "gone:1       Connection refused",
+            "web.default.b.local:80/TCP  client  none: nobody offers it",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line:?} in\n{text}");
+        }
+        assert!(!text.contains("SIDECAR") && text.matches("hub:7443").count() == 1, "{text}");
+    }
+}

@@ -1,0 +1,239 @@
+//! Follows the files: what changes for the good is passed on, what changes for the bad is told and changes nothing.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use servicekeel_runtime::watch::FileWatch;
+use tokio::sync::watch;
+use tokio::time::sleep;
+use tracing::{error, info, warn};
+
+use super::problem::{Problem, Problems};
+use super::read::{Bad, Good, Reading, read};
+use super::{Config, Settings};
+use crate::identity::{Date, Material};
+
+/// How often the end of the own certificate is looked at.
+const LOOK: Duration = Duration::from_secs(600);
+/// How often a certificate that is not valid now is tried again: the clock of a machine that boots is set late.
+const RETRY: Duration = Duration::from_secs(10);
+/// A certificate that ends within this time is told.
+const SOON: Duration = Duration::from_secs(3 * 86_400);
+
+/// Follows one config and the files that it names.
+pub struct Follow {
+    path: PathBuf,
+    host: String,
+    sender: watch::Sender<Arc<Settings>>,
+    /// As the router started: names and sockets stay until it starts anew.
+    started: Config,
+    /// As the files said when they were good last.
+    good: (Config, Option<Material>),
+    told: Vec<Problem>,
+    warned: Vec<Problem>,
+    /// Only the certificate's time is wrong.
+    untimely: bool,
+    validity: Validity,
+    watch: FileWatch,
+    files: Vec<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Validity {
+    Fine,
+    Soon,
+    Ended,
+}
+
+impl Follow {
+    /// Reads the files and starts to watch them. The receiver has the settings to start by.
+    ///
+    /// Where only the own certificate's time is wrong, the router starts without an identity, and gets one as soon as
+    /// it is valid: the own node is served meanwhile.
+    ///
+    /// # Errors
+    /// All that is wrong with the files.
+    pub fn start(path: PathBuf, host: String) -> Result<(Self, watch::Receiver<Arc<Settings>>), Problems> {
+        // Watched before they are read, so that no change is missed.
+        let mut watch = FileWatch::new(std::slice::from_ref(&path));
+        let mut reading = read(&path, &host);
+        if reading.files.len() > 1 {
+            watch.set(&reading.files);
+            let files = std::mem::take(&mut reading.files);
+            reading = Reading { files, ..read(&path, &host) };
+        }
+        for warning in &reading.warnings {
+            warn!("{warning}");
+        }
+        let (settings, good, untimely) = match reading.outcome {
+            Ok(Good { settings, material }) => {
+                let config = Config::clone(&settings.config);
+                (settings, (config, material), None)
+            }
+            Err(Bad { problems, without_identity: Some(config) }) => {
+                let settings = Settings { config: Arc::new(config.clone()), identity: None };
+                (settings, (config, None), Some(problems))
+            }
+            Err(Bad { problems, .. }) => return Err(problems),
+        };
+        let (sender, receiver) = watch::channel(Arc::new(settings));
+        let mut follow = Self {
+            path,
+            host,
+            sender,
+            started: good.0.clone(),
+            good,
+            told: Vec::new(),
+            warned: reading.warnings,
+            untimely: untimely.is_some(),
+            validity: Validity::Fine,
+            watch,
+            files: reading.files,
+        };
+        if let Some(problems) = untimely {
+            follow.tell(problems, "only the own node is served until then");
+        }
+        follow.look(SystemTime::now());
+        Ok((follow, receiver))
+    }
+
+    /// Follows for ever.
+    pub async fn run(mut self) {
+        loop {
+            let pause = if self.untimely { RETRY } else { LOOK };
+            tokio::select! {
+                biased;
+                () = self.watch.changed() => self.read(),
+                () = sleep(pause) => {
+                    if self.untimely {
+                        self.read();
+                    }
+                }
+            }
+            self.look(SystemTime::now());
+        }
+    }
+
+    fn read(&mut self) {
+        let mut reading = read(&self.path, &self.host);
+        // A config that can't be read names no files: those of the last good one are watched on.
+        let new = reading.files.iter().any(|file| !self.files.contains(file));
+        if new || reading.outcome.is_ok() {
+            self.files.clone_from(&reading.files);
+            self.watch.set(&self.files);
+        }
+        if new {
+            // What changed between reading and watching would be missed.
+            reading = read(&self.path, &self.host);
+        }
+        self.take(reading);
+    }
+
+    /// Takes what was read.
+    fn take(&mut self, reading: Reading) {
+        let Good { settings, material } = match reading.outcome {
+            Ok(good) => good,
+            Err(bad) => {
+                self.untimely = bad.without_identity.is_some();
+                return self.tell(bad.problems, "the last good settings stay in service");
+            }
+        };
+        self.untimely = false;
+        if !std::mem::take(&mut self.told).is_empty() {
+            info!(file = %self.path.display(), "the settings are good again");
+        }
+        if reading.warnings != self.warned {
+            reading.warnings.iter().for_each(|warning| warn!("{warning}"));
+            self.warned = reading.warnings;
+        }
+        let config = Config::clone(&settings.config);
+        let changes = changes(&self.good, (&config, &material));
+        let Settings { mut identity, .. } = settings;
+        self.good = (config.clone(), material);
+        if changes.is_empty() {
+            return;
+        }
+        let waits = waits(&self.started, &config);
+        if !waits.is_empty() {
+            warn!(changed = waits.join(", "), "takes effect when the router starts anew");
+        }
+        let Config { cluster, node, listen, .. } = self.started.clone();
+        if (&cluster, &node) != (&config.cluster, &config.node) {
+            // Certificates and trust belong to the name that the router has.
+            identity = self.sender.borrow().identity.clone();
+        }
+        info!(changed = changes.join(", "), "new settings");
+        let config = Config { cluster, node, listen, peers: config.peers };
+        self.sender.send_replace(Arc::new(Settings { config: Arc::new(config), identity }));
+    }
+
+    /// Says what is wrong, once.
+    fn tell(&mut self, problems: Problems, meanwhile: &str) {
+        if problems.0 == self.told {
+            return;
+        }
+        for problem in &problems.0 {
+            error!("{problem}; {meanwhile}");
+        }
+        self.told = problems.0;
+    }
+
+    /// Says when the own certificate nears its end.
+    fn look(&mut self, now: SystemTime) {
+        let Some(ends) = self.sender.borrow().identity.as_ref().map(|identity| identity.not_after()) else {
+            return;
+        };
+        let validity = match ends.duration_since(now) {
+            Err(_) => Validity::Ended,
+            Ok(left) if left < SOON => Validity::Soon,
+            Ok(_) => Validity::Fine,
+        };
+        if validity != self.validity {
+            let ends = Date::from(ends);
+            match validity {
+                Validity::Fine => info!(%ends, "the certificate is valid for a while again"),
+                Validity::Soon => warn!(%ends, "the certificate ends soon: issue a new one in its place"),
+                Validity::Ended => error!(
+                    %ends,
+                    "the certificate has ended: connections that are up stay, and no new ones come to be; issue a new one in its place"
+                ),
+            }
+            self.validity = validity;
+        }
+    }
+}
+
+/// What changed.
+fn changes(old: &(Config, Option<Material>), new: (&Config, &Option<Material>)) -> Vec<&'static str> {
+    let own = |material: &Option<Material>| {
+        material.as_ref().map(|m| (m.ca.clone(), m.certificate.clone(), m.key.clone()))
+    };
+    let trust = |material: &Option<Material>| material.as_ref().map(|m| m.trust.clone());
+    let mut changes = waits(&old.0, new.0);
+    if old.0.peers != new.0.peers {
+        changes.push("peers");
+    }
+    if own(&old.1) != own(new.1) {
+        changes.push("identity");
+    }
+    if trust(&old.1) != trust(new.1) {
+        changes.push("trust");
+    }
+    changes
+}
+
+/// What differs and waits for a new start.
+fn waits(old: &Config, new: &Config) -> Vec<&'static str> {
+    let differs = [
+        ("cluster", old.cluster != new.cluster),
+        ("node", old.node != new.node),
+        ("listen.sidecars", old.listen.sidecars != new.listen.sidecars),
+        ("listen.peers", old.listen.peers != new.listen.peers),
+        ("listen.admin", old.listen.admin != new.listen.admin),
+    ];
+    differs.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect()
+}
+
+#[cfg(test)]
+mod tests;

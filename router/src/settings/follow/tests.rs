@@ -1,0 +1,187 @@
+use std::path::Path;
+use std::time::Duration;
+
+use servicekeel_core::name::ClusterName;
+use tokio::time::timeout;
+
+use super::*;
+use crate::pki::Authority;
+
+struct Stand {
+    dir: tempfile::TempDir,
+    authority: Authority,
+    others: Vec<Authority>,
+}
+
+fn name(text: &str) -> ClusterName {
+    text.parse().unwrap()
+}
+
+impl Stand {
+    fn new() -> Self {
+        let now = SystemTime::now();
+        let make = |cluster| Authority::generate(&name(cluster), 30, now).unwrap();
+        let stand = Self {
+            dir: tempfile::tempdir().unwrap(),
+            authority: make("a.local"),
+            others: vec![make("b.local"), make("c.local")],
+        };
+        stand.put("ca.crt", stand.authority.certificate());
+        for other in &stand.others {
+            stand.put(&format!("{}.crt", other.cluster()), other.certificate());
+        }
+        stand.issue();
+        stand.config("");
+        stand
+    }
+
+    fn path(&self) -> std::path::PathBuf {
+        self.dir.path().join("router.yaml")
+    }
+
+    fn put(&self, file: &str, text: &str) {
+        servicekeel_runtime::file::replace(&self.dir.path().join(file), text.as_bytes()).unwrap();
+    }
+
+    fn issue(&self) {
+        let issued = self.authority.issue(&name("n"), &[], 20, SystemTime::now()).unwrap();
+        self.put("node.crt", &issued.certificate);
+        self.put("node.key", &issued.key);
+    }
+
+    fn config(&self, more: &str) {
+        let own = "cluster: a.local\nnode: n\nidentity: { ca: ca.crt, cert: node.crt, key: node.key }\n";
+        self.put("router.yaml", &format!("{own}{more}"));
+    }
+
+    fn start(&self) -> (Follow, watch::Receiver<Arc<Settings>>) {
+        Follow::start(self.path(), "host".into()).unwrap()
+    }
+}
+
+fn peers(receiver: &watch::Receiver<Arc<Settings>>) -> Vec<String> {
+    receiver.borrow().config.peers.iter().map(|peer| peer.address.clone()).collect()
+}
+
+#[tokio::test]
+async fn good_changes_go_through_and_bad_ones_change_nothing() {
+    let stand = Stand::new();
+    let (mut follow, mut receiver) = stand.start();
+    assert!(peers(&receiver).is_empty());
+    let identity = |receiver: &watch::Receiver<Arc<Settings>>| receiver.borrow().identity.clone().unwrap();
+    let first = identity(&receiver);
+
+    stand.config("peers: [ { address: \"h:1\" } ]\ntrust: [ { cluster: b.local, ca: b.local.crt } ]\n");
+    follow.read();
+    assert!(receiver.has_changed().unwrap());
+    receiver.mark_unchanged();
+    assert_eq!(peers(&receiver), ["h:1"]);
+    assert_eq!(identity(&receiver).trust().count(), 2);
+
+    // The same again is no news, nor is another spelling of it.
+    follow.read();
+    stand.config("peers: [ { address: h:1 } ] # the hub\ntrust: [ { cluster: b.local, ca: b.local.crt } ]\n");
+    follow.read();
+    assert!(!receiver.has_changed().unwrap());
+
+    for bad in ["peers: [", "peer: []\n", "trust: [ { cluster: b.local, ca: absent.crt } ]\n"] {
+        stand.config(bad);
+        follow.read();
+        assert!(!receiver.has_changed().unwrap(), "{bad}");
+        assert!(follow.told[0].to_string().contains("router.yaml:4:"), "{:?}", follow.told);
+    }
+    // A key that is not the certificate's: the valid pair stays.
+    stand.config("peers: [ { address: \"h:1\" } ]\ntrust: [ { cluster: b.local, ca: b.local.crt } ]\n");
+    let other = stand.authority.issue(&name("n"), &[], 20, SystemTime::now()).unwrap();
+    stand.put("node.key", &other.key);
+    follow.read();
+    assert!(!receiver.has_changed().unwrap() && !follow.told.is_empty());
+    // And its certificate: rotated.
+    stand.put("node.crt", &other.certificate);
+    follow.read();
+    assert!(receiver.has_changed().unwrap() && follow.told.is_empty());
+    assert!(!Arc::ptr_eq(&first.client(), &identity(&receiver).client()));
+}
+
+#[tokio::test]
+async fn what_needs_a_new_start_waits_and_the_rest_is_applied() {
+    let stand = Stand::new();
+    let (mut follow, receiver) = stand.start();
+    stand.config("listen: { peers: \"127.0.0.1:1\", admin: off }\npeers: [ { address: \"h:1\" } ]\n");
+    follow.read();
+    assert_eq!(peers(&receiver), ["h:1"]);
+    assert_eq!(receiver.borrow().config.listen, follow.started.listen);
+    assert_eq!(waits(&follow.started, &follow.good.0), ["listen.peers", "listen.admin"]);
+    // Another node: the certificate of the new name is not for the router that runs.
+    let issued = stand.authority.issue(&name("m"), &[], 20, SystemTime::now()).unwrap();
+    stand.put("node.crt", &issued.certificate);
+    stand.put("node.key", &issued.key);
+    let config = std::fs::read_to_string(stand.path()).unwrap();
+    stand.put("router.yaml", &config.replace("node: n", "node: m").replace("h:1", "h:2"));
+    follow.read();
+    assert_eq!(peers(&receiver), ["h:2"]);
+    assert_eq!(receiver.borrow().config.node, name("n"));
+    assert_eq!(receiver.borrow().identity.as_ref().unwrap().id().node, name("n"));
+}
+
+#[tokio::test]
+async fn an_untimely_certificate_starts_without_an_identity_and_heals() {
+    let stand = Stand::new();
+    // Made a year ahead: as for a machine whose clock is not set yet.
+    let later = SystemTime::now() + Duration::from_secs(365 * 86_400);
+    let issued = stand.authority.issue(&name("n"), &[], 20, SystemTime::now()).unwrap();
+    let future = Authority::generate(&name("a.local"), 800, later).unwrap();
+    let early = future.issue(&name("n"), &[], 400, later).unwrap();
+    stand.put("ca.crt", future.certificate());
+    stand.put("node.crt", &early.certificate);
+    stand.put("node.key", &early.key);
+    let (mut follow, receiver) = stand.start();
+    assert!(receiver.borrow().identity.is_none() && follow.untimely);
+    assert!(follow.told[0].text.contains("valid from"), "{:?}", follow.told);
+    stand.put("ca.crt", stand.authority.certificate());
+    stand.put("node.crt", &issued.certificate);
+    stand.put("node.key", &issued.key);
+    follow.read();
+    assert!(receiver.borrow().identity.is_some() && !follow.untimely && follow.told.is_empty());
+    // A renewal that is out of its time keeps the valid one.
+    stand.put("ca.crt", future.certificate());
+    stand.put("node.crt", &early.certificate);
+    stand.put("node.key", &early.key);
+    follow.read();
+    assert!(receiver.borrow().identity.is_some() && follow.untimely);
+}
+
+#[tokio::test]
+async fn the_end_of_the_certificate_is_told_as_it_nears() {
+    let stand = Stand::new();
+    let (mut follow, _receiver) = stand.start();
+    let mut at = |days: u64| {
+        follow.look(SystemTime::now() + Duration::from_secs(days * 86_400));
+        follow.validity
+    };
+    assert_eq!([0, 16, 18, 21, 1].map(&mut at), {
+        use Validity::{Ended, Fine, Soon};
+        [Fine, Fine, Soon, Ended, Fine]
+    });
+}
+
+#[tokio::test]
+async fn the_files_are_watched() {
+    let stand = Stand::new();
+    let (follow, mut receiver) = stand.start();
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(follow.run());
+    let limit = Duration::from_secs(5);
+    stand.config("trust: [ { cluster: c.local, ca: c.local.crt } ]\n");
+    timeout(limit, receiver.changed()).await.unwrap().unwrap();
+    // A file that the first config did not name.
+    stand.put("c.local.crt", &(stand.others[1].certificate().to_owned() + "\n"));
+    timeout(limit, receiver.changed()).await.unwrap().unwrap();
+    // A config that is gone for a moment, as with a mount.
+    std::fs::rename(stand.path(), Path::new(&format!("{}.away", stand.path().display()))).unwrap();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!receiver.has_changed().unwrap());
+    stand.config("peers: [ { address: \"h:1\" } ]\n");
+    timeout(limit, receiver.changed()).await.unwrap().unwrap();
+    assert_eq!(peers(&receiver), ["h:1"]);
+}

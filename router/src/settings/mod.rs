@@ -1,0 +1,26 @@
+//! What a router runs by: its config file, and the identity that the files make which the config names.
+
+mod config;
+pub mod follow;
+pub mod problem;
+mod read;
+mod text;
+
+use std::sync::Arc;
+
+pub use config::{Config, DEFAULT_PATH, Listen, MAX_PEERS, Peer};
+pub use read::{Bad, Good, Reading, read};
+pub(crate) use read::{admin_of, host};
+pub use text::MAX_CONFIG;
+pub(crate) use text::{explain, options};
+
+use crate::identity::Identity;
+
+/// Good settings: what the router runs by until the next ones.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The config.
+    pub config: Arc<Config>,
+    /// Who the router is; `None`: it serves its own node only.
+    pub identity: Option<Arc<Identity>>,
+}

@@ -1,0 +1,171 @@
+//! Reads the config and every file that it names.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use servicekeel_core::name::RouterId;
+use servicekeel_runtime::file::read_bounded;
+
+use super::config::{self, Config, IdentityFiles, Named, Parsed};
+use super::problem::{Problem, Problems};
+use super::{MAX_CONFIG, Settings};
+use crate::identity::{Identity, IdentityError, Material, Part, TrustBundle};
+
+/// The most bytes of a certificate or key file: 16 certificates are a tenth of that.
+const MAX_PEM: usize = 256 * 1024;
+
+/// What the files say.
+#[derive(Debug)]
+pub struct Reading {
+    /// Every file that was read, or looked for.
+    pub files: Vec<PathBuf>,
+    /// What works and is hardly meant.
+    pub warnings: Vec<Problem>,
+    /// Where the router runs by it.
+    pub outcome: Result<Good, Bad>,
+}
+
+/// Files that can be used.
+#[derive(Debug, Clone)]
+pub struct Good {
+    /// What they make.
+    pub settings: Settings,
+    /// What the identity was made of.
+    pub(super) material: Option<Material>,
+}
+
+/// Files that can't.
+#[derive(Debug)]
+pub struct Bad {
+    /// Why.
+    pub problems: Problems,
+    /// The config itself, where only the own certificate is outside of its validity: time may heal that, and the own
+    /// node can be served without an identity.
+    pub without_identity: Option<Config>,
+}
+
+impl From<Problems> for Bad {
+    fn from(problems: Problems) -> Self {
+        Self { problems, without_identity: None }
+    }
+}
+
+/// Reads the config at `path`. `host` is the node's name where the config says none.
+pub fn read(path: &Path, host: &str) -> Reading {
+    let mut files = vec![path.to_owned()];
+    let parsed = text(path).and_then(|text| config::parse(&text, path, host));
+    match parsed {
+        Err(problems) => Reading { files, warnings: Vec::new(), outcome: Err(problems.into()) },
+        Ok(mut parsed) => {
+            files.extend(parsed.files().map(|named| named.path.clone()));
+            let warnings = std::mem::take(&mut parsed.warnings);
+            Reading { files, warnings, outcome: identity(path, parsed) }
+        }
+    }
+}
+
+/// The node's name where the config says none: the host's, which Kubernetes takes too.
+pub(crate) fn host() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+/// Where the admin endpoint is by a config, whatever the files are that it names; `None`: off.
+///
+/// # Errors
+/// All that is wrong with the config.
+pub(crate) fn admin_of(path: &Path) -> Result<Option<SocketAddr>, Problems> {
+    let parsed = config::parse(&text(path)?, path, &host())?;
+    Ok(parsed.config.listen.admin)
+}
+
+fn text(path: &Path) -> Result<String, Problems> {
+    let bytes = read_bounded(path, MAX_CONFIG)
+        .map_err(|error| Problem::of_file(path, format!("can't be read: {error}")))?;
+    Ok(String::from_utf8(bytes).map_err(|error| {
+        let place = error.utf8_error().valid_up_to();
+        Problem::of_file(path, format!("not UTF-8 text (the byte at {place})"))
+    })?)
+}
+
+fn identity(file: &Path, parsed: Parsed) -> Result<Good, Bad> {
+    let Parsed { config, identity, trust, .. } = parsed;
+    let Some(files) = identity else {
+        return Ok(Good { settings: Settings { config: Arc::new(config), identity: None }, material: None });
+    };
+    let mut problems = Vec::new();
+    let mut pem = |named: &Named, part: &Part| {
+        read_bounded(&named.path, MAX_PEM).unwrap_or_else(|error| {
+            problems.push(problem(file, named, format!("{part}: can't be read: {error}")));
+            Vec::new()
+        })
+    };
+    let material = Material {
+        ca: pem(&files.ca, &Part::Ca),
+        certificate: pem(&files.cert, &Part::Certificate),
+        key: pem(&files.key, &Part::Key),
+        trust: trust
+            .iter()
+            .map(|(cluster, named)| (cluster.clone(), pem(named, &Part::Trust(cluster.clone()))))
+            .collect(),
+    };
+    if problems.is_empty() {
+        // Each bundle by itself first, so that all of them are told at once.
+        for ((cluster, pem), (_, named)) in material.trust.iter().zip(&trust) {
+            let part = Part::Trust(cluster.clone());
+            if let Err(error) = TrustBundle::from_pem(cluster, pem, &part) {
+                problems.push(problem(file, named, error.to_string()));
+            }
+        }
+    }
+    if !problems.is_empty() {
+        return Err(Problems(problems).into());
+    }
+    let id = RouterId { cluster: config.cluster.clone(), node: config.node.clone() };
+    match Identity::from_pem(id, &material) {
+        Ok(identity) => Ok(Good {
+            settings: Settings { config: Arc::new(config), identity: Some(Arc::new(identity)) },
+            material: Some(material),
+        }),
+        Err(error) => {
+            let named = whose(&error, &files, &trust);
+            Err(Bad {
+                problems: problem(file, named, error.to_string()).into(),
+                without_identity: error.is_about_time().then_some(config),
+            })
+        }
+    }
+}
+
+/// The file that an error speaks of.
+fn whose<'a>(
+    error: &IdentityError,
+    files: &'a IdentityFiles,
+    trust: &'a [(servicekeel_core::name::ClusterName, Named)],
+) -> &'a Named {
+    let of = |cluster| trust.iter().rfind(|(name, _)| name == cluster).map_or(&files.ca, |(_, named)| named);
+    match error {
+        IdentityError::Pem { part, .. }
+        | IdentityError::NotAnAuthority { part, .. }
+        | IdentityError::OtherAuthority { part, .. } => match part {
+            Part::Ca => &files.ca,
+            Part::Certificate => &files.cert,
+            Part::Key => &files.key,
+            Part::Trust(cluster) => of(cluster),
+        },
+        IdentityError::SharedAuthority(_, cluster)
+        | IdentityError::TrustTwice(cluster)
+        | IdentityError::TrustOwn(cluster) => of(cluster),
+        IdentityError::Certificate(_) | IdentityError::OtherRouter { .. } => &files.cert,
+        IdentityError::KeyMismatch => &files.key,
+    }
+}
+
+/// A problem of a file that the config names, told at the place where it does.
+fn problem(config: &Path, named: &Named, text: String) -> Problem {
+    let text = format!("{text} (file {})", named.path.display());
+    Problem { file: config.to_owned(), place: Some(named.place), text }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,151 @@
+use std::time::{Duration, SystemTime};
+
+use super::*;
+use crate::pki::Authority;
+
+/// A directory with the files of a router of a.local/n that trusts b.local.
+struct Files {
+    dir: tempfile::TempDir,
+    a: Authority,
+}
+
+const CONFIG: &str = "\
+cluster: a.local
+node: n
+identity:
+  ca: ca.crt
+  cert: node.crt
+  key: node.key
+trust:
+  - { cluster: b.local, ca: b.crt }
+";
+
+impl Files {
+    fn new() -> Self {
+        let now = SystemTime::now();
+        let [a, b] =
+            ["a.local", "b.local"].map(|c| Authority::generate(&c.parse().unwrap(), 10, now).unwrap());
+        let files = Self { dir: tempfile::tempdir().unwrap(), a };
+        files.put("router.yaml", CONFIG);
+        files.put("ca.crt", files.a.certificate());
+        files.put("b.crt", b.certificate());
+        files.issue("n", now);
+        files
+    }
+
+    fn put(&self, name: &str, text: &str) {
+        std::fs::write(self.dir.path().join(name), text).unwrap();
+    }
+
+    fn issue(&self, node: &str, now: SystemTime) {
+        let issued = self.a.issue(&node.parse().unwrap(), &[], 5, now).unwrap();
+        self.put("node.crt", &issued.certificate);
+        self.put("node.key", &issued.key);
+    }
+
+    fn read(&self) -> Reading {
+        read(&self.dir.path().join("router.yaml"), "host")
+    }
+
+    fn bad(&self) -> (Vec<String>, bool) {
+        let bad = self.read().outcome.unwrap_err();
+        let prefix = format!("{}/", self.dir.path().display());
+        let told = bad.problems.0.iter().map(|p| p.to_string().replace(&prefix, "")).collect();
+        (told, bad.without_identity.is_some())
+    }
+}
+
+#[test]
+fn good_files_make_settings() {
+    let reading = Files::new().read();
+    assert_eq!(reading.files.len(), 5, "{reading:?}");
+    let good = reading.outcome.unwrap();
+    let identity = good.settings.identity.unwrap();
+    assert_eq!(identity.id().to_string(), "a.local/n");
+    assert_eq!(identity.trust().count(), 2);
+}
+
+#[test]
+fn each_file_that_is_wrong_is_named_where_the_config_names_it() {
+    let now = SystemTime::now();
+    let foreign = Authority::generate(&"b.local".parse().unwrap(), 10, now).unwrap();
+    type Break = Box<dyn Fn(&Files)>;
+    let cases: Vec<(Break, &str, &[&str])> = vec![
+        (
+            Box::new(|f| std::fs::remove_file(f.dir.path().join("node.crt")).unwrap()),
+            "router.yaml:5:9: identity.cert: can't be read",
+            &["node.crt"],
+        ),
+        (
+            Box::new(|f| f.put("node.key", "no key")),
+            "router.yaml:6:8: identity.key: ",
+            &["PRIVATE KEY", "node.key"],
+        ),
+        (
+            Box::new(|f| {
+                f.put("node.key", &f.a.issue(&"n".parse().unwrap(), &[], 5, SystemTime::now()).unwrap().key)
+            }),
+            "router.yaml:6:8: identity.key is not the key of identity.cert",
+            &["node.key"],
+        ),
+        (
+            Box::new(|f| f.issue("other", SystemTime::now())),
+            "router.yaml:5:9: identity.cert: ",
+            &["a.local/other", "a.local/n", "node.crt"],
+        ),
+        (
+            Box::new(move |f| f.put("ca.crt", foreign.certificate())),
+            "router.yaml:4:7: identity.ca: ",
+            &["b.local", "a.local", "ca.crt"],
+        ),
+        (
+            Box::new(|f| f.put("b.crt", f.a.certificate())),
+            "router.yaml:8:29: trust of b.local: ",
+            &["a.local", "b.crt"],
+        ),
+        (
+            Box::new(|f| f.put("b.crt", &"x".repeat(300_000))),
+            "router.yaml:8:29: trust of b.local: can't be read",
+            &["limit"],
+        ),
+    ];
+    for (make_bad, start, words) in cases {
+        let files = Files::new();
+        make_bad(&files);
+        let (told, heals) = files.bad();
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert!(told[0].starts_with(start), "{start}: {told:?}");
+        assert!(words.iter().all(|word| told[0].contains(word)), "{words:?}: {told:?}");
+        assert!(!heals);
+    }
+}
+
+#[test]
+fn a_certificate_out_of_its_time_may_heal() {
+    let files = Files::new();
+    let old = SystemTime::now() - Duration::from_secs(8 * 86_400);
+    let early = Authority::generate(&"a.local".parse().unwrap(), 20, old).unwrap();
+    let issued = early.issue(&"n".parse().unwrap(), &[], 5, old).unwrap();
+    files.put("ca.crt", early.certificate());
+    files.put("node.crt", &issued.certificate);
+    files.put("node.key", &issued.key);
+    let (told, heals) = files.bad();
+    assert!(
+        told[0].starts_with("router.yaml:5:9: identity.cert: ") && told[0].contains("expired"),
+        "{told:?}"
+    );
+    assert!(heals);
+}
+
+#[test]
+fn several_bad_files_are_told_at_once() {
+    let files = Files::new();
+    for name in ["ca.crt", "node.key", "b.crt"] {
+        std::fs::remove_file(files.dir.path().join(name)).unwrap();
+    }
+    assert_eq!(files.bad().0.len(), 3);
+    files.put("router.yaml", "cluster: \u{7f}\n");
+    assert_eq!(files.bad().0.len(), 1);
+    std::fs::write(files.dir.path().join("router.yaml"), [0xff, 0xfe]).unwrap();
+    assert!(files.bad().0[0].contains("UTF-8"));
+}
