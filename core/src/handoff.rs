@@ -26,6 +26,8 @@ pub const VERSION: u32 = 1;
 pub const MAX_MESSAGE: usize = 16 * 1024;
 /// The most descriptors beside one message (the kernel's SCM_MAX_FD is 253).
 pub const MAX_DESCRIPTORS: usize = 64;
+/// The most imported ports, and the most exported ports, of one sidecar.
+pub const MAX_SOCKETS: usize = 4096;
 
 /// What a descriptor must be; the receiver asks the kernel whether it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

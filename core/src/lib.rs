@@ -13,3 +13,4 @@ pub mod mesh;
 pub mod name;
 pub mod plan;
 pub mod session;
+pub mod sidecar;

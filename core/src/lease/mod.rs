@@ -152,6 +152,11 @@ impl Leases {
             .map(|(service, lease)| (service, lease.address))
     }
 
+    /// When the next address that was freed may be given to any Service; `None` where none rests.
+    pub fn next_rested(&self) -> Option<Instant> {
+        self.by_service.values().filter_map(|lease| lease.freed).min().map(|freed| freed + self.rest)
+    }
+
     /// The range, without host bits.
     pub fn range(&self) -> Ipv4Net {
         self.range

@@ -1,0 +1,299 @@
+//! The conversation with the router: when it is opened, what has been said in it and what is still to be said.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::{Duration, Instant};
+
+use crate::handoff::{MAX_DESCRIPTORS, SocketId};
+use crate::name::RouterId;
+
+/// How long after the loss of the router it is dialled again; doubled from then on ...
+pub const FIRST_RETRY: Duration = Duration::from_millis(50);
+/// ... up to this.
+pub const LAST_RETRY: Duration = Duration::from_secs(1);
+/// How long after it refused this sidecar as a whole, such as for its version.
+pub const REFUSED_RETRY: Duration = Duration::from_secs(10);
+/// How long the router may take to answer Hello.
+pub const WELCOME_TIMEOUT: Duration = Duration::from_secs(5);
+/// A conversation that lasted this long was a good one: the next is dialled without delay.
+const GOOD: Duration = Duration::from_secs(1);
+/// How long after a socket could not be made or passed on it is tried again.
+const RESOURCE_RETRY: Duration = Duration::from_secs(1);
+/// The most unconnected sockets of a kind that are owed to a router.
+const MAX_OWED: u16 = 1024;
+
+/// How the conversation stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// There is none; the router is dialled at that time.
+    Away { until: Instant },
+    /// The router is being dialled.
+    Connecting,
+    /// Hello is on its way, or its answer; which comes until that time or not at all.
+    Greeting { hello: bool, until: Instant },
+    /// The router has said Welcome.
+    Up { router: RouterId, since: Instant },
+}
+
+/// The next thing to say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Turn {
+    Hello,
+    Stock { tcp: u16, udp: u16 },
+    Unimport(SocketId),
+    Unexport(SocketId),
+    Import(SocketId),
+    Export(SocketId),
+    Bye,
+}
+
+/// What the router knows of imports, or of exports. Each number is in at most one of `untold`, `unsent` and `told`,
+/// save an altered export, which is told and to be told again.
+#[derive(Debug, Default)]
+pub(super) struct Side {
+    untold: BTreeSet<SocketId>,
+    told: BTreeSet<SocketId>,
+    /// Could not be sent, and wait to be tried again.
+    unsent: BTreeSet<SocketId>,
+    /// The router knows them, and they are over. Bounded by what it was told, since nothing new is told before these.
+    over: VecDeque<SocketId>,
+    /// The router does not serve these, for these reasons.
+    refused: BTreeMap<SocketId, String>,
+}
+
+impl Side {
+    /// The router is to hear of it; where it has already, anew.
+    pub(super) fn tell(&mut self, id: SocketId) {
+        self.unsent.remove(&id);
+        self.untold.insert(id);
+    }
+
+    /// It is over.
+    pub(super) fn end(&mut self, id: SocketId) {
+        self.untold.remove(&id);
+        self.unsent.remove(&id);
+        self.refused.remove(&id);
+        if self.told.remove(&id) {
+            self.over.push_back(id);
+        }
+    }
+
+    /// It could not be sent after all.
+    fn unsent(&mut self, id: SocketId) -> bool {
+        let told = self.told.remove(&id);
+        if told {
+            self.unsent.insert(id);
+        }
+        told
+    }
+
+    fn refuse(&mut self, id: SocketId, reason: String) -> bool {
+        let known = self.told.contains(&id);
+        if known {
+            self.refused.insert(id, reason);
+        }
+        known
+    }
+
+    /// The router knows nothing any more.
+    fn forget(&mut self) {
+        self.untold.append(&mut self.told);
+        self.untold.append(&mut self.unsent);
+        self.over.clear();
+        self.refused.clear();
+    }
+
+    fn next_told(&mut self) -> Option<SocketId> {
+        let id = self.untold.pop_first()?;
+        self.told.insert(id);
+        self.refused.remove(&id);
+        Some(id)
+    }
+
+    /// Whether the router has heard of it, in its last form.
+    pub(super) fn is_told(&self, id: SocketId) -> bool {
+        self.told.contains(&id) && !self.untold.contains(&id)
+    }
+
+    /// Why the router does not serve it.
+    pub(super) fn refusal(&self, id: SocketId) -> Option<&str> {
+        self.refused.get(&id).map(String::as_str)
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Conversation {
+    phase: Phase,
+    delay: Duration,
+    /// Why there is no conversation, since that was last told.
+    down: Option<String>,
+    pub(super) imports: Side,
+    pub(super) exports: Side,
+    /// Unconnected sockets that the router has asked for.
+    owed_tcp: u16,
+    owed_udp: u16,
+    /// What could not be made or sent is tried again at this time.
+    again: Option<Instant>,
+    ending: bool,
+    said_bye: bool,
+}
+
+impl Conversation {
+    /// None yet; the router is to be dialled at `now`.
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            phase: Phase::Away { until: now },
+            delay: FIRST_RETRY,
+            down: None,
+            imports: Side::default(),
+            exports: Side::default(),
+            owed_tcp: 0,
+            owed_udp: 0,
+            again: None,
+            ending: false,
+            said_bye: false,
+        }
+    }
+
+    pub(super) fn phase(&self) -> &Phase {
+        &self.phase
+    }
+
+    /// Why there is no conversation.
+    pub(super) fn down(&self) -> Option<&str> {
+        self.down.as_deref()
+    }
+
+    /// Whether the router is to be dialled now; it counts as being dialled from then on.
+    pub(super) fn poll_connect(&mut self, now: Instant) -> bool {
+        let due = !self.ending && matches!(self.phase, Phase::Away { until } if until <= now);
+        if due {
+            self.phase = Phase::Connecting;
+        }
+        due
+    }
+
+    pub(super) fn handle_connected(&mut self, now: Instant) {
+        if self.phase == Phase::Connecting {
+            self.phase = Phase::Greeting { hello: false, until: now + WELCOME_TIMEOUT };
+        }
+    }
+
+    /// The router's answer to Hello. False where that does not belong here.
+    pub(super) fn handle_welcome(&mut self, router: RouterId, now: Instant) -> bool {
+        let expected = matches!(self.phase, Phase::Greeting { hello: true, .. });
+        if expected {
+            self.phase = Phase::Up { router, since: now };
+            self.down = None;
+        }
+        expected
+    }
+
+    /// The router wants more unconnected sockets.
+    pub(super) fn handle_more(&mut self, tcp: u16, udp: u16) {
+        if matches!(self.phase, Phase::Up { .. }) {
+            self.owed_tcp = self.owed_tcp.saturating_add(tcp).min(MAX_OWED);
+            self.owed_udp = self.owed_udp.saturating_add(udp).min(MAX_OWED);
+        }
+    }
+
+    /// The router does not serve one import or export. False where it does not know it.
+    pub(super) fn handle_refused(&mut self, id: SocketId, reason: &str) -> bool {
+        self.imports.refuse(id, reason.to_owned()) || self.exports.refuse(id, reason.to_owned())
+    }
+
+    /// So many unconnected sockets could not be made. They are tried again.
+    pub(super) fn handle_short(&mut self, tcp: u16, udp: u16, now: Instant) {
+        self.handle_more(tcp, udp);
+        self.again = Some(now + RESOURCE_RETRY);
+    }
+
+    /// A message could not be sent since its socket could not be shared. It is tried again.
+    pub(super) fn handle_unsent(&mut self, id: SocketId, now: Instant) {
+        if self.imports.unsent(id) || self.exports.unsent(id) {
+            self.again.get_or_insert(now + RESOURCE_RETRY);
+        }
+    }
+
+    /// There is no conversation any more, or the dial failed. True where that is news.
+    pub(super) fn handle_down(&mut self, reason: String, refused: bool, now: Instant) -> bool {
+        if matches!(self.phase, Phase::Away { .. }) {
+            return false;
+        }
+        if let Phase::Up { since, .. } = self.phase
+            && now.saturating_duration_since(since) >= GOOD
+        {
+            self.delay = FIRST_RETRY;
+        }
+        let delay = if refused { REFUSED_RETRY } else { self.delay };
+        self.delay = (self.delay * 2).min(LAST_RETRY);
+        self.phase = Phase::Away { until: now + delay };
+        self.imports.forget();
+        self.exports.forget();
+        (self.owed_tcp, self.owed_udp, self.again) = (0, 0, None);
+        let news = self.down.is_none();
+        self.down = Some(reason);
+        news
+    }
+
+    /// The pod ends: what is still to be said is Bye.
+    pub(super) fn handle_shutdown(&mut self) {
+        self.ending = true;
+    }
+
+    /// True where the router has not answered in time.
+    pub(super) fn handle_timeout(&mut self, now: Instant) -> bool {
+        if self.again.is_some_and(|again| again <= now) {
+            self.again = None;
+            let Side { untold, unsent, .. } = &mut self.imports;
+            untold.append(unsent);
+            let Side { untold, unsent, .. } = &mut self.exports;
+            untold.append(unsent);
+        }
+        matches!(self.phase, Phase::Greeting { until, .. } if until <= now)
+    }
+
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        let phase = match self.phase {
+            Phase::Away { until } if !self.ending => Some(until),
+            Phase::Greeting { until, .. } => Some(until),
+            _ => None,
+        };
+        phase.into_iter().chain(self.again).min()
+    }
+
+    /// What to say next; it counts as said.
+    pub(super) fn poll_turn(&mut self) -> Option<Turn> {
+        match &mut self.phase {
+            Phase::Away { .. } | Phase::Connecting => return None,
+            Phase::Greeting { hello: false, .. } if self.ending => return None,
+            Phase::Greeting { hello: said @ false, .. } => {
+                *said = true;
+                return Some(Turn::Hello);
+            }
+            _ if self.ending => {
+                return (!std::mem::replace(&mut self.said_bye, true)).then_some(Turn::Bye);
+            }
+            Phase::Greeting { .. } => return None,
+            Phase::Up { .. } => {}
+        }
+        // Flows wait for these.
+        if self.again.is_none() && self.owed_tcp + self.owed_udp > 0 {
+            let most = MAX_DESCRIPTORS as u16;
+            let tcp = self.owed_tcp.min(most);
+            let udp = self.owed_udp.min(most - tcp);
+            self.owed_tcp -= tcp;
+            self.owed_udp -= udp;
+            return Some(Turn::Stock { tcp, udp });
+        }
+        if let Some(id) = self.imports.over.pop_front() {
+            return Some(Turn::Unimport(id));
+        }
+        if let Some(id) = self.exports.over.pop_front() {
+            return Some(Turn::Unexport(id));
+        }
+        if let Some(id) = self.imports.next_told() {
+            return Some(Turn::Import(id));
+        }
+        self.exports.next_told().map(Turn::Export)
+    }
+}

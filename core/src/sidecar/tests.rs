@@ -1,0 +1,547 @@
+//! Stories of one sidecar.
+
+use super::*;
+use crate::dns::{Answer, Name, Record, record_type};
+
+#[allow(clippy::disallowed_methods)]
+fn start() -> Instant {
+    Instant::now()
+}
+
+fn config(cluster: Option<&str>) -> Config {
+    Config {
+        pod: Pod { name: "web-0".into(), namespace: "default".parse().unwrap(), uid: "u".into() },
+        addresses: vec![IpAddr::from([10, 0, 0, 7])],
+        cluster: cluster.map(|name| name.parse().unwrap()),
+        range: "127.0.66.0/24".parse().unwrap(),
+        reserved: vec![],
+        search: vec![],
+    }
+}
+
+const WEB: &str = "services: [{ name: web, ports: [{ name: http, port: 80 }] }]";
+const WEB_AND_LOG: &str = "services:\n  - { name: log, ports: [{ name: syslog, port: 514, protocol: UDP }] }\n  \
+                           - { name: web, ports: [{ name: renamed, port: 80 }] }\n";
+
+/// A sidecar, and what the world around it has.
+struct World {
+    sidecar: Sidecar,
+    now: Instant,
+    open: Vec<(SocketId, SocketAddrV4)>,
+    /// Addresses where no socket can be made.
+    blocked: Vec<SocketAddrV4>,
+    zone: Option<Zone>,
+    saved: Option<Saved>,
+    /// What the driver has done, in short words.
+    log: Vec<String>,
+}
+
+impl World {
+    fn new(config: Config, saved: Saved) -> Self {
+        let now = start();
+        let sidecar = Sidecar::new(config, saved, now).unwrap();
+        let mut world =
+            Self { sidecar, now, open: vec![], blocked: vec![], zone: None, saved: None, log: vec![] };
+        world.drive();
+        world
+    }
+
+    fn drive(&mut self) {
+        while let Some(command) = self.sidecar.poll_command() {
+            match command {
+                Command::Make { id, addr, .. } if self.blocked.contains(&addr) => {
+                    self.log.push(format!("fail {addr}"));
+                    self.sidecar.handle_made(id, Err("in use".into()), self.now);
+                }
+                Command::Make { id, addr, .. } => {
+                    self.log.push(format!("make {addr}"));
+                    self.open.push((id, addr));
+                    self.sidecar.handle_made(id, Ok(()), self.now);
+                }
+                Command::Close { id } => {
+                    let at = self.open.iter().position(|(open, _)| *open == id).unwrap();
+                    self.log.push(format!("close {}", self.open.remove(at).1));
+                }
+                Command::SetZone(zone) => {
+                    self.log.push("zone".into());
+                    self.zone = Some(zone);
+                }
+                Command::Save(saved) => self.saved = Some(saved),
+                Command::Connect => self.log.push("connect".into()),
+                Command::Disconnect => self.log.push("disconnect".into()),
+            }
+        }
+    }
+
+    fn imports(&mut self, text: &str) {
+        self.sidecar.handle_text(Annotation::Imports, Ok(text), self.now);
+        self.drive();
+    }
+
+    fn exports(&mut self, text: &str) {
+        self.sidecar.handle_text(Annotation::Exports, Ok(text), self.now);
+        self.drive();
+    }
+
+    fn pass(&mut self, time: Duration) {
+        let end = self.now + time;
+        while let Some(at) = self.sidecar.poll_timeout().filter(|at| *at <= end) {
+            assert!(at >= self.now || self.now == end, "a timer of the past");
+            self.now = at.max(self.now);
+            self.sidecar.handle_timeout(self.now);
+            self.drive();
+        }
+        self.now = end;
+    }
+
+    fn welcome(&mut self, cluster: &str) -> Vec<Outgoing> {
+        self.sidecar.handle_connected(self.now);
+        let hello = self.messages();
+        assert!(matches!(&hello[..], [Outgoing::Plain(ToRouter::Hello { .. })]), "{hello:?}");
+        let welcome =
+            ToSidecar::Welcome { version: 1, cluster: cluster.parse().unwrap(), node: "n1".parse().unwrap() };
+        self.sidecar.handle_message(welcome, self.now);
+        self.drive();
+        self.messages()
+    }
+
+    fn messages(&mut self) -> Vec<Outgoing> {
+        std::iter::from_fn(|| self.sidecar.poll_message()).collect()
+    }
+
+    fn notices(&mut self) -> Vec<Notice> {
+        std::iter::from_fn(|| self.sidecar.poll_notice()).collect()
+    }
+
+    fn resolve(&self, name: &str) -> Option<Ipv4Addr> {
+        let name = Name::from_labels(name.split('.').map(str::as_bytes)).unwrap();
+        match self.zone.as_ref()?.answer(&name, record_type::A) {
+            Answer::Record(Record::A(address)) => Some(address),
+            _ => None,
+        }
+    }
+
+    fn log(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.log)
+    }
+}
+
+#[test]
+fn a_name_comes_after_its_socket_and_a_socket_goes_after_its_name() {
+    let mut world = World::new(config(Some("a.local")), Saved::default());
+    assert_eq!(world.log(), ["connect"]);
+    assert!(!world.sidecar.is_applied());
+    world.imports(WEB);
+    assert_eq!(world.log(), ["make 127.0.66.1:80", "zone"]);
+    assert_eq!(world.resolve("web.default.a.local"), Some(Ipv4Addr::new(127, 0, 66, 1)));
+    assert!(!world.sidecar.is_applied(), "the exports are not read yet");
+    world.exports("");
+    assert!(world.sidecar.is_applied());
+
+    // Another order and another port name: the new socket is made, nothing else is touched.
+    world.imports(WEB_AND_LOG);
+    assert_eq!(world.log(), ["make 127.0.66.2:514", "zone"]);
+    assert_eq!(world.resolve("web.default"), Some(Ipv4Addr::new(127, 0, 66, 1)));
+    // The same text, and the same in other words: nothing at all, nor a new zone.
+    world.imports(WEB_AND_LOG);
+    world.imports(&format!("{WEB_AND_LOG}# a comment\n"));
+    assert_eq!(world.log(), [] as [&str; 0]);
+
+    world.imports("");
+    assert_eq!(world.log(), ["zone", "close 127.0.66.2:514", "close 127.0.66.1:80"]);
+    assert_eq!(world.resolve("web.default"), None);
+}
+
+#[test]
+fn what_is_no_yaml_changes_nothing_and_a_wrong_entry_only_itself() {
+    let mut world = World::new(config(Some("a.local")), Saved::default());
+    world.imports(WEB);
+    world.exports("");
+    world.log();
+    world.notices();
+    world.imports("services: [");
+    world.imports("services: [");
+    assert_eq!(world.log(), [] as [&str; 0]);
+    assert_eq!(world.notices(), [Notice::Unusable(Annotation::Imports)]);
+    let error = world.sidecar.findings(Annotation::Imports).error.unwrap().to_string();
+    assert!(error.starts_with("line 1"), "{error}");
+    assert_eq!(world.saved.as_ref().unwrap().imports.as_deref(), Some(WEB));
+    assert_eq!(world.sidecar.counts(), Counts { imports: 1, sockets: 1, refused: 1, ..Counts::default() });
+
+    let unread = Finding { path: String::new(), line: 1, column: 1, reason: "too long".into() };
+    world.sidecar.handle_text(Annotation::Imports, Err(unread.clone()), world.now);
+    assert_eq!(world.sidecar.findings(Annotation::Imports).error, Some(&unread));
+
+    // The last good text again: the error goes, and nothing else happens.
+    world.imports(WEB);
+    assert_eq!(world.sidecar.findings(Annotation::Imports).error, None);
+    assert_eq!(world.log(), [] as [&str; 0]);
+
+    world
+        .imports("services: [{ name: web, ports: [{ port: 80 }] }, { name: bad, ports: [{ port: 99999 }] }]");
+    let refused = world.sidecar.findings(Annotation::Imports).refused;
+    assert_eq!(refused[0].path, "services[1].ports[0].port");
+    assert_eq!(world.sidecar.counts().imports, 1);
+}
+
+#[test]
+fn a_first_start_waits_for_the_cluster_and_no_longer_than_two_seconds() {
+    let mut world = World::new(config(None), Saved::default());
+    world.imports(WEB);
+    world.exports("");
+    assert_eq!(world.sidecar.cluster(), None);
+    world.pass(CLUSTER_WAIT - Duration::from_millis(1));
+    assert!(world.zone.is_none() && world.open.is_empty() && !world.sidecar.is_applied());
+    world.pass(Duration::from_millis(1));
+    assert!(world.resolve("web.default.cluster.local").is_some());
+    assert!(world.sidecar.is_applied());
+    assert_eq!(world.saved.as_ref().unwrap().cluster, None, "nobody said it");
+
+    // The router comes, and knows better.
+    world.sidecar.handle_disconnected("no router".into(), world.now);
+    world.pass(FIRST_RETRY);
+    let sent = world.welcome("a.local");
+    assert_eq!(world.resolve("web.default.cluster.local"), None);
+    assert!(world.resolve("web.default.a.local").is_some());
+    assert_eq!(world.open.len(), 1);
+    assert!(
+        matches!(&sent[..], [Outgoing::WithSocket(ToRouter::Import { wanted, .. }, _)]
+            if wanted.to_string() == "web.default.a.local:80/TCP"),
+        "{sent:?}"
+    );
+    assert_eq!(world.saved.as_ref().unwrap().cluster.as_ref().unwrap().as_str(), "a.local");
+
+    // The next start needs no router for it.
+    let saved = world.saved.take().unwrap();
+    let mut next = World::new(config(None), saved);
+    assert_eq!(
+        next.sidecar.cluster().map(|(name, source)| (name.as_str(), source)),
+        Some(("a.local", ClusterSource::Saved))
+    );
+    next.sidecar.handle_absent(next.now);
+    next.drive();
+    assert!(next.sidecar.is_applied());
+    assert_eq!(next.resolve("web.default.a.local"), world.resolve("web.default.a.local"));
+}
+
+#[test]
+fn a_welcome_in_time_is_the_cluster() {
+    let mut world = World::new(config(None), Saved::default());
+    world.imports(WEB);
+    world.welcome("b.local");
+    assert!(world.resolve("web.default.b.local").is_some());
+    assert_eq!(world.saved.as_ref().unwrap().cluster.as_ref().unwrap().as_str(), "b.local");
+    assert_eq!(world.sidecar.poll_timeout(), None, "nothing is waited for");
+}
+
+#[test]
+fn while_the_cluster_is_waited_for_a_bad_text_hides_no_good_one() {
+    let mut world = World::new(config(None), Saved::default());
+    world.exports("");
+    world.imports("services: []");
+    world.imports(WEB);
+    world.imports("services: [");
+    world.welcome("b.local");
+    assert!(world.resolve("web.default.b.local").is_some());
+    assert!(world.sidecar.findings(Annotation::Imports).error.is_some());
+}
+
+#[test]
+fn a_configured_cluster_stays_and_the_difference_is_said() {
+    let mut world = World::new(config(Some("own.local")), Saved::default());
+    world.imports(WEB);
+    world.notices();
+    world.welcome("a.local");
+    assert!(world.resolve("web.default.own.local").is_some());
+    assert!(world.notices().contains(&Notice::OtherCluster { router: "a.local".parse().unwrap() }));
+    assert_eq!(world.saved.as_ref().unwrap().cluster, None);
+}
+
+#[test]
+fn everything_is_handed_over_again_with_the_same_sockets() {
+    let mut world = World::new(config(Some("a.local")), Saved::default());
+    world.imports(WEB_AND_LOG);
+    world.exports("services: [{ name: own, ports: [{ port: 9000 }], allow: [b.local] }]");
+    let first = world.welcome("a.local");
+    assert_eq!(first.len(), 3);
+    assert_eq!(world.messages(), []);
+    let open = world.open.clone();
+    let held =
+        |world: &World| world.sidecar.imports().flat_map(|i| i.ports).all(|p| p.state == PortState::Held);
+    assert!(!held(&world));
+
+    world.sidecar.handle_disconnected("it ended".into(), world.now);
+    assert!(held(&world));
+    world.pass(FIRST_RETRY);
+    assert_eq!(world.welcome("a.local"), first);
+    assert_eq!(world.open, open);
+    assert!(matches!(world.sidecar.router(world.now), RouterStatus::Up { .. }));
+}
+
+#[test]
+fn changes_are_told_once_and_a_change_back_not_at_all() {
+    let mut world = World::new(config(Some("a.local")), Saved::default());
+    world.imports(WEB);
+    world.exports("services: [{ name: own, ports: [{ port: 9000 }] }]");
+    world.welcome("a.local");
+    // The router is slow: nothing can be sent meanwhile.
+    world.imports(WEB_AND_LOG);
+    world.imports(WEB);
+    world.exports("");
+    world.exports("services: [{ name: own, ports: [{ port: 9000, targetport: 9001 }] }]");
+    let sent = world.messages();
+    assert!(
+        matches!(&sent[..], [
+            Outgoing::Plain(ToRouter::Unexport { id: gone }),
+            Outgoing::Plain(ToRouter::Export { id, target, .. }),
+        ] if gone != id && target.get() == 9001),
+        "{sent:?}"
+    );
+    // An altered export keeps its number.
+    world.exports("services: [{ name: own, ports: [{ port: 9000, targetport: 9002 }] }]");
+    let altered = world.messages();
+    assert!(
+        matches!((&sent[1], &altered[..]), (
+            Outgoing::Plain(ToRouter::Export { id, .. }),
+            [Outgoing::Plain(ToRouter::Export { id: same, target, .. })],
+        ) if id == same && target.get() == 9002),
+        "{altered:?}"
+    );
+}
+
+#[test]
+fn a_socket_that_cannot_be_made_is_tried_again_and_disturbs_no_other() {
+    let mut world = World::new(config(Some("a.local")), Saved::default());
+    world.blocked.push("127.0.66.1:514".parse().unwrap());
+    world.imports(WEB_AND_LOG);
+    world.exports("");
+    assert!(world.sidecar.is_applied(), "what can be served is");
+    assert_eq!(world.sidecar.counts(), Counts { imports: 2, sockets: 1, failed: 1, ..Counts::default() });
+    let failed = |world: &mut World| {
+        world.notices().into_iter().filter(|n| matches!(n, Notice::MakeFailed { .. })).count()
+    };
+    assert_eq!(failed(&mut world), 1);
+    assert_eq!(world.welcome("a.local").len(), 1);
+    let states: Vec<_> = world.sidecar.imports().flat_map(|import| import.ports).map(|p| p.state).collect();
+    assert_eq!(states, [PortState::Failed("in use"), PortState::HandedOver]);
+
+    world.log();
+    world.pass(Duration::from_secs(60));
+    // 0.25, 0.5, 1, 2, 4, 8, 16 s.
+    assert_eq!(world.log().len(), 7);
+    assert_eq!(failed(&mut world), 0, "the log has it already");
+    world.blocked.clear();
+    world.pass(Duration::from_secs(30));
+    assert_eq!(world.messages().len(), 1);
+    assert!(world.notices().iter().any(|n| matches!(n, Notice::Made { .. })));
+
+    // One that fails and is no longer wanted is not tried again.
+    world.blocked.push("127.0.66.3:1".parse().unwrap());
+    world.imports("services: [{ name: x, ports: [{ port: 1 }] }]");
+    world.imports("");
+    assert_eq!(world.sidecar.poll_timeout(), None);
+}
+
+#[test]
+fn a_full_range_serves_the_first_and_the_others_when_addresses_have_rested() {
+    let mut config = config(Some("a.local"));
+    config.range = "127.0.66.0/30".parse().unwrap();
+    let mut world = World::new(config, Saved::default());
+    let text = |names: &[&str]| {
+        let entries: Vec<String> =
+            names.iter().map(|name| format!("{{ name: {name}, ports: [{{ port: 80 }}] }}")).collect();
+        format!("services: [{}]", entries.join(", "))
+    };
+    world.imports(&text(&["a", "b", "c"]));
+    let unserved = world.sidecar.findings(Annotation::Imports).unserved;
+    assert_eq!(unserved.len(), 1);
+    assert_eq!(unserved[0].0.name.as_str(), "c");
+    assert!(unserved[0].1.to_string().contains("127.0.66.0/30 has no free address"), "{}", unserved[0].1);
+    let b = world.resolve("b").unwrap();
+    world.imports(&text(&["b", "c"]));
+    assert_eq!(world.resolve("b"), Some(b));
+    assert_eq!(world.resolve("c"), None, "the freed address rests");
+    world.notices();
+    world.pass(REST - Duration::from_millis(1));
+    assert_eq!(world.resolve("c"), None);
+    world.pass(Duration::from_millis(1));
+    assert!(world.resolve("c").is_some());
+    assert_eq!(world.notices(), [Notice::Unserved(Annotation::Imports)]);
+    assert_eq!(world.sidecar.findings(Annotation::Imports).unserved, []);
+}
+
+#[test]
+fn more_ports_than_a_router_takes_and_rules_longer_than_a_message() {
+    let mut world = World::new(config(Some("a.local")), Saved::default());
+    let ports: Vec<String> = (1..=64).map(|port| format!("{{ name: p{port}, port: {port} }}")).collect();
+    let entry = |n: usize| format!("  - {{ name: s{n}, ports: [{}] }}\n", ports.join(", "));
+    let mut text: String = "services:\n".into();
+    (0..65).for_each(|n| text.push_str(&entry(n)));
+    text.push_str("  - { name: small, ports: [{ port: 1 }] }\n");
+    world.imports(&text);
+    assert_eq!(world.sidecar.counts().sockets, handoff::MAX_SOCKETS);
+    let unserved = world.sidecar.findings(Annotation::Imports).unserved;
+    assert_eq!(unserved.len(), 2, "no room is left for `small` either");
+    assert!(unserved.iter().all(|(_, why)| *why == Unserved::TooManyPorts));
+    world.exports(&text);
+    assert_eq!(world.sidecar.counts().exports, handoff::MAX_SOCKETS);
+    for message in world.welcome("a.local") {
+        let (Outgoing::Plain(message) | Outgoing::WithSocket(message, _)) = message else { continue };
+        assert!(message.encode().len() <= handoff::MAX_MESSAGE);
+    }
+
+    let rule = |n: usize| format!("{}.{}.local", "x".repeat(60), n);
+    let rules: Vec<String> = (0..256).map(rule).collect();
+    let long = format!("{{ name: long, ports: [{{ port: 1 }}], allow: [{}] }}", rules.join(", "));
+    world.exports(&format!("services: [{long}, {{ name: ok, ports: [{{ port: 1 }}] }}]"));
+    assert_eq!(world.sidecar.counts().exports, 1);
+    let why = world.sidecar.findings(Annotation::Exports).unserved[0].1.to_string();
+    assert!(why.contains("16384 is the most"), "{why}");
+}
+
+#[test]
+fn what_the_router_refuses_is_kept_for_the_status() {
+    let mut world = World::new(config(Some("b.local")), Saved::default());
+    world.exports("services: [{ name: own, ports: [{ port: 9000 }] }]");
+    let sent = world.welcome("a.local");
+    let [Outgoing::Plain(ToRouter::Export { id, .. })] = &sent[..] else { panic!("{sent:?}") };
+    let refused = |id| ToSidecar::Refused { id: Some(id), reason: "of another cluster".into() };
+    world.notices();
+    world.sidecar.handle_message(refused(id + 1), world.now);
+    world.sidecar.handle_message(refused(*id), world.now);
+    assert_eq!(world.notices().len(), 1);
+    let state = |world: &World| format!("{:?}", world.sidecar.exports().next().unwrap().ports[0].state);
+    assert_eq!(state(&world), "Refused(\"of another cluster\")");
+    world.sidecar.handle_disconnected("it ended".into(), world.now);
+    assert_eq!(state(&world), "Held");
+}
+
+#[test]
+fn stock_is_sent_first_and_what_is_short_again() {
+    let mut world = World::new(config(Some("a.local")), Saved::default());
+    world.welcome("a.local");
+    world.imports(WEB);
+    world.sidecar.handle_message(ToSidecar::More { tcp: 60, udp: 8 }, world.now);
+    let sent = world.messages();
+    assert_eq!(sent[..2], [Outgoing::Stock { tcp: 60, udp: 4 }, Outgoing::Stock { tcp: 0, udp: 4 }]);
+    assert_eq!(sent.len(), 3);
+    world.sidecar.handle_short(3, 1, world.now);
+    assert_eq!(world.messages(), []);
+    world.pass(Duration::from_secs(1));
+    assert_eq!(world.messages(), [Outgoing::Stock { tcp: 3, udp: 1 }]);
+    // A router that asks without end gets no more than it can hold.
+    (0..1000).for_each(|_| {
+        world.sidecar.handle_message(ToSidecar::More { tcp: u16::MAX, udp: u16::MAX }, world.now);
+    });
+    assert_eq!(world.messages().len(), 2 * 1024 / handoff::MAX_DESCRIPTORS);
+    // An import whose socket could not be shared comes again, too.
+    let Outgoing::WithSocket(_, id) = sent[2] else { panic!("{sent:?}") };
+    world.sidecar.handle_unsent(id, world.now);
+    world.pass(Duration::from_secs(1));
+    assert_eq!(world.messages(), sent[2..]);
+}
+
+#[test]
+fn the_router_is_dialled_again_with_backoff_and_its_loss_is_told_once() {
+    let mut world = World::new(config(Some("a.local")), Saved::default());
+    world.log();
+    world.notices();
+    let began = world.now;
+    for _ in 0..8 {
+        world.sidecar.handle_disconnected("no router".into(), world.now);
+        let at = world.sidecar.poll_timeout().unwrap();
+        world.now = at;
+        world.sidecar.handle_timeout(at);
+        world.drive();
+    }
+    assert_eq!(world.now - began, Duration::from_millis(50 + 100 + 200 + 400 + 800 + 3 * 1000));
+    assert_eq!(world.log(), ["connect"; 8]);
+    assert_eq!(world.notices(), [Notice::RouterDown("no router".into())]);
+    assert_eq!(world.sidecar.router(world.now), RouterStatus::Down(Some("no router")));
+
+    // One that never answers is left again.
+    world.sidecar.handle_connected(world.now);
+    world.messages();
+    world.pass(WELCOME_TIMEOUT);
+    assert_eq!(world.log()[0], "disconnect");
+    // One that refuses us is left for longer.
+    world.pass(LAST_RETRY);
+    world.sidecar.handle_connected(world.now);
+    world.messages();
+    world.log();
+    world.sidecar.handle_message(ToSidecar::Refused { id: None, reason: "version".into() }, world.now);
+    world.drive();
+    world.pass(REFUSED_RETRY - Duration::from_millis(1));
+    assert_eq!(world.log(), ["disconnect"]);
+    world.pass(Duration::from_millis(1));
+    assert_eq!(world.log(), ["connect"]);
+    // After a good conversation the next one is not waited for.
+    world.welcome("a.local");
+    world.pass(Duration::from_secs(2));
+    world.sidecar.handle_disconnected("it ended".into(), world.now);
+    assert_eq!(world.sidecar.poll_timeout(), Some(world.now + FIRST_RETRY));
+}
+
+#[test]
+fn welcome_where_it_does_not_belong_ends_the_conversation() {
+    let mut world = World::new(config(None), Saved::default());
+    world.welcome("a.local");
+    let welcome = || ToSidecar::Welcome {
+        version: 1,
+        cluster: "evil.local".parse().unwrap(),
+        node: "n1".parse().unwrap(),
+    };
+    world.log();
+    world.sidecar.handle_message(welcome(), world.now);
+    world.drive();
+    assert_eq!(world.log(), ["disconnect"]);
+    assert_eq!(world.sidecar.cluster().unwrap().0.as_str(), "a.local");
+}
+
+#[test]
+fn bye_is_the_last_word() {
+    let mut world = World::new(config(Some("a.local")), Saved::default());
+    world.imports(WEB);
+    world.sidecar.handle_connected(world.now);
+    world.messages();
+    let welcome =
+        ToSidecar::Welcome { version: 1, cluster: "a.local".parse().unwrap(), node: "n1".parse().unwrap() };
+    world.sidecar.handle_message(welcome, world.now);
+    world.sidecar.handle_shutdown();
+    assert_eq!(world.messages(), [Outgoing::Plain(ToRouter::Bye)]);
+    world.sidecar.handle_disconnected("it ended".into(), world.now);
+    assert_eq!(world.sidecar.poll_timeout(), None);
+
+    // Where there is no router, there is nothing to say.
+    let mut alone = World::new(config(Some("a.local")), Saved::default());
+    alone.sidecar.handle_shutdown();
+    assert_eq!(alone.messages(), []);
+}
+
+#[test]
+fn the_last_good_state_serves_until_there_is_a_text() {
+    let saved = Saved { imports: Some(WEB.into()), ..Saved::default() };
+    let mut world = World::new(config(Some("a.local")), saved.clone());
+    world.sidecar.handle_absent(world.now);
+    world.sidecar.handle_absent(world.now);
+    world.drive();
+    assert!(world.sidecar.is_applied() && world.sidecar.is_absent());
+    assert_eq!(world.open.len(), 1);
+    assert_eq!(world.notices().iter().filter(|n| **n == Notice::Absent).count(), 1);
+    world.imports("");
+    assert!(world.open.is_empty() && !world.sidecar.is_absent());
+
+    // A text that is no YAML does not hide it, either.
+    let mut world = World::new(config(Some("a.local")), saved);
+    world.imports("services: [");
+    assert_eq!(world.open.len(), 1);
+    assert!(world.sidecar.findings(Annotation::Imports).error.is_some());
+    assert!(world.notices().contains(&Notice::Unusable(Annotation::Imports)));
+
+    // Without any, nothing is in service, and the sidecar says so.
+    let mut world = World::new(config(Some("a.local")), Saved::default());
+    world.sidecar.handle_absent(world.now);
+    world.drive();
+    assert!(!world.sidecar.is_applied());
+    assert!(world.zone.is_some(), "DNS of others waits for nothing");
+}
