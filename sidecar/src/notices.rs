@@ -1,0 +1,77 @@
+//! What changed, as lines of the log.
+
+use servicekeel_core::sidecar::{Annotation, ClusterSource, Notice, Sidecar};
+use tracing::{info, warn};
+
+/// Writes one change down.
+pub(crate) fn log(notice: Notice, sidecar: &Sidecar) {
+    match notice {
+        Notice::Absent if sidecar.is_applied() => {
+            warn!("there are no annotations; the last good state stays in service");
+        }
+        Notice::Absent => info!("there are no annotations yet; nothing is imported or exported until then"),
+        Notice::Applied(annotation) => applied(annotation, sidecar),
+        Notice::Unusable(annotation) => {
+            if let Some(finding) = sidecar.findings(annotation).error {
+                warn!(%annotation, "the new text is not used, the last good one stays in service: {finding}");
+            }
+        }
+        Notice::Unserved(annotation) => unserved(annotation, sidecar),
+        Notice::Cluster(cluster, source) => {
+            let from = match source {
+                ClusterSource::Configured => "SIDECAR_CLUSTER",
+                ClusterSource::Router => "the router",
+                ClusterSource::Saved => "the router, in an earlier run",
+                ClusterSource::Fallback => "nobody; the default is taken",
+            };
+            info!(%cluster, from, "the pod's cluster");
+        }
+        Notice::OtherCluster { router } => {
+            let own = sidecar.cluster().map(|(cluster, _)| cluster.to_string()).unwrap_or_default();
+            warn!(
+                %router,
+                own,
+                "the router serves another cluster than SIDECAR_CLUSTER says: it will refuse exports; unset it"
+            );
+        }
+        Notice::MakeFailed { port, addr, reason, retry } => {
+            warn!(%port, %addr, ?retry, "an import has no socket: {reason}");
+        }
+        Notice::Made { port } => info!(%port, "an import has its socket after all"),
+        Notice::RouterUp(router) => info!(%router, "connected to the router"),
+        Notice::RouterDown(reason) => {
+            warn!("the router is away: {reason}; connections wait, and it is dialled again");
+        }
+        Notice::Refused { port, reason } => warn!(%port, "the router does not serve this: {reason}"),
+        Notice::LeaseDropped(text) => warn!("{text}"),
+    }
+}
+
+fn applied(annotation: Annotation, sidecar: &Sidecar) {
+    let services = match annotation {
+        Annotation::Exports => sidecar.exports().count(),
+        Annotation::Imports => sidecar.imports().count(),
+    };
+    let findings = sidecar.findings(annotation);
+    let refused = findings.refused.len() + findings.unserved.len();
+    info!(%annotation, services, refused, "in service");
+    for finding in findings.refused {
+        warn!(%annotation, "refused: {finding}");
+    }
+    for finding in findings.warnings {
+        warn!(%annotation, "{finding}");
+    }
+    unserved(annotation, sidecar);
+}
+
+/// One line for all: where a range is full, most of an annotation may be unserved.
+fn unserved(annotation: Annotation, sidecar: &Sidecar) {
+    let list = sidecar.findings(annotation).unserved;
+    match list {
+        [] => {}
+        [(service, reason)] => warn!(%annotation, %service, "not served: {reason}"),
+        [(service, reason), more @ ..] => {
+            warn!(%annotation, %service, more = more.len(), "not served: {reason}; the others are at /status");
+        }
+    }
+}

@@ -1,0 +1,387 @@
+//! Flags and environment variables, and the settings that they make.
+
+use std::ffi::OsString;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum};
+use ipnet::Ipv4Net;
+use servicekeel_core::handoff::Pod;
+use servicekeel_core::lease::Leases;
+use servicekeel_core::name::{ClusterName, Label, NameError};
+use servicekeel_core::sidecar::REST;
+
+use super::resolv::{DNS_PORT, Resolv, is_own};
+use super::{Settings, interfaces};
+
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+/// The most bytes of `POD_NAME` and `POD_UID`: a Kubernetes name has 253.
+const MAX_POD_TEXT: usize = 253;
+
+const ABOUT: &str = "Gives the Services of other clusters to the containers of one pod";
+const LONG_ABOUT: &str = "\
+Gives the Services of other clusters to the containers of one pod.
+
+It reads the pod's annotations servicekeel.io/imported-services and servicekeel.io/exported-services from files, gives \
+each imported Service an address of 127.0.66.0/24, answers DNS for its names, and hands the pod's sockets to the router \
+of the node, which carries the traffic. Files may change while it runs: what a change does not concern goes on \
+undisturbed. A wrong entry is refused with its line and reason, in the log and at /status, and the others are served.
+
+It needs no root. To answer DNS at port 53 the pod needs the safe sysctl net.ipv4.ip_unprivileged_port_start at 53 or \
+below; other ports need nothing.";
+const EXAMPLE: &str = "\
+Every flag is an environment variable, too; an empty variable counts as unset.
+
+Example, on one's own machine beside a router that listens at /tmp/router.sock:
+
+  mkdir -p /tmp/pod && cat > /tmp/pod/imported-services-config.yaml <<END
+  services:
+    - name: simple-server
+      cluster: cluster-a.local
+      ports: [{ port: 8080 }]
+  END
+  servicekeel-sidecar --sidecar-config-dir /tmp/pod --sidecar-state-dir /tmp/pod/state \\
+      --sidecar-dns-addr 127.0.0.2:5353
+  dig @127.0.0.2 -p 5353 simple-server.default
+  curl localhost:15020/status
+
+SERVICEKEEL_LOG sets what is logged (error, warn, info, debug; default info), SERVICEKEEL_LOG_FORMAT how (text, json).";
+
+/// The flags. Every one has an environment variable of the same name.
+#[derive(Debug, Parser)]
+#[command(name = "servicekeel-sidecar", version, about = ABOUT, long_about = LONG_ABOUT, after_long_help = EXAMPLE)]
+pub struct Args {
+    /// Addresses for imported Services, inside 127.0.0.0/8. A /24 has room for 254
+    #[arg(long, env = "SIDECAR_IP_RANGE", value_name = "NETWORK", default_value = "127.0.66.0/24", value_parser = range)]
+    sidecar_ip_range: Ipv4Net,
+
+    /// Where DNS is answered, UDP and TCP
+    #[arg(long, env = "SIDECAR_DNS_ADDR", value_name = "IP:PORT", default_value = "127.0.0.2:53")]
+    sidecar_dns_addr: SocketAddr,
+
+    /// Where names that are not imported are asked for: `IP` or `IP:PORT`, separated by commas. Default: the
+    /// nameservers of /etc/resolv.conf other than this sidecar itself
+    #[arg(long, env = "SIDECAR_DNS_UPSTREAM", value_name = "SERVERS", value_delimiter = ',', value_parser = server)]
+    sidecar_dns_upstream: Option<Vec<SocketAddr>>,
+
+    /// The socket of the node's router: `unix:///path`, or a bare path
+    #[arg(
+        long,
+        env = "SIDECAR_SERVER_LISTEN",
+        value_name = "SOCKET",
+        default_value = "unix:///tmp/router.sock",
+        value_parser = socket
+    )]
+    sidecar_server_listen: PathBuf,
+
+    /// Where the annotations come from
+    #[arg(long, env = "SIDECAR_SOURCE", value_name = "SOURCE", default_value = "auto", value_enum)]
+    sidecar_source: SourceKind,
+
+    /// The directory of exported-services-config.yaml and imported-services-config.yaml, as the downward API projects
+    /// the annotations
+    #[arg(long, env = "SIDECAR_CONFIG_DIR", value_name = "DIRECTORY", default_value = "/etc/servicekeel")]
+    sidecar_config_dir: PathBuf,
+
+    /// The pod's own cluster. Default: what the router says, else what it said last, else cluster.local
+    #[arg(long, env = "SIDECAR_CLUSTER", value_name = "DOMAIN", value_parser = cluster)]
+    sidecar_cluster: Option<ClusterName>,
+
+    /// Where leases and the last good state are kept. Where it can't be written, addresses may change with a restart
+    #[arg(
+        long,
+        env = "SIDECAR_STATE_DIR",
+        value_name = "DIRECTORY",
+        default_value = "/var/lib/servicekeel/sidecar"
+    )]
+    sidecar_state_dir: PathBuf,
+
+    /// Where /livez, /readyz, /metrics and /status (JSON) are served; `off`: nowhere
+    #[arg(
+        long,
+        env = "SIDECAR_ADMIN_ADDR",
+        value_name = "IP:PORT",
+        default_value = "0.0.0.0:15020",
+        value_parser = admin
+    )]
+    sidecar_admin_addr: Admin,
+
+    /// Addresses of the pod where its exports are dialled before its loopback, separated by commas. Default: POD_IPS,
+    /// else the IPv4 addresses of the pod's interfaces
+    #[arg(long, env = "SIDECAR_POD_ADDRS", value_name = "IPS", value_delimiter = ',', value_parser = address)]
+    sidecar_pod_addrs: Option<Vec<IpAddr>>,
+
+    /// The pod's addresses, from the downward API (status.podIPs)
+    #[arg(long, env = "POD_IPS", value_name = "IPS", value_delimiter = ',', value_parser = address)]
+    pod_ips: Option<Vec<IpAddr>>,
+
+    /// The pod's name, from the downward API. Default: the host's name
+    #[arg(long, env = "POD_NAME", value_name = "NAME", value_parser = pod_text)]
+    pod_name: Option<String>,
+
+    /// The pod's namespace, from the downward API
+    #[arg(long, env = "POD_NAMESPACE", value_name = "NAMESPACE", default_value = "default", value_parser = label)]
+    pod_namespace: Label,
+
+    /// The pod's uid, from the downward API. By it the router knows a sidecar that restarted
+    #[arg(long, env = "POD_UID", value_name = "UID", value_parser = pod_text)]
+    pod_uid: Option<String>,
+}
+
+/// Where the annotations come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SourceKind {
+    /// Files of the config directory
+    Files,
+    /// A watch on the own pod. Not in this version
+    Api,
+    /// Files; where the directory is not there yet, it is waited for
+    Auto,
+}
+
+/// An admin address, or none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Admin(Option<SocketAddr>);
+
+/// What can't be used, beyond what a single flag says.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ArgsError {
+    /// `api` as source.
+    #[error(
+        "SIDECAR_SOURCE=api is not in this version: project the annotations into files by a downwardAPI volume at \
+         {} and set SIDECAR_SOURCE=files, or leave it unset",
+        .0.display()
+    )]
+    NoApi(PathBuf),
+    /// An upstream that is this sidecar.
+    #[error(
+        "SIDECAR_DNS_UPSTREAM has {0}, which is where this sidecar itself answers (SIDECAR_DNS_ADDR): \
+         name the cluster's DNS service instead"
+    )]
+    OwnUpstream(SocketAddr),
+}
+
+impl Args {
+    /// Reads the process's flags and environment. Ends the process with a message where they are wrong, and with
+    /// the help where that was asked for.
+    pub fn read() -> Self {
+        Self::of(std::env::args_os()).unwrap_or_else(|error| error.exit())
+    }
+
+    /// Reads these flags, the program's name first, and the process's environment.
+    ///
+    /// # Errors
+    /// As clap tells them.
+    pub fn of<T: Into<OsString> + Clone>(words: impl IntoIterator<Item = T>) -> Result<Self, clap::Error> {
+        let command = Self::command().mut_args(|arg| {
+            // A manifest's `value: ""` means that there is none.
+            let empty =
+                arg.get_env().is_some_and(|name| std::env::var_os(name).is_some_and(|v| v.is_empty()));
+            if empty { arg.env(None::<&str>) } else { arg }
+        });
+        Self::from_arg_matches(&command.try_get_matches_from(words)?)
+    }
+
+    /// The directory of the annotations' files.
+    pub fn config_dir(&self) -> &Path {
+        &self.sidecar_config_dir
+    }
+
+    /// The settings. Reads `/etc/resolv.conf`, the host's name and its addresses where flags leave them open.
+    ///
+    /// # Errors
+    /// [`ArgsError`] where flags do not go together.
+    pub fn settings(self) -> Result<Settings, ArgsError> {
+        let resolv = Resolv::parse(&std::fs::read_to_string(RESOLV_CONF).unwrap_or_default());
+        self.settings_with(resolv, interfaces::addresses(), hostname())
+    }
+
+    fn settings_with(
+        self,
+        resolv: Resolv,
+        interfaces: Vec<IpAddr>,
+        hostname: String,
+    ) -> Result<Settings, ArgsError> {
+        if self.sidecar_source == SourceKind::Api {
+            return Err(ArgsError::NoApi(self.sidecar_config_dir));
+        }
+        let own = self.sidecar_dns_addr;
+        let addresses = self.sidecar_pod_addrs.or(self.pod_ips).unwrap_or(interfaces);
+        let upstreams = match self.sidecar_dns_upstream {
+            Some(servers) => match servers.iter().find(|server| is_own(**server, own, &addresses)) {
+                Some(server) => return Err(ArgsError::OwnUpstream(*server)),
+                None => servers,
+            },
+            None => resolv.upstreams(Some(own), &addresses),
+        };
+        Ok(Settings {
+            range: self.sidecar_ip_range,
+            dns_addr: Some(own),
+            upstreams,
+            router: self.sidecar_server_listen,
+            cluster: self.sidecar_cluster,
+            state_dir: Some(self.sidecar_state_dir),
+            admin: self.sidecar_admin_addr.0,
+            pod: Pod {
+                name: self.pod_name.unwrap_or(hostname),
+                namespace: self.pod_namespace,
+                uid: self.pod_uid.unwrap_or_default(),
+            },
+            addresses,
+            search: resolv.search,
+        })
+    }
+}
+
+/// Kubernetes names the host of a pod as the pod.
+fn hostname() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    pod_text(name.trim()).unwrap_or_default()
+}
+
+fn range(text: &str) -> Result<Ipv4Net, String> {
+    let range: Ipv4Net = text.parse().map_err(|_| "not a network such as 127.0.66.0/24".to_owned())?;
+    Leases::new(range, REST, &[]).map(|leases| leases.range()).map_err(|error| error.to_string())
+}
+
+fn server(text: &str) -> Result<SocketAddr, String> {
+    let text = text.trim();
+    let parsed = text.parse().or_else(|_| text.parse().map(|ip: IpAddr| SocketAddr::new(ip, DNS_PORT)));
+    parsed.map_err(|_| format!("{text:?} is not an address such as 10.96.0.10 or 10.96.0.10:53"))
+}
+
+fn address(text: &str) -> Result<IpAddr, String> {
+    text.trim().parse().map_err(|_| format!("{:?} is not an IP address such as 10.244.1.7", text.trim()))
+}
+
+fn socket(text: &str) -> Result<PathBuf, String> {
+    let path = match text.split_once(':') {
+        Some(("unix", path)) => path.strip_prefix("//").unwrap_or(path),
+        Some((scheme, _)) if !scheme.contains('/') => {
+            return Err(format!(
+                "{scheme}: is not understood; a Unix socket belongs here, such as unix:///tmp/router.sock"
+            ));
+        }
+        _ => text,
+    };
+    if path.is_empty() {
+        return Err("has no path; write it as unix:///tmp/router.sock".to_owned());
+    }
+    Ok(path.into())
+}
+
+fn admin(text: &str) -> Result<Admin, String> {
+    if text.eq_ignore_ascii_case("off") {
+        return Ok(Admin(None));
+    }
+    let address = text.parse().map_err(|_| "not an address such as 0.0.0.0:15020, nor `off`".to_owned())?;
+    Ok(Admin(Some(address)))
+}
+
+fn cluster(text: &str) -> Result<ClusterName, String> {
+    text.parse().map_err(|error: NameError| error.to_string())
+}
+
+fn label(text: &str) -> Result<Label, String> {
+    text.parse().map_err(|error: NameError| error.to_string())
+}
+
+fn pod_text(text: &str) -> Result<String, String> {
+    if text.len() > MAX_POD_TEXT {
+        return Err(format!("has {} characters; {MAX_POD_TEXT} is the most", text.len()));
+    }
+    Ok(text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(flags: &[&str]) -> Result<Args, String> {
+        let words = ["servicekeel-sidecar"].into_iter().chain(flags.iter().copied());
+        Args::of(words).map_err(|error| error.to_string())
+    }
+
+    fn settings(flags: &[&str]) -> Result<Settings, String> {
+        let resolv =
+            Resolv::parse("nameserver 127.0.0.2\nnameserver 10.96.0.10\nsearch default.svc.cluster.local\n");
+        let interfaces = vec![IpAddr::from([10, 244, 1, 7])];
+        parse(flags)?.settings_with(resolv, interfaces, "pod-0".into()).map_err(|error| error.to_string())
+    }
+
+    fn refused(flags: &[&str], text: &str) {
+        let error = settings(flags).unwrap_err();
+        assert!(error.contains(text), "{flags:?}: {error}");
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_contract() {
+        let expected = Settings {
+            range: "127.0.66.0/24".parse().unwrap(),
+            dns_addr: Some("127.0.0.2:53".parse().unwrap()),
+            upstreams: vec!["10.96.0.10:53".parse().unwrap()],
+            router: "/tmp/router.sock".into(),
+            cluster: None,
+            state_dir: Some("/var/lib/servicekeel/sidecar".into()),
+            admin: Some("0.0.0.0:15020".parse().unwrap()),
+            pod: Pod { name: "pod-0".into(), namespace: "default".parse().unwrap(), uid: String::new() },
+            addresses: vec![IpAddr::from([10, 244, 1, 7])],
+            search: vec!["default.svc.cluster.local".parse().unwrap()],
+        };
+        assert_eq!(settings(&[]), Ok(expected));
+        let args = parse(&[]).unwrap();
+        assert_eq!(args.config_dir(), Path::new("/etc/servicekeel"));
+        assert_eq!(args.sidecar_source, SourceKind::Auto);
+    }
+
+    #[test]
+    fn lists_sockets_and_switches() {
+        let read = settings(&[
+            "--sidecar-dns-upstream=10.0.0.1, 10.0.0.2:5353,fd00::1",
+            "--sidecar-server-listen=/run/r:1.sock",
+            "--sidecar-admin-addr=off",
+            "--pod-ips=10.1.0.1,fd00::7",
+            "--sidecar-ip-range=127.0.70.9/24",
+        ])
+        .unwrap();
+        let shown: Vec<String> = read.upstreams.iter().map(ToString::to_string).collect();
+        assert_eq!(shown, ["10.0.0.1:53", "10.0.0.2:5353", "[fd00::1]:53"]);
+        assert_eq!(read.router, Path::new("/run/r:1.sock"));
+        assert_eq!(read.admin, None);
+        assert_eq!(read.addresses, ["10.1.0.1".parse::<IpAddr>().unwrap(), "fd00::7".parse().unwrap()]);
+        assert_eq!(read.range.to_string(), "127.0.70.0/24");
+        let both = settings(&["--pod-ips=10.1.0.1", "--sidecar-pod-addrs=10.2.0.2"]).unwrap();
+        assert_eq!(both.addresses, [IpAddr::from([10, 2, 0, 2])]);
+        assert_eq!(settings(&["--sidecar-server-listen=unix:/r.sock"]).unwrap().router, Path::new("/r.sock"));
+    }
+
+    #[test]
+    fn what_is_wrong_is_said() {
+        refused(&["--sidecar-ip-range=10.0.0.0/24"], "not inside 127.0.0.0/8");
+        refused(&["--sidecar-ip-range=127.0.66.0/32"], "no address to give");
+        refused(&["--sidecar-ip-range=local"], "such as 127.0.66.0/24");
+        refused(&["--sidecar-server-listen=tcp://1.2.3.4:5"], "unix:///tmp/router.sock");
+        refused(&["--sidecar-server-listen=unix://"], "has no path");
+        refused(&["--sidecar-dns-upstream=dns.local"], "\"dns.local\" is not an address");
+        refused(&["--sidecar-dns-upstream=127.0.0.2"], "where this sidecar itself answers");
+        refused(&["--sidecar-cluster=a_b"], "'_'");
+        refused(&["--sidecar-source=api"], "set SIDECAR_SOURCE=files");
+        refused(&["--sidecar-source=etcd"], "files, api, auto");
+        refused(&["--pod-namespace="], "--pod-namespace");
+        refused(&["--sidecar-admin-addr=15020"], "nor `off`");
+        refused(&["--pod-name", &"x".repeat(254)], "253 is the most");
+    }
+
+    /// Each flag is the variable's name in lower case.
+    #[test]
+    fn flags_and_variables_have_the_same_names() {
+        let command = Args::command();
+        let mut seen = 0;
+        for arg in command.get_arguments() {
+            let Some(variable) = arg.get_env().and_then(|name| name.to_str()) else { continue };
+            assert_eq!(arg.get_long(), Some(variable.to_lowercase().replace('_', "-").as_str()));
+            seen += 1;
+        }
+        assert_eq!(seen, 14);
+    }
+}

@@ -1,0 +1,238 @@
+//! What `/status` shows.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde::Serialize;
+use servicekeel_core::annotation::Finding;
+use servicekeel_core::handoff::Pod;
+use servicekeel_core::name::{Label, Protocol};
+use servicekeel_core::sidecar::{
+    Annotation, ClusterSource, ExportStatus, ImportStatus, PortState, PortStatus, RouterStatus, Sidecar,
+};
+use tokio::time::Instant;
+
+use crate::dns::{Dns, DnsStatus};
+
+/// What the status is read from.
+pub(crate) struct Shared {
+    sidecar: Mutex<Sidecar>,
+    /// Why the state directory can't be written, since the last try.
+    pub(crate) disk: Mutex<Option<String>>,
+    pub(crate) pod: Pod,
+    pub(crate) addresses: Vec<IpAddr>,
+    pub(crate) router: PathBuf,
+    pub(crate) dns: Dns,
+}
+
+impl Shared {
+    pub(crate) fn new(sidecar: Sidecar, pod: Pod, addresses: Vec<IpAddr>, router: PathBuf, dns: Dns) -> Self {
+        Self { sidecar: Mutex::new(sidecar), disk: Mutex::default(), pod, addresses, router, dns }
+    }
+
+    /// The machine. Nobody waits while holding it.
+    pub(crate) fn sidecar(&self) -> MutexGuard<'_, Sidecar> {
+        self.sidecar.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The status as JSON.
+    pub(crate) fn json(&self) -> String {
+        let sidecar = self.sidecar();
+        let status = self.status(&sidecar);
+        serde_json::to_string(&status).unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}"))
+    }
+
+    fn status<'a>(&'a self, sidecar: &'a Sidecar) -> Status<'a> {
+        let (up, lasts, error) = match sidecar.router(Instant::now().into_std()) {
+            RouterStatus::Up { router, lasts } => (Some(router), Some(lasts), None),
+            RouterStatus::Down(error) => (None, None, error),
+        };
+        let router = RouterJson {
+            path: self.router.display().to_string(),
+            connected: up.is_some(),
+            cluster: up.map(|router| router.cluster.to_string()),
+            node: up.map(|router| router.node.to_string()),
+            since_seconds: lasts.map(|lasts| lasts.as_secs()),
+            error,
+        };
+        let cluster = sidecar.cluster();
+        let mut warnings = Vec::new();
+        if sidecar.is_absent() {
+            warnings.push("there are no annotations; what was known of them stays in service".to_owned());
+        }
+        if let (Some((own, ClusterSource::Configured)), Some(router)) = (cluster, up)
+            && *own != router.cluster
+        {
+            warnings.push(format!(
+                "SIDECAR_CLUSTER is {own}, and the router serves {}: it refuses exports",
+                router.cluster
+            ));
+        }
+        warnings.extend(self.disk.lock().unwrap_or_else(PoisonError::into_inner).clone());
+        let mut refused = Vec::new();
+        for annotation in [Annotation::Exports, Annotation::Imports] {
+            let findings = sidecar.findings(annotation);
+            let whole = findings.error.into_iter().chain(findings.refused);
+            refused.extend(whole.map(|finding| Refused::at(annotation, finding)));
+            refused.extend(findings.unserved.iter().map(|(service, reason)| Refused {
+                annotation: annotation.to_string(),
+                path: None,
+                line: None,
+                message: format!("{service}: {reason}"),
+            }));
+            warnings.extend(findings.warnings.iter().map(|finding| format!("{annotation}: {finding}")));
+        }
+        Status {
+            pod: PodJson {
+                name: &self.pod.name,
+                namespace: &self.pod.namespace,
+                uid: &self.pod.uid,
+                addresses: &self.addresses,
+            },
+            cluster: cluster.map(|(name, _)| name.to_string()),
+            cluster_from: cluster.map(|(_, source)| match source {
+                ClusterSource::Configured => "settings",
+                ClusterSource::Router => "router",
+                ClusterSource::Saved => "state",
+                ClusterSource::Fallback => "default",
+            }),
+            router,
+            imports: sidecar.imports().map(Import::of).collect(),
+            exports: sidecar.exports().map(Export::of).collect(),
+            refused,
+            warnings,
+            dns: self.dns.status(),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Status<'a> {
+    pod: PodJson<'a>,
+    /// Absent while the router's word is waited for.
+    cluster: Option<String>,
+    /// `settings`, `router`, `state` (the router's word of an earlier run) or `default`.
+    cluster_from: Option<&'static str>,
+    router: RouterJson<'a>,
+    imports: Vec<Import<'a>>,
+    exports: Vec<Export<'a>>,
+    /// What of the annotations is not served.
+    refused: Vec<Refused>,
+    warnings: Vec<String>,
+    dns: DnsStatus,
+}
+
+#[derive(Serialize)]
+struct PodJson<'a> {
+    name: &'a str,
+    namespace: &'a Label,
+    uid: &'a str,
+    addresses: &'a [IpAddr],
+}
+
+#[derive(Serialize)]
+struct RouterJson<'a> {
+    path: String,
+    connected: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cluster: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    since_seconds: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct Import<'a> {
+    service: String,
+    address: Ipv4Addr,
+    ports: Vec<Port<'a>>,
+}
+
+#[derive(Serialize)]
+struct Export<'a> {
+    service: String,
+    ports: Vec<Port<'a>>,
+    /// Absent: every member of the mesh.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    allow: Option<Vec<String>>,
+}
+
+#[derive(Serialize)]
+struct Port<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<&'a Label>,
+    port: u16,
+    protocol: Protocol,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    targetport: Option<u16>,
+    /// `making`, `failed`, `held` (the router is away), `handed-over`, `refused` (by the router).
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'a str>,
+}
+
+/// What is not served: an annotation as a whole, an entry, or a Service for which there is no address.
+#[derive(Serialize)]
+struct Refused {
+    annotation: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    line: Option<u64>,
+    message: String,
+}
+
+impl Refused {
+    fn at(annotation: Annotation, finding: &Finding) -> Self {
+        Self {
+            annotation: annotation.to_string(),
+            path: Some(finding.path.clone()),
+            line: Some(finding.line),
+            message: finding.to_string(),
+        }
+    }
+}
+
+impl<'a> Import<'a> {
+    fn of(status: ImportStatus<'a>) -> Self {
+        Self {
+            service: status.service.to_string(),
+            address: status.address,
+            ports: status.ports.into_iter().map(|port| Port::of(port, false)).collect(),
+        }
+    }
+}
+
+impl<'a> Export<'a> {
+    fn of(status: ExportStatus<'a>) -> Self {
+        Self {
+            service: status.export.service.to_string(),
+            ports: status.ports.into_iter().map(|port| Port::of(port, true)).collect(),
+            allow: status.export.allow.as_ref().map(|rules| rules.iter().map(ToString::to_string).collect()),
+        }
+    }
+}
+
+impl<'a> Port<'a> {
+    fn of(PortStatus { port, state }: PortStatus<'a>, exported: bool) -> Self {
+        let (state, reason) = match state {
+            PortState::Making => ("making", None),
+            PortState::Failed(reason) => ("failed", Some(reason)),
+            PortState::Held => ("held", None),
+            PortState::HandedOver => ("handed-over", None),
+            PortState::Refused(reason) => ("refused", Some(reason)),
+        };
+        Self {
+            name: port.name.as_ref(),
+            port: port.port.get(),
+            protocol: port.protocol,
+            targetport: exported.then_some(port.target.get()),
+            state,
+            reason,
+        }
+    }
+}
