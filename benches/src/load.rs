@@ -15,6 +15,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// After each measurement, for what it left behind to settle.
 const PAUSE: Duration = Duration::from_millis(200);
+/// Before the first round flows are opened for so long: pools of connections fill.
+const WARM_UP: Duration = Duration::from_millis(500);
 
 /// What was measured of one path: a figure for each round, the latencies of all.
 #[derive(Debug, Clone, Default)]
@@ -118,11 +120,15 @@ fn openings(addr: SocketAddr, length: Duration) -> Result<f64> {
 /// Measures every path, round by round; `length` for each measurement.
 pub(crate) fn measure(paths: &Paths, length: Duration, rounds: u64) -> Result<AllSamples> {
     let mut all = AllSamples::new();
-    for round in 1..=rounds {
+    for round in 0..=rounds {
         for (kind, addr) in &paths.all {
-            eprintln!("round {round} of {rounds}: {kind}");
-            one_round(paths, *kind, *addr, length, all.entry(*kind).or_default())
-                .with_context(|| format!("measuring {kind}; {}", paths.logs(*kind)))?;
+            let measured = if round == 0 {
+                openings(*addr, WARM_UP).map(drop)
+            } else {
+                eprintln!("round {round} of {rounds}: {kind}");
+                one_round(paths, *kind, *addr, length, all.entry(*kind).or_default())
+            };
+            measured.with_context(|| format!("measuring {kind}; {}", paths.logs(*kind)))?;
         }
     }
     Ok(all)

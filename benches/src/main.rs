@@ -19,18 +19,20 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::paths::Paths;
 
-/// Measures ServiceKeel side by side with direct loopback and with rathole, and prints a Markdown table.
+/// Measures ServiceKeel side by side with direct loopback and with rathole; prints Markdown tables.
 ///
-/// Client, service, routers and sidecars run on this machine, each as a process of its own. The paths:
+/// Client, service, routers and sidecars run on this machine, each as a process of its own.
+/// The paths:
 ///
 ///   direct     client → service, over loopback
 ///   same node  client → router (splice) → service
 ///   across     client → router → TLS 1.3 → router → service
 ///   rathole    client → rathole server → plain TCP → rathole client → service
 ///
-/// Each path is measured once a round: one flow, eight flows, connections one after the other, and 16 clients that
-/// open flows as fast as they can. Medians of the rounds are compared, ratios round by round, since machines are
-/// noisy: ratios count, not absolute numbers. Memory is measured first, with programs that have carried nothing yet.
+/// Each path is measured once a round: one flow, eight flows, connections one after the other,
+/// and 16 clients that open flows as fast as they can. The medians of the rounds are shown,
+/// and ratios are taken round by round: machines are noisy, so ratios count, not absolute
+/// numbers. Memory is measured first, with programs that have carried nothing yet.
 #[derive(Debug, Parser)]
 #[command(name = "compare", version, verbatim_doc_comment, after_help = AFTER)]
 struct Arguments {
