@@ -1,0 +1,292 @@
+//! The controller's two ways to work: follow the API, or make one pass.
+
+use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::fmt;
+use std::future::{Future, pending, ready};
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::stream::{self, Stream, StreamExt};
+use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
+use kube::runtime::controller::{self, applier};
+use kube::runtime::reflector::{ObjectRef, Store};
+use kube::{Api, Client, Resource, ResourceExt};
+use prometheus_client::registry::Registry;
+use servicekeel_core::name::Label;
+use servicekeel_runtime::admin::{self, Admin, Serving};
+use servicekeel_runtime::ready::Readiness;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use crate::convert::{trim_namespace, trim_pod, trim_service};
+use crate::error;
+use crate::reconcile::{Done, Reconciler, printed, step};
+use crate::watch::{Mirror, Object, follow, list};
+
+/// A pod is looked at this long after the last change that concerns it, so that changes which come together make one
+/// write.
+const DEBOUNCE: Duration = Duration::from_millis(200);
+/// Writes at once.
+const WRITERS: u16 = 4;
+/// What writes that are under way get to end, once the program shall.
+const GRACE: Duration = Duration::from_millis(1500);
+/// The most notes in `/status`.
+const MAX_NOTES: usize = 256;
+
+/// Where a dry run prints.
+pub type Output = Box<dyn io::Write + Send>;
+
+/// What to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// The one namespace that is followed; `None`: all.
+    pub namespace: Option<Label>,
+    /// Make one pass and end.
+    pub once: bool,
+    /// Print instead of writing.
+    pub dry_run: bool,
+    /// Where the admin endpoint is served while the API is followed; `None`: nowhere.
+    pub admin: Option<SocketAddr>,
+}
+
+/// Why the controller ended.
+#[derive(Debug)]
+pub enum RunError {
+    /// The admin endpoint can't be served.
+    Admin(SocketAddr, io::Error),
+    /// One pass: the API did not answer.
+    List(Box<kube::Error>),
+    /// One pass: there is no such namespace.
+    NoNamespace(Label),
+    /// One pass: so many pods could not be written. The log has the reasons.
+    Failed(usize),
+}
+
+impl fmt::Display for RunError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Admin(addr, error) => write!(f, "can't serve the admin endpoint at {addr}: {error}"),
+            Self::List(error) => write!(f, "can't read the cluster: {}", error::of_call(error)),
+            Self::NoNamespace(name) => write!(f, "there is no namespace {name}"),
+            Self::Failed(pods) => write!(f, "{pods} pods could not be written"),
+        }
+    }
+}
+
+impl std::error::Error for RunError {}
+
+/// Does what `settings` say until it is done or `shutdown` resolves. A dry run prints to `output`.
+///
+/// While the API is away it waits, and catches up in one pass when the API is back.
+///
+/// # Errors
+/// [`RunError`].
+pub async fn run(
+    settings: Settings,
+    client: Client,
+    output: Output,
+    shutdown: impl Future<Output = &'static str>,
+) -> Result<(), RunError> {
+    let output = settings.dry_run.then_some(output);
+    if settings.once {
+        return tokio::select! {
+            biased;
+            signal = shutdown => { tracing::info!("{signal}: ending"); Ok(()) }
+            result = pass(&settings, client, output) => result,
+        };
+    }
+    let (services, namespaces, pods) =
+        (Mirror::new(trim_service), Mirror::new(trim_namespace), Mirror::new(trim_pod));
+    let stores = (services.store(), namespaces.store(), pods.store());
+    let reconciler = Arc::new(Reconciler::new(client.clone(), stores.0.clone(), stores.1.clone(), output));
+    let readiness = Readiness::new();
+    let known = known(&readiness, stores.clone());
+    let serving = match settings.admin {
+        Some(addr) => Some(serve(addr, readiness, &reconciler, stores.2.clone()).await?),
+        None => None,
+    };
+    let admin = async move {
+        match serving {
+            Some((addr, serving)) => serving.run().await.map_err(|error| RunError::Admin(addr, error)),
+            None => pending().await,
+        }
+    };
+
+    let (stop, stopped) = oneshot::channel::<Infallible>();
+    let queue = changes(&settings, client, (services, namespaces, pods), &stores.2, &reconciler);
+    let passes = applier(
+        |pod, reconciler| Box::pin(step(pod, reconciler)),
+        |pod, _error, reconciler: Arc<Reconciler>| reconciler.pause(&pod),
+        Arc::clone(&reconciler),
+        stores.2,
+        queue.map(Ok::<_, Infallible>).take_until(stopped),
+        controller::Config::default().debounce(DEBOUNCE).concurrency(WRITERS),
+    );
+    // Whatever there is to say of a pass, the reconciler has said.
+    let mut passes = pin!(passes.for_each(|_| ready(())));
+    let mut admin = pin!(admin);
+    let mut known = pin!(known);
+    let mut all_known = false;
+    let mut shutdown = pin!(shutdown);
+    loop {
+        tokio::select! {
+            biased;
+            signal = &mut shutdown => {
+                tracing::info!("{signal}: ending");
+                break;
+            }
+            result = &mut admin => return result,
+            () = &mut known, if !all_known => all_known = true,
+            () = &mut passes => break,
+        }
+    }
+    drop(stop);
+    if timeout(GRACE, passes).await.is_err() {
+        tracing::warn!("ending with a write under way");
+    }
+    Ok(())
+}
+
+type Stores = (Store<Service>, Store<Namespace>, Store<Pod>);
+
+/// Says that the controller is ready when each kind has been read once.
+fn known(readiness: &Readiness, (services, namespaces, pods): Stores) -> impl Future<Output = ()> + use<> {
+    let waits = ["the list of Services", "the list of namespaces", "the list of pods"];
+    let [services_wait, namespaces_wait, pods_wait] = waits.map(|what| readiness.wait_for(what));
+    async move {
+        // An error says that the loop is gone, and this with it.
+        let _ = services.wait_until_ready().await;
+        drop(services_wait);
+        let _ = namespaces.wait_until_ready().await;
+        drop(namespaces_wait);
+        let _ = pods.wait_until_ready().await;
+        drop(pods_wait);
+        tracing::info!("following {} Services and {} pods that run a sidecar", services.len(), pods.len());
+    }
+}
+
+async fn serve(
+    addr: SocketAddr,
+    readiness: Readiness,
+    reconciler: &Arc<Reconciler>,
+    pods: Store<Pod>,
+) -> Result<(SocketAddr, Serving), RunError> {
+    let mut registry = Registry::default();
+    reconciler.register(&mut registry);
+    let reconciler = Arc::clone(reconciler);
+    let admin = Admin::new(readiness, registry, move || status(&reconciler, &pods));
+    let serving = admin::bind(addr, admin).await.map_err(|error| RunError::Admin(addr, error))?;
+    let addr = serving.local_addr();
+    tracing::info!("admin endpoint at {addr}");
+    Ok((addr, serving))
+}
+
+fn status(reconciler: &Reconciler, pods: &Store<Pod>) -> String {
+    let (writes, failures) = reconciler.counts();
+    let notes: Vec<String> =
+        reconciler.memory().notes().take(MAX_NOTES).map(|note| printed(note).trim_end().to_owned()).collect();
+    serde_json::json!({ "pods": pods.len(), "writes": writes, "write_failures": failures, "notes": notes })
+        .to_string()
+}
+
+/// The pods that are to be looked at, as the API tells of changes.
+fn changes(
+    settings: &Settings,
+    client: Client,
+    (services, namespaces, pods): (Mirror<Service>, Mirror<Namespace>, Mirror<Pod>),
+    store: &Store<Pod>,
+    reconciler: &Arc<Reconciler>,
+) -> impl Stream<Item = ObjectRef<Pod>> + Send + use<> {
+    let scope = Scope::new(settings, client);
+    let by_services = store.clone();
+    let services = follow(scope.objects(), None, services).map(move |changed| {
+        pods_of(&by_services, changed.into_iter().filter_map(|key| key.namespace).collect())
+    });
+    let by_namespaces = store.clone();
+    let namespaces = follow(scope.namespaces(), scope.fields(), namespaces)
+        .map(move |changed| pods_of(&by_namespaces, changed.into_iter().map(|key| key.name).collect()));
+    let (store, reconciler) = (store.clone(), Arc::clone(reconciler));
+    let pods = follow(scope.objects(), None, pods).map(move |mut changed| {
+        changed.retain(|pod| {
+            let there = store.get(pod).is_some();
+            if !there {
+                reconciler.forget(pod);
+            }
+            there
+        });
+        changed
+    });
+    stream::select_all([services.boxed(), namespaces.boxed(), pods.boxed()]).flat_map(stream::iter)
+}
+
+/// A Service that changed may concern every pod of its namespace: one that it selects now, or did before.
+fn pods_of(pods: &Store<Pod>, namespaces: BTreeSet<String>) -> Vec<ObjectRef<Pod>> {
+    let here =
+        |pod: &Pod| pod.metadata.namespace.as_ref().is_some_and(|namespace| namespaces.contains(namespace));
+    pods.state_filter(here).iter().map(|pod| ObjectRef::from_obj(&**pod)).collect()
+}
+
+/// The part of the API that is asked.
+struct Scope {
+    client: Client,
+    namespace: Option<Label>,
+    fields: Option<String>,
+}
+
+impl Scope {
+    fn new(settings: &Settings, client: Client) -> Self {
+        let fields = settings.namespace.as_ref().map(|name| format!("metadata.name={name}"));
+        Self { client, namespace: settings.namespace.clone(), fields }
+    }
+
+    fn objects<K: Object + Resource<Scope = NamespaceResourceScope>>(&self) -> Api<K> {
+        match &self.namespace {
+            Some(namespace) => Api::namespaced(self.client.clone(), namespace.as_str()),
+            None => Api::all(self.client.clone()),
+        }
+    }
+
+    fn namespaces(&self) -> Api<Namespace> {
+        Api::all(self.client.clone())
+    }
+
+    fn fields(&self) -> Option<&str> {
+        self.fields.as_deref()
+    }
+}
+
+async fn pass(settings: &Settings, client: Client, output: Option<Output>) -> Result<(), RunError> {
+    let failed = |error| RunError::List(Box::new(error));
+    let scope = Scope::new(settings, client.clone());
+    let services = list(scope.objects(), None, Mirror::new(trim_service)).await.map_err(failed)?;
+    let namespaces =
+        list(scope.namespaces(), scope.fields(), Mirror::new(trim_namespace)).await.map_err(failed)?;
+    if let Some(name) = settings.namespace.clone().filter(|_| namespaces.is_empty()) {
+        return Err(RunError::NoNamespace(name));
+    }
+    let pods = list(scope.objects(), None, Mirror::new(trim_pod)).await.map_err(failed)?;
+    let reconciler = Reconciler::new(client, services, namespaces, output);
+    let mut pods = pods.state();
+    pods.sort_unstable_by_key(|pod| (pod.namespace(), pod.name_any()));
+    let mut results = Vec::with_capacity(pods.len());
+    for pod in &pods {
+        results.push(reconciler.reconcile(pod).await);
+    }
+    let count =
+        |wanted| results.iter().filter(|result| matches!(result, Ok(done) if *done == wanted)).count();
+    let failed = results.iter().filter(|result| result.is_err()).count();
+    tracing::info!(
+        "{} pods run a sidecar: {} written, {} would be, {} left alone, {failed} failed, {} as they should be",
+        pods.len(),
+        count(Done::Wrote),
+        count(Done::WouldWrite),
+        count(Done::LeftAlone),
+        count(Done::Nothing),
+    );
+    if failed > 0 { Err(RunError::Failed(failed)) } else { Ok(()) }
+}
