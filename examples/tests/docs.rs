@@ -31,7 +31,8 @@ fn succeeds(program: &str, arguments: &[&str]) -> String {
 
 /// The text below a heading, up to the next one.
 fn section<'a>(text: &'a str, heading: &str) -> &'a str {
-    let start = text.find(&format!("\n{heading}\n")).unwrap_or_else(|| panic!("no {heading:?} in the README"));
+    let start =
+        text.find(&format!("\n{heading}\n")).unwrap_or_else(|| panic!("no {heading:?} in the README"));
     let body = &text[start + heading.len() + 2..];
     &body[..body.find("\n#").unwrap_or(body.len())]
 }
@@ -54,11 +55,8 @@ fn the_table_of_the_sidecars_settings_is_its_help() {
     let help = succeeds("servicekeel-sidecar", &["--help"]);
     let readme = read("README.md");
     let table = section(&readme, "### Sidecar");
-    let variables: BTreeSet<String> = help
-        .split("[env: ")
-        .skip(1)
-        .map(|rest| rest.split(['=', ']']).next().unwrap().to_owned())
-        .collect();
+    let variables: BTreeSet<String> =
+        help.split("[env: ").skip(1).map(|rest| rest.split(['=', ']']).next().unwrap().to_owned()).collect();
     assert!(variables.len() >= 10, "{help}");
     assert_eq!(first_column(table), variables);
     for row in table.lines().filter(|line| line.starts_with("| `")) {
@@ -119,7 +117,8 @@ fn the_subcommands_of_the_readme_are_there() {
     let named = first_column(section(&readme, "### Router"));
     assert!(named.len() >= 5, "{named:?}");
     for name in named {
-        let mut words: Vec<&str> = name.split(' ').filter(|word| word.starts_with(char::is_lowercase)).collect();
+        let mut words: Vec<&str> =
+            name.split(' ').filter(|word| word.starts_with(char::is_lowercase)).collect();
         words.push("--help");
         succeeds("servicekeel-router", &words);
     }
