@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 
 /// Sends back what it receives, and ends its side when the client has ended its own.
 pub struct Echo {
-    addr: SocketAddr,
+    listener: TcpListener,
     stop: Arc<AtomicBool>,
     /// Connections that the client reset.
     pub resets: Arc<AtomicUsize>,
@@ -25,13 +25,15 @@ impl Echo {
     /// Where the address can't be bound.
     pub fn start(addr: SocketAddr) -> Result<Self> {
         let listener = TcpListener::bind(addr).with_context(|| format!("binding {addr}"))?;
+        let accepting = listener.try_clone()?;
         let (stop, resets) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let (stopped, counted) = (stop.clone(), resets.clone());
         let thread = std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
+            for stream in accepting.incoming() {
                 if stopped.load(Ordering::SeqCst) {
                     return;
                 }
+                let Ok(stream) = stream else { continue };
                 let counted = counted.clone();
                 std::thread::spawn(move || {
                     if echo(stream).is_err() {
@@ -40,7 +42,7 @@ impl Echo {
                 });
             }
         });
-        Ok(Self { addr, stop, resets, thread: Some(thread) })
+        Ok(Self { listener, stop, resets, thread: Some(thread) })
     }
 }
 
@@ -58,8 +60,8 @@ fn echo(mut stream: TcpStream) -> std::io::Result<()> {
 impl Drop for Echo {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::SeqCst);
-        // Wakes the accept.
-        let _ = TcpStream::connect_timeout(&self.addr, Duration::from_secs(1));
+        // Wakes the accept, in whatever network it waits.
+        let _ = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }

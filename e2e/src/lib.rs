@@ -3,13 +3,17 @@
 mod apps;
 mod http;
 mod name;
+mod namespaces;
 mod pair;
+mod place;
 mod process;
 mod stand;
 
 pub use apps::{Echo, UdpEcho};
 pub use http::get;
 pub use name::{Answer, ask};
-pub use pair::Pair;
+pub use namespaces::{Namespaces, Refusal};
+pub use pair::{Pair, programs};
+pub use place::Place;
 pub use process::Process;
-pub use stand::{Place, Router, RouterOptions, Sidecar, SidecarOptions, Stand, annotation, wait_for};
+pub use stand::{Router, RouterOptions, Sidecar, SidecarOptions, Stand, annotation, wait_for};

@@ -10,7 +10,10 @@ use hickory_proto::rr::RecordType;
 use crate::{Place, Router, RouterOptions, Sidecar, SidecarOptions, Stand, annotation, ask};
 
 /// Where the tests' programs are: beside the test's own directory.
-pub(crate) fn programs() -> Result<PathBuf> {
+///
+/// # Errors
+/// Where the system does not say where the test is.
+pub fn programs() -> Result<PathBuf> {
     let test = std::env::current_exe()?;
     let deps = test.parent().context("a program without a directory")?;
     Ok(deps.parent().context("deps without a parent")?.to_owned())

@@ -9,28 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 
-use crate::{Process, get};
-
-/// Where a program runs: this machine's own network, or a network namespace (ip-netns(8)).
-#[derive(Debug, Clone, Default)]
-pub struct Place {
-    /// The namespace; `None`: the machine's own.
-    pub netns: Option<String>,
-}
-
-impl Place {
-    /// A command that runs a program there.
-    pub fn command(&self, program: &Path) -> Command {
-        match &self.netns {
-            None => Command::new(program),
-            Some(name) => {
-                let mut command = Command::new("ip");
-                command.args(["netns", "exec", name]).arg(program);
-                command
-            }
-        }
-    }
-}
+use crate::{Place, Process, get};
 
 /// Programs, their files and their logs; all gone when dropped.
 pub struct Stand {
@@ -353,15 +332,7 @@ impl Stand {
 
 /// Fetches a page of an admin endpoint in its place.
 fn page(place: &Place, addr: SocketAddr, path: &str) -> Result<(u16, String)> {
-    if place.netns.is_none() {
-        return get(addr, path);
-    }
-    let url = format!("http://{addr}{path}");
-    let mut curl = place.command(Path::new("curl"));
-    let done = curl.args(["-s", "-m", "5", "-w", "\n%{http_code}", &url]).output()?;
-    let text = String::from_utf8(done.stdout)?;
-    let (body, code) = text.rsplit_once('\n').context("curl printed nothing")?;
-    Ok((code.parse()?, body.to_owned()))
+    place.run(|| get(addr, path))
 }
 
 /// Waits until a program is ready. One that has ended never will be.
