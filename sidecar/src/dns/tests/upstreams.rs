@@ -1,0 +1,157 @@
+//! Upstreams that are silent, lie, truncate or know no EDNS, and those that are ourselves.
+
+use std::time::Instant;
+
+use super::fake::{Fake, answer, fine, reply};
+use super::*;
+use crate::dns::{UpstreamState, UpstreamStatus};
+
+/// 60 addresses: over 1,232 bytes.
+fn many(query: &Message) -> Message {
+    let addresses: Vec<[u8; 4]> = (1..=100).map(|last| [192, 0, 2, last]).collect();
+    answer(query, 60, &addresses)
+}
+
+#[tokio::test]
+async fn a_truncated_answer_is_asked_for_over_tcp() {
+    let upstream = Fake::new(|query, transport| {
+        vec![match transport {
+            Transport::Udp => many(query).truncate(),
+            Transport::Tcp => many(query),
+        }]
+    })
+    .await;
+    let dns = dns(&[upstream.addr]);
+    let small = ask(&dns, &query("many.example", RecordType::A)).await;
+    assert!(small.truncation && small.answers.is_empty());
+    let large = ask(&dns, &with_edns(query("many.example", RecordType::A), 4096)).await;
+    assert_eq!((large.truncation, large.answers.len()), (false, 100));
+    let stream = ask_over(&dns, &query("many.example", RecordType::A), Transport::Tcp).await;
+    assert_eq!((stream.truncation, stream.answers.len()), (false, 100));
+    let transports: Vec<Transport> = upstream.asked().into_iter().map(|(_, transport)| transport).collect();
+    assert_eq!(transports, [Transport::Udp, Transport::Tcp]);
+}
+
+#[tokio::test]
+async fn a_silent_upstream_is_passed_over_and_then_asked_last() {
+    let silent = Fake::new(|_, _| vec![]).await;
+    let good = Fake::new(|query, _| fine(query)).await;
+    let dns = dns(&[silent.addr, good.addr]);
+    let started = Instant::now();
+    assert_eq!(addresses(&ask_a(&dns, "one.example").await).len(), 1);
+    assert!(started.elapsed() >= limits().one_try);
+    assert_eq!(silent.asked().len(), 2, "sent twice within its try");
+    let started = Instant::now();
+    assert_eq!(addresses(&ask_a(&dns, "two.example").await).len(), 1);
+    assert!(started.elapsed() < limits().one_try / 2, "{:?}", started.elapsed());
+    assert_eq!(silent.asked().len(), 2);
+    let state = |fake: &Fake, state| UpstreamStatus { address: fake.addr, state };
+    assert_eq!(
+        dns.status().upstreams,
+        [state(&silent, UpstreamState::Silent), state(&good, UpstreamState::Good)]
+    );
+}
+
+#[tokio::test]
+async fn all_silent_is_a_failure_in_time() {
+    let silent = Fake::new(|_, _| vec![]).await;
+    let dns = dns(&[silent.addr]);
+    let started = Instant::now();
+    assert_eq!(code(&ask_a(&dns, "example.com").await), ResponseCode::ServFail);
+    let took = started.elapsed();
+    assert!(took >= limits().all_tries - limits().one_try && took < limits().all_tries * 2, "{took:?}");
+    assert_eq!(dns.metrics.upstream_failures.get(), 3);
+}
+
+#[tokio::test]
+async fn a_lost_datagram_is_sent_again() {
+    let count = std::sync::atomic::AtomicU32::new(0);
+    let upstream = Fake::new(move |query, _| {
+        if count.fetch_add(1, std::sync::atomic::Ordering::SeqCst) == 0 { vec![] } else { fine(query) }
+    })
+    .await;
+    let dns = dns(&[upstream.addr]);
+    let started = Instant::now();
+    assert_eq!(addresses(&ask_a(&dns, "example.com").await).len(), 1);
+    assert!(started.elapsed() < limits().one_try);
+    assert_eq!(dns.metrics.upstream_failures.get(), 0);
+}
+
+#[tokio::test]
+async fn lies_are_not_believed() {
+    let lies = |query: &Message| {
+        let mut other_id = answer(query, 60, &[[203, 0, 113, 1]]);
+        other_id.metadata.id ^= 1;
+        let mut other_question = answer(query, 60, &[[203, 0, 113, 2]]);
+        other_question.queries[0].set_name(name("victim.example"));
+        let mut no_question = answer(query, 60, &[[203, 0, 113, 3]]);
+        no_question.queries.clear();
+        vec![other_id, other_question, no_question]
+    };
+    let liar_then_honest = Fake::new(move |query, _| [lies(query), fine(query)].concat()).await;
+    let honest = dns(&[liar_then_honest.addr]);
+    assert_eq!(addresses(&ask_a(&honest, "example.com").await), [Ipv4Addr::new(192, 0, 2, 1)]);
+    assert_eq!(addresses(&ask_a(&honest, "other.example").await), [Ipv4Addr::new(192, 0, 2, 1)]);
+
+    let liar = Fake::new(move |query, _| lies(query)).await;
+    let lied_to = dns(&[liar.addr]);
+    assert_eq!(code(&ask_a(&lied_to, "example.com").await), ResponseCode::ServFail);
+
+    // Over TCP too.
+    let liar = Fake::new(|query, transport| {
+        let mut answer = many(query);
+        match transport {
+            Transport::Udp => vec![answer.truncate()],
+            Transport::Tcp => {
+                answer.queries[0].set_name(name("victim.example"));
+                vec![answer]
+            }
+        }
+    })
+    .await;
+    let lied_to = dns(&[liar.addr]);
+    assert_eq!(code(&ask_a(&lied_to, "example.com").await), ResponseCode::ServFail);
+    assert_eq!(lied_to.status().cache_entries, 0);
+}
+
+#[tokio::test]
+async fn a_better_answer_of_another_upstream_counts() {
+    let refusing = Fake::new(|query, _| vec![reply(query, ResponseCode::Refused)]).await;
+    let failing = Fake::new(|query, _| vec![reply(query, ResponseCode::ServFail)]).await;
+    let good = Fake::new(|query, _| fine(query)).await;
+    let three = dns(&[refusing.addr, failing.addr, good.addr]);
+    assert_eq!(addresses(&ask_a(&three, "example.com").await).len(), 1);
+    let two = dns(&[refusing.addr, failing.addr]);
+    assert_eq!(code(&ask_a(&two, "example.com").await), ResponseCode::Refused);
+    assert_eq!((refusing.asked().len(), failing.asked().len()), (2, 2), "asked once each");
+    assert_eq!(two.status().upstreams[0].state, UpstreamState::Good);
+}
+
+#[tokio::test]
+async fn an_upstream_without_edns() {
+    let old = Fake::new(|query, _| match query.edns {
+        Some(_) => {
+            let mut answer = reply(query, ResponseCode::FormErr);
+            answer.edns = None;
+            vec![answer]
+        }
+        None => fine(query),
+    })
+    .await;
+    let dns = dns(&[old.addr]);
+    let answer = ask(&dns, &with_edns(query("example.com", RecordType::A), 1232)).await;
+    assert_eq!(addresses(&answer).len(), 1);
+}
+
+#[tokio::test]
+async fn never_a_loop_to_ourselves() {
+    let own = SocketAddr::from(([127, 0, 0, 2], 53));
+    let dns = dns(&[own]);
+    dns.listens_at(own);
+    let started = Instant::now();
+    let answer = ask(&dns, &with_edns(query("example.com", RecordType::A), 1232)).await;
+    assert_eq!((code(&answer), explanation(&answer)), (ResponseCode::ServFail, Some(0)));
+    assert!(started.elapsed() < Duration::from_millis(100));
+    assert_eq!(dns.status().upstreams, [UpstreamStatus { address: own, state: UpstreamState::Ourselves }]);
+    assert_eq!(dns.metrics.upstream_failures.get(), 0);
+}

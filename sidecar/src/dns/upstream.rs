@@ -1,0 +1,300 @@
+//! The upstreams: in which order they are asked, and one question to one of them by hickory-net.
+//!
+//! - They are asked in the order of the settings; one that did not answer comes after the others for a while.
+//! - UDP first, sent twice within a try; TCP where the answer is truncated. hickory-net takes an answer only from
+//!   the upstream's address, with the query's id and question.
+//! - NOERROR and NXDOMAIN are answers. Any other code is passed on only if no other upstream does better.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use hickory_net::NetError;
+use hickory_net::tcp::TcpClientStream;
+use hickory_net::udp::UdpClientStream;
+use hickory_net::xfer::{DnsExchange, DnsHandle, DnsMultiplexer, DnsRequestSender, FirstAnswer};
+use hickory_proto::op::{DnsRequest, DnsRequestOptions, DnsResponse, Message, ResponseCode};
+
+use super::metrics::Metrics;
+use super::question::Question;
+use super::socket::Connected;
+use super::{Limits, UpstreamState, UpstreamStatus};
+
+/// The size of answers over UDP that upstreams are asked for: what passes every network in one piece
+/// (RFC 9715 §3).
+pub(super) const UPSTREAM_UDP: u16 = 1232;
+/// How long an upstream that did not answer comes after the others.
+const REST: Duration = Duration::from_secs(30);
+/// How often the whole list is gone through, where time is left.
+const ROUNDS: usize = 3;
+
+/// Why there is no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// None is configured.
+    NoUpstream,
+    /// Too much is under way.
+    Busy,
+    /// None answered in time.
+    Unreachable,
+    /// None gave a better code than this one.
+    Said(ResponseCode),
+}
+
+/// The upstreams of a pod.
+pub(super) struct Upstreams {
+    servers: Mutex<Vec<Server>>,
+    limits: Limits,
+    metrics: Metrics,
+}
+
+#[derive(Debug)]
+struct Server {
+    addr: SocketAddr,
+    health: Health,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Health {
+    Good,
+    Silent { until: Instant },
+    Ourselves,
+}
+
+impl Upstreams {
+    pub(super) fn new(addrs: Vec<SocketAddr>, limits: Limits, metrics: Metrics) -> Self {
+        let servers = addrs.into_iter().map(|addr| Server { addr, health: Health::Good }).collect();
+        Self { servers: Mutex::new(servers), limits, metrics }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Server>> {
+        self.servers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether there is none to ask.
+    pub(super) fn is_empty(&self) -> bool {
+        self.lock().iter().all(|server| server.health == Health::Ourselves)
+    }
+
+    /// Never asks a server again that is what listens at `own`.
+    pub(super) fn refuse(&self, own: SocketAddr) {
+        for server in self.lock().iter_mut().filter(|server| leads_to(server.addr, own)) {
+            server.health = Health::Ourselves;
+            tracing::error!(
+                upstream = %server.addr, listening = %own,
+                "refused a DNS upstream that is this sidecar itself; set SIDECAR_DNS_UPSTREAM to the cluster's DNS"
+            );
+        }
+    }
+
+    pub(super) fn status(&self) -> Vec<UpstreamStatus> {
+        let state = |health| match health {
+            Health::Good => UpstreamState::Good,
+            Health::Silent { .. } => UpstreamState::Silent,
+            Health::Ourselves => UpstreamState::Ourselves,
+        };
+        self.lock()
+            .iter()
+            .map(|server| UpstreamStatus { address: server.addr, state: state(server.health) })
+            .collect()
+    }
+
+    /// Asks one after the other: the answer, read and as it came.
+    ///
+    /// # Errors
+    /// Where none gives an answer in time.
+    pub(super) async fn ask(&self, question: &Question) -> Result<(Message, Vec<u8>), Failure> {
+        let end = tokio::time::Instant::now() + self.limits.all_tries;
+        let mut said = None;
+        let mut order = order(&self.lock(), now());
+        for _ in 0..ROUNDS {
+            let mut silent = Vec::new();
+            for addr in order {
+                let within =
+                    end.saturating_duration_since(tokio::time::Instant::now()).min(self.limits.one_try);
+                if within.is_zero() {
+                    return Err(said.map_or(Failure::Unreachable, Failure::Said));
+                }
+                match tokio::time::timeout(within, exchange(addr, question, within)).await {
+                    Ok(Ok(response)) => {
+                        self.answered(addr);
+                        match response.response_code {
+                            ResponseCode::NoError | ResponseCode::NXDomain => {
+                                return Ok(response.into_parts());
+                            }
+                            // Codes beyond four bits are about EDNS between us and it.
+                            code if code.high() > 0 => said = said.or(Some(ResponseCode::ServFail)),
+                            code => said = said.or(Some(code)),
+                        }
+                    }
+                    Ok(Err(error)) => {
+                        self.failed(addr, &error);
+                        silent.push(addr);
+                    }
+                    Err(_) => {
+                        self.failed(addr, &NetError::Timeout);
+                        silent.push(addr);
+                    }
+                }
+            }
+            if said.is_some() {
+                break;
+            }
+            order = silent;
+        }
+        Err(said.map_or(Failure::Unreachable, Failure::Said))
+    }
+
+    fn answered(&self, addr: SocketAddr) {
+        self.note(addr, |server| {
+            if matches!(server.health, Health::Silent { .. }) {
+                server.health = Health::Good;
+                tracing::info!(upstream = %addr, "the DNS upstream answers again");
+            }
+        });
+    }
+
+    fn failed(&self, addr: SocketAddr, error: &NetError) {
+        self.metrics.upstream_failures.inc();
+        let until = now() + REST;
+        self.note(addr, |server| {
+            if server.health == Health::Good {
+                tracing::warn!(upstream = %addr, %error, "the DNS upstream does not answer");
+            }
+            server.health = Health::Silent { until };
+        });
+    }
+
+    fn note(&self, addr: SocketAddr, change: impl FnOnce(&mut Server)) {
+        let mut servers = self.lock();
+        let server = servers.iter_mut().find(|server| server.addr == addr);
+        if let Some(server) = server.filter(|server| server.health != Health::Ourselves) {
+            change(server);
+        }
+    }
+}
+
+/// Whom to ask first: those that answer, then those that rest.
+fn order(servers: &[Server], now: Instant) -> Vec<SocketAddr> {
+    let resting = |server: &&Server| matches!(server.health, Health::Silent { until } if now < until);
+    let asked = || servers.iter().filter(|server| server.health != Health::Ourselves);
+    let awake = asked().filter(|server| !resting(server));
+    awake.chain(asked().filter(resting)).map(|server| server.addr).collect()
+}
+
+/// Whether packets to `upstream` arrive at what listens at `own`. Linux takes the unspecified address as a
+/// destination for loopback, and a listener at it takes what comes to any address of the machine; of those the
+/// loopback ones are known without asking.
+fn leads_to(upstream: SocketAddr, own: SocketAddr) -> bool {
+    let destination = match upstream.ip().to_canonical() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    let own_ip = own.ip().to_canonical();
+    upstream.port() == own.port()
+        && (destination == own_ip || (own_ip.is_unspecified() && destination.is_loopback()))
+}
+
+/// One question to one upstream.
+async fn exchange(addr: SocketAddr, question: &Question, within: Duration) -> Result<DnsResponse, NetError> {
+    let response = datagram(addr, question.message(true), within).await?;
+    if response.truncation {
+        return stream(addr, question.message(true), within).await;
+    }
+    if response.response_code == ResponseCode::FormErr && response.edns.is_none() {
+        // A server from before EDNS (RFC 6891 §7).
+        let response = datagram(addr, question.message(false), within).await?;
+        if response.truncation {
+            return stream(addr, question.message(false), within).await;
+        }
+        return Ok(response);
+    }
+    Ok(response)
+}
+
+async fn datagram(addr: SocketAddr, query: Message, within: Duration) -> Result<DnsResponse, NetError> {
+    let again = within * 2 / 5;
+    let mut options = DnsRequestOptions::default();
+    options.retry_interval = again;
+    let mut client = UdpClientStream::builder(addr, Connected::default())
+        .with_timeout(Some(within))
+        // The first one counts.
+        .with_max_retries(2)
+        .with_retry_interval_floor(again.as_millis() as u64)
+        // The kernel's range, which servers of the pod keep clear of.
+        .with_os_port_selection(true)
+        .build();
+    client.send_message(DnsRequest::new(query, options)).first_answer().await
+}
+
+async fn stream(addr: SocketAddr, query: Message, within: Duration) -> Result<DnsResponse, NetError> {
+    let asked = query.queries.clone();
+    let (connecting, sender) = TcpClientStream::new(addr, None, Some(within), Connected::default());
+    let multiplexer = DnsMultiplexer::new(connecting.await?, sender).with_timeout(within);
+    let (exchange, background) = DnsExchange::<Connected>::from_stream(multiplexer);
+    let mut answer = exchange.send(DnsRequest::new(query, DnsRequestOptions::default())).first_answer();
+    let response = tokio::select! {
+        biased;
+        response = &mut answer => response?,
+        // The connection has ended; the answer may have come before that.
+        () = background => answer.await?,
+    };
+    // hickory-net looks at the id alone here.
+    if response.queries != asked {
+        return Err(NetError::Message("the answer is to another question"));
+    }
+    if response.truncation {
+        return Err(NetError::Truncated);
+    }
+    Ok(response)
+}
+
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_leads_to_ourselves() {
+        let leads = |upstream: &str, own: &str| leads_to(upstream.parse().unwrap(), own.parse().unwrap());
+        for (upstream, own) in [
+            ("127.0.0.2:53", "127.0.0.2:53"),
+            ("[::ffff:127.0.0.2]:53", "127.0.0.2:53"),
+            ("0.0.0.0:53", "127.0.0.1:53"),
+            ("127.0.0.53:53", "0.0.0.0:53"),
+            ("[::1]:53", "[::]:53"),
+            ("127.0.0.1:53", "[::]:53"),
+        ] {
+            assert!(leads(upstream, own), "{upstream} is {own}");
+        }
+        for (upstream, own) in [
+            ("127.0.0.2:5353", "127.0.0.2:53"),
+            ("127.0.0.1:53", "127.0.0.2:53"),
+            ("0.0.0.0:53", "127.0.0.2:53"),
+            ("10.96.0.10:53", "0.0.0.0:53"),
+        ] {
+            assert!(!leads(upstream, own), "{upstream} is not {own}");
+        }
+    }
+
+    #[test]
+    fn those_that_rest_come_last() {
+        let now = now();
+        let server = |last, health| Server { addr: SocketAddr::from(([192, 0, 2, last], 53)), health };
+        let servers = [
+            server(1, Health::Silent { until: now + REST }),
+            server(2, Health::Good),
+            server(3, Health::Ourselves),
+            server(4, Health::Silent { until: now + REST / 2 }),
+            server(5, Health::Good),
+        ];
+        let asked = |at| order(&servers, at).iter().map(|addr| addr.ip().to_string()).collect::<Vec<_>>();
+        assert_eq!(asked(now), ["192.0.2.2", "192.0.2.5", "192.0.2.1", "192.0.2.4"]);
+        assert_eq!(asked(now + REST / 2), ["192.0.2.2", "192.0.2.4", "192.0.2.5", "192.0.2.1"]);
+        assert_eq!(asked(now + REST), ["192.0.2.1", "192.0.2.2", "192.0.2.4", "192.0.2.5"]);
+    }
+}
