@@ -1,10 +1,15 @@
 //! The end of the demo from outside: Ctrl-C and its like end the programs that it started, and then the demo.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use anyhow::Result;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::signal::unix::{SignalKind, signal};
+
+/// How long the programs have to end by a signal that may have reached them, too: a terminal's Ctrl-C does. A second
+/// signal would cut their end short.
+pub const HEARD: Duration = Duration::from_millis(500);
 
 /// The demo is to end.
 #[derive(Debug, thiserror::Error)]
@@ -60,15 +65,15 @@ impl Ending {
     }
 
     fn end(&self, by: &'static str) {
-        let mut state = self.lock();
-        state.by = Some(by);
-        for pid in &state.programs {
+        self.lock().by = Some(by);
+        self.changed.notify_all();
+        std::thread::sleep(HEARD);
+        for pid in &self.lock().programs {
             // One that has ended already is not reaped yet: its number is still its own.
             if let Some(pid) = i32::try_from(*pid).ok().and_then(Pid::from_raw) {
                 let _ = kill_process(pid, Signal::TERM);
             }
         }
-        self.changed.notify_all();
     }
 
     /// The signal by which the demo is to end, if it is.

@@ -66,7 +66,7 @@ fn fetch(addr: SocketAddr, path: &str, blocks: u64, received: &AtomicU64) -> Res
     let request = format!("GET {path} HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes())?;
     let head = read_head(&mut stream)?;
-    ensure!(head.starts_with("HTTP/1.1 200 "), "not 200 but {head:?}");
+    ensure!(head.starts_with("HTTP/1.1 200 "), "expected 200; got {head:?}");
 
     let (started, mut last, mut longest_pause) = (Instant::now(), Instant::now(), Duration::ZERO);
     let (mut content, mut buf) = (Content::default(), vec![0; BLOCK]);
@@ -74,20 +74,23 @@ fn fetch(addr: SocketAddr, path: &str, blocks: u64, received: &AtomicU64) -> Res
         let mut filled = 0;
         while filled < BLOCK {
             let got = stream.read(&mut buf[filled..]).with_context(|| at(received))?;
-            ensure!(got > 0, "the end, {}", at(received));
+            ensure!(got > 0, "expected {} bytes; the end came {}", blocks * BLOCK as u64, at(received));
             filled += got;
             received.fetch_add(got as u64, Ordering::Relaxed);
             longest_pause = longest_pause.max(last.elapsed());
             last = Instant::now();
         }
-        ensure!(content.matches(n, &buf), "wrong bytes in block {n} of {blocks}");
+        ensure!(
+            content.matches(n, &buf),
+            "expected the bytes that were sent; block {n} of {blocks} has wrong ones"
+        );
     }
     ensure!(stream.read(&mut buf)? == 0, "more bytes than were asked for");
     Ok(Downloaded { bytes: blocks * BLOCK as u64, time: started.elapsed(), longest_pause })
 }
 
 fn at(received: &AtomicU64) -> String {
-    format!("after {} bytes of the download", received.load(Ordering::Relaxed))
+    format!("after {} bytes", received.load(Ordering::Relaxed))
 }
 
 /// The head of an answer, byte by byte so that nothing of the body is taken.
@@ -129,11 +132,11 @@ mod tests {
         assert_eq!(fetched(answer.clone()).unwrap().bytes, 2 * BLOCK as u64);
 
         let short = answer[..answer.len() - 1].to_vec();
-        assert!(fetched(short).unwrap_err().to_string().contains("the end"));
+        assert!(fetched(short).unwrap_err().to_string().contains("the end came"));
         let mut wrong = answer.clone();
         let last = wrong.len() - 1;
         wrong[last] ^= 1;
-        assert!(fetched(wrong).unwrap_err().to_string().contains("wrong bytes in block 1"));
+        assert!(fetched(wrong).unwrap_err().to_string().contains("block 1 of 2 has wrong ones"));
         let mut long = answer;
         long.push(0);
         assert!(fetched(long).unwrap_err().to_string().contains("more bytes"));

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use e2e::{Place, Process, Router, RouterOptions, Sidecar, Stand};
 use servicekeel_core::name::Protocol;
 
-use crate::ending::Ending;
+use crate::ending::{Ending, HEARD};
 use crate::pods::{CLIENT_CLUSTER, Pods, SERVER_CLUSTER};
 use crate::report::{Report, time};
 use crate::server;
@@ -105,8 +105,8 @@ impl Stage {
         ];
         for (name, process) in programs {
             let started = Instant::now();
-            // Ctrl-C reaches every program of a terminal.
-            if process.ended()?.is_none() {
+            let ends = ending.by().is_some() && process.wait(HEARD).is_ok();
+            if !ends {
                 process.terminate()?;
             }
             let status = process.wait(Duration::from_secs(10))?;

@@ -139,7 +139,7 @@ pub fn udp(address: Ipv4Addr, pods: &Pods, report: &mut Report) -> Result<()> {
         let sent: Vec<u8> = (0..size).map(|i: u32| (i / 251 + i * 7) as u8).collect();
         let (answer, took) = exchange(&sent)?;
         ensure!(answer == sent, "expected the {size} bytes that were sent; got {} others", answer.len());
-        report.measured(format_args!("{size} bytes come back as one datagram"), time(took));
+        report.measured(format_args!("a datagram of size {size} comes back whole"), time(took));
     }
     Ok(())
 }
