@@ -74,6 +74,20 @@ fn the_table_of_the_sidecars_settings_is_its_help() {
 }
 
 #[test]
+fn the_table_of_the_controllers_flags_is_its_help() {
+    let help = succeeds("servicekeel-controller", &["--help"]);
+    let options = &help[help.find("\nOptions:").unwrap()..];
+    let flags: BTreeSet<String> = options
+        .lines()
+        .filter(|line| line.starts_with("      --"))
+        .map(|line| line.split_whitespace().next().unwrap().to_owned())
+        .collect();
+    assert!(!flags.is_empty(), "{help}");
+    let readme = read("README.md");
+    assert_eq!(first_column(section(&readme, "### Controller")), flags);
+}
+
+#[test]
 fn the_routers_config_of_the_readme_is_a_good_one() {
     let readme = read("README.md");
     let config = block(section(&readme, "### Router"), "yaml");
