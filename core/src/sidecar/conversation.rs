@@ -102,6 +102,12 @@ impl Side {
         self.refused.clear();
     }
 
+    /// How many are known here, besides those that are over.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.untold.union(&self.told).count() + self.unsent.len()
+    }
+
     fn next_told(&mut self) -> Option<SocketId> {
         let id = self.untold.pop_first()?;
         self.told.insert(id);

@@ -339,6 +339,8 @@ proptest! {
         }
         let offered: BTreeMap<ServicePort, NonZeroU16> = router.exports.values().cloned().collect();
         prop_assert_eq!(offered.len(), router.exports.len());
+        prop_assert_eq!(world.sidecar.conversation.exports.len(), offered.len());
+        prop_assert_eq!(world.sidecar.conversation.imports.len(), wanted.len());
         prop_assert_eq!(offered, meaning(&exports, &cluster));
     }
 }
