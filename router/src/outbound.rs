@@ -31,7 +31,9 @@ pub(crate) async fn flow<N: Net>(node: Arc<Node<N>>, app: N::TcpStream, wanted: 
                 Candidate::Local(id) => {
                     endpoint::connect(&node, *id).await.map(Path::Here).map_err(|e| e.to_string())
                 }
-                Candidate::Remote(router) => open(&node, router, &wanted).await.map(Path::There),
+                Candidate::Remote(router) => {
+                    open(&node, router, &wanted).await.map(|connection| Path::There(Box::new(connection)))
+                }
             };
             match path {
                 Ok(path) => {
@@ -56,7 +58,7 @@ pub(crate) async fn flow<N: Net>(node: Arc<Node<N>>, app: N::TcpStream, wanted: 
 
 enum Path<N: Net> {
     Here(N::TcpStream),
-    There(Checkout<N>),
+    There(Box<Checkout<N>>),
 }
 
 async fn carry<N: Net>(

@@ -32,6 +32,8 @@ pub struct Follow {
     good: (Config, Option<Material>),
     told: Vec<Problem>,
     warned: Vec<Problem>,
+    /// What was told to wait for a new start.
+    waiting: Vec<&'static str>,
     /// Only the certificate's time is wrong.
     untimely: bool,
     validity: Validity,
@@ -72,8 +74,8 @@ impl Follow {
                 (settings, (config, material), None)
             }
             Err(Bad { problems, without_identity: Some(config) }) => {
-                let settings = Settings { config: Arc::new(config.clone()), identity: None };
-                (settings, (config, None), Some(problems))
+                let settings = Settings { config: Arc::new(Config::clone(&config)), identity: None };
+                (settings, (*config, None), Some(problems))
             }
             Err(Bad { problems, .. }) => return Err(problems),
         };
@@ -86,6 +88,7 @@ impl Follow {
             good,
             told: Vec::new(),
             warned: reading.warnings,
+            waiting: Vec::new(),
             untimely: untimely.is_some(),
             validity: Validity::Fine,
             watch,
@@ -155,9 +158,10 @@ impl Follow {
             return;
         }
         let waits = waits(&self.started, &config);
-        if !waits.is_empty() {
+        if waits != self.waiting && !waits.is_empty() {
             warn!(changed = waits.join(", "), "takes effect when the router starts anew");
         }
+        self.waiting = waits;
         let Config { cluster, node, listen, .. } = self.started.clone();
         if (&cluster, &node) != (&config.cluster, &config.node) {
             // Certificates and trust belong to the name that the router has.
@@ -174,7 +178,7 @@ impl Follow {
             return;
         }
         for problem in &problems.0 {
-            error!("{problem}; {meanwhile}");
+            error!("{problem} ({meanwhile})");
         }
         self.told = problems.0;
     }

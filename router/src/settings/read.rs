@@ -42,7 +42,7 @@ pub struct Bad {
     pub problems: Problems,
     /// The config itself, where only the own certificate is outside of its validity: time may heal that, and the own
     /// node can be served without an identity.
-    pub without_identity: Option<Config>,
+    pub without_identity: Option<Box<Config>>,
 }
 
 impl From<Problems> for Bad {
@@ -131,7 +131,7 @@ fn identity(file: &Path, parsed: Parsed) -> Result<Good, Bad> {
             let named = whose(&error, &files, &trust);
             Err(Bad {
                 problems: problem(file, named, error.to_string()).into(),
-                without_identity: error.is_about_time().then_some(config),
+                without_identity: error.is_about_time().then(|| Box::new(config)),
             })
         }
     }
