@@ -12,6 +12,7 @@ use servicekeel_core::name::{ClusterName, Protocol, ServiceName};
 
 use super::{Dns, Limits, Transport};
 
+mod dig;
 mod fake;
 mod foreign;
 mod own;

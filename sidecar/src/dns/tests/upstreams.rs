@@ -43,7 +43,7 @@ async fn a_silent_upstream_is_passed_over_and_then_asked_last() {
     assert_eq!(silent.asked().len(), 2, "sent twice within its try");
     let started = Instant::now();
     assert_eq!(addresses(&ask_a(&dns, "two.example").await).len(), 1);
-    assert!(started.elapsed() < limits().one_try / 2, "{:?}", started.elapsed());
+    assert!(started.elapsed() < limits().one_try, "{:?}", started.elapsed());
     assert_eq!(silent.asked().len(), 2);
     let state = |fake: &Fake, state| UpstreamStatus { address: fake.addr, state };
     assert_eq!(
@@ -71,9 +71,7 @@ async fn a_lost_datagram_is_sent_again() {
     })
     .await;
     let dns = dns(&[upstream.addr]);
-    let started = Instant::now();
     assert_eq!(addresses(&ask_a(&dns, "example.com").await).len(), 1);
-    assert!(started.elapsed() < limits().one_try);
     assert_eq!(dns.metrics.upstream_failures.get(), 0);
 }
 
