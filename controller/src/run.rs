@@ -160,12 +160,11 @@ fn known(readiness: &Readiness, (services, namespaces, pods): Stores) -> impl Fu
     let [services_wait, namespaces_wait, pods_wait] = waits.map(|what| readiness.wait_for(what));
     async move {
         // An error says that the loop is gone, and this with it.
-        let _ = services.wait_until_ready().await;
-        drop(services_wait);
-        let _ = namespaces.wait_until_ready().await;
-        drop(namespaces_wait);
-        let _ = pods.wait_until_ready().await;
-        drop(pods_wait);
+        tokio::join!(
+            async { drop((services.wait_until_ready().await, services_wait)) },
+            async { drop((namespaces.wait_until_ready().await, namespaces_wait)) },
+            async { drop((pods.wait_until_ready().await, pods_wait)) },
+        );
         tracing::info!("following {} Services and {} pods that run a sidecar", services.len(), pods.len());
     }
 }

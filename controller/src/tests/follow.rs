@@ -1,8 +1,10 @@
 //! The loop: what follows when something changes, and what does not when nothing does.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use serde_json::json;
+use servicekeel_runtime::admin::get;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::api::{FakeApi, owned};
@@ -99,7 +101,10 @@ async fn changes_that_come_together_make_one_write_a_pod() {
     (0..20).for_each(|i| api.pod(&format!("web-{i}")));
     let running = start(&api, settings());
     sleep(HOUR).await;
-    (0..10).for_each(|i| api.service(&format!("web-{i}")));
+    for i in 0..10 {
+        api.service(&format!("web-{i}"));
+        sleep(Duration::from_millis(20)).await;
+    }
     api.until("all are written", |api| (0..20).all(|i| api.exports(&format!("web-{i}")).is_some())).await;
     sleep(HOUR).await;
     assert_eq!(api.requests("PATCH").len(), 20);
@@ -244,6 +249,46 @@ async fn a_dry_run_says_each_thing_once() {
     assert_eq!(running.printed.text().matches("would be").count(), 2, "{}", running.printed.text());
     assert_eq!(api.requests("PATCH"), [""; 0]);
     running.end().await;
+}
+
+/// Waits for this answer, at most 10 s.
+async fn answers(addr: SocketAddr, path: &str, wanted: (u16, &str)) {
+    let asked = Instant::now();
+    loop {
+        let answer = get(addr, path).await.ok();
+        let answer = answer.as_ref().map(|(code, text)| (*code, text.as_str()));
+        if answer == Some(wanted) {
+            return;
+        }
+        assert!(asked.elapsed() < Duration::from_secs(10), "{path}: {answer:?}, and not {wanted:?}");
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn the_admin_endpoint_says_what_is_so() {
+    let api = FakeApi::new();
+    api.service("web");
+    api.put("services", "shop", "alias", json!({ "spec": { "type": "ExternalName" } }));
+    api.pod("web-0");
+    api.hold(Some("services"));
+    let addr = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let running = start(&api, Settings { admin: Some(addr), ..settings() });
+    answers(addr, "/readyz", (503, "waiting for the list of Services\n")).await;
+    api.hold(None);
+    answers(addr, "/readyz", (200, "ok\n")).await;
+    let alias = "shop/alias: its type is ExternalName, which no pod stands behind; not exported";
+    let status = json!({ "pods": 1, "writes": 1, "write_failures": 0, "notes": [alias] });
+    answers(addr, "/status", (200, &status.to_string())).await;
+    let metrics = get(addr, "/metrics").await.unwrap().1;
+    assert!(metrics.contains("servicekeel_controller_writes_total 1\n"), "{metrics}");
+    running.end().await;
+
+    let taken = std::net::TcpListener::bind(addr).unwrap();
+    let failing = start(&api, Settings { admin: Some(addr), ..settings() });
+    let error = failing.task.await.unwrap().unwrap_err();
+    assert!(error.to_string().starts_with(&format!("can't serve the admin endpoint at {addr}: ")), "{error}");
+    drop(taken);
 }
 
 #[tokio::test(start_paused = true)]
