@@ -179,10 +179,12 @@ fn sidecars_that_send_rubbish() -> Result<()> {
     let many = seqpacket(path)?;
     send(&many, &hello, &vec![file.as_fd(); 80])?;
     // The wrong kinds of descriptors for an import: a file, a UDP socket, a connected stream.
+    let mut rogues = Vec::new();
     for wrong in [file.as_fd(), udp.as_fd(), stream.as_fd()] {
         let rogue = seqpacket(path)?;
         send(&rogue, &hello, &[])?;
         send(&rogue, &import, &[wrong])?;
+        rogues.push(rogue);
     }
     // An import with no descriptor at all.
     let none = seqpacket(path)?;
@@ -195,7 +197,13 @@ fn sidecars_that_send_rubbish() -> Result<()> {
     drop((dying, none, many, long));
     drop(stream);
 
-    wait_for_log(&pair.a.process, "a socket of a sidecar is refused")?;
+    // Open until they have their answer: a router that can't say Welcome reads no further.
+    wait_for("three refusals", LIMIT, || {
+        let refusals = pair.a.process.log().matches("a socket of a sidecar is refused").count();
+        Ok((refusals >= rogues.len()).then_some(()))
+    })
+    .with_context(|| pair.a.process.log())?;
+    drop(rogues);
     works(web)?;
     let rogues_gone = || {
         let status = pair.a.status()?;
