@@ -49,6 +49,8 @@ impl AsyncWrite for Memory {
 impl Stream for Memory {
     fn reset(self) {}
 
+    fn close(self) {}
+
     fn peer_addr(&self) -> io::Result<SocketAddr> {
         Ok((Ipv4Addr::LOCALHOST, 1).into())
     }

@@ -11,12 +11,12 @@ use servicekeel_sidecar::dns::Transport;
 use tokio::time::{sleep, timeout};
 use tracing::debug;
 
+use crate::datagram;
 use crate::dns::{self, Answer};
 use crate::flow::{self, Outcome, Plan};
 use crate::oracle::now;
 use crate::stage::{DATABASE, ECHO, METRICS, Port, SYSLOG, WEB};
 use crate::world::{DNS, World};
-use crate::datagram;
 
 /// How long one try of a probe may take.
 const PROBE: Duration = Duration::from_secs(4);

@@ -40,9 +40,8 @@ pub(crate) fn make(routers: &[RouterId]) -> BTreeMap<RouterId, Arc<Identity>> {
     }
     let identity = |router: &RouterId| {
         let others: Vec<_> = authorities.values().filter(|a| *a.cluster() != router.cluster).collect();
-        let material = authorities[&router.cluster]
-            .material(&router.node, &others, start)
-            .expect("a certificate");
+        let material =
+            authorities[&router.cluster].material(&router.node, &others, start).expect("a certificate");
         Identity::with_clock(router.clone(), &material, Arc::new(Clock)).expect("an identity")
     };
     routers.iter().map(|router| (router.clone(), Arc::new(identity(router)))).collect()

@@ -15,6 +15,8 @@ const USER_TIMEOUT: Duration = Duration::from_secs(60);
 const RTO: Duration = Duration::from_millis(200);
 const SYN_RTO: Duration = Duration::from_secs(1);
 const MAX_RTO: Duration = Duration::from_secs(120);
+/// How often what waits on a cut link is looked through, for the time that it takes.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// The network of one simulation.
 #[derive(Default)]
@@ -27,6 +29,8 @@ pub struct Network {
 #[derive(Default)]
 struct Link {
     cut: Option<Duration>,
+    /// When it is looked through next.
+    look: Duration,
     /// By sender and receiver of a connection: since when its segments wait.
     waiting: BTreeMap<(SocketAddr, SocketAddr), Waiting>,
 }
@@ -98,7 +102,10 @@ impl Network {
             sim.links(|all| {
                 for mut turmoil_link in all {
                     let (a, b) = turmoil_link.pair();
-                    let Some(link) = links.get_mut(&pair(a, b)) else { continue };
+                    let Some(link) = links.get_mut(&pair(a, b)).filter(|link| link.look <= now) else {
+                        continue;
+                    };
+                    link.look = now + LOOK;
                     match link.cut {
                         Some(_) => {
                             for sent in turmoil_link.by_ref() {
@@ -108,7 +115,8 @@ impl Network {
                         }
                         None => {
                             for sent in turmoil_link.by_ref() {
-                                if link.waiting.get(&sent.pair()).is_some_and(|waiting| waiting.since <= now) {
+                                if link.waiting.get(&sent.pair()).is_some_and(|waiting| waiting.since <= now)
+                                {
                                     sent.deliver();
                                 }
                             }
@@ -130,8 +138,6 @@ impl Network {
             }
         }
         links.retain(|_, link| link.cut.is_some() || !link.waiting.is_empty());
-        wires.tick(now, USER_TIMEOUT, |a, b| {
-            links.get(&pair(a, b)).is_some_and(|link| link.cut.is_some())
-        });
+        wires.tick(now, USER_TIMEOUT, |a, b| links.get(&pair(a, b)).is_some_and(|link| link.cut.is_some()));
     }
 }

@@ -148,9 +148,10 @@ impl Oracle {
             let mut state = self.lock();
             match state.flows.get_mut(&number) {
                 None => Some(format!("flow {number} reaches a service and nobody began it")),
-                Some(flow) if flow.service.0 != wanted => {
-                    Some(format!("flow {number} says that it wants {wanted}, and began for {:?}", flow.service))
-                }
+                Some(flow) if flow.service.0 != wanted => Some(format!(
+                    "flow {number} says that it wants {wanted}, and began for {:?}",
+                    flow.service
+                )),
                 Some(flow) if flow.service != own => {
                     Some(format!("flow {number} for {:?} reaches {own:?}", flow.service))
                 }

@@ -22,7 +22,7 @@ pub(crate) const EPOCH: Duration = Duration::from_secs(1_735_689_600);
 /// A simulation that takes longer than this hangs.
 const LONGEST: Duration = Duration::from_secs(1200);
 /// How often the network hands over what has arrived.
-const TICK: Duration = Duration::from_millis(2);
+const TICK: Duration = Duration::from_millis(5);
 /// Lines of the trace that a failure shows.
 const SHOWN: usize = 60;
 
@@ -70,13 +70,12 @@ where
     S: FnOnce(Arc<World>) -> F + 'static,
     F: Future<Output = ()> + 'static,
 {
-    let trace = Trace::default();
+    let trace = Trace::new();
     let oracle = Oracle::default();
     watch_panics();
     PANICKED.set(false);
-    let outcome = tracing::subscriber::with_default(trace.subscriber(), || {
-        run(seed, stage, script, &trace, &oracle)
-    });
+    let outcome =
+        tracing::subscriber::with_default(trace.subscriber(), || run(seed, stage, script, &trace, &oracle));
     let mut wrong = oracle.violations();
     if let Err(error) = outcome {
         wrong.push(error);
@@ -99,7 +98,7 @@ where
     F: Future<Output = ()> + 'static,
 {
     let mut random = Random::new(seed);
-    let least = random.millis(0..6);
+    let least = random.millis(0..12);
     let mut sim = turmoil::Builder::new()
         .rng_seed(random.draw())
         .epoch(SystemTime::UNIX_EPOCH + EPOCH)

@@ -15,12 +15,29 @@ const TARGETS: &str = "off,sim=debug,servicekeel_router=debug,servicekeel_sideca
                        servicekeel_runtime=debug,turmoil::sim=info";
 
 /// The lines of one simulation. Clones write to the same one.
-#[derive(Debug, Clone, Default)]
-pub struct Trace(Arc<Mutex<Vec<u8>>>);
+#[derive(Debug, Clone)]
+pub struct Trace {
+    lines: Arc<Mutex<Vec<u8>>>,
+    shown: bool,
+}
 
 impl Trace {
+    /// An empty trace. With `SHOW` in the environment it goes to stderr too, as it grows.
+    #[expect(clippy::new_without_default, reason = "it reads the environment")]
+    pub fn new() -> Self {
+        Self { lines: Arc::default(), shown: std::env::var_os("SHOW").is_some() }
+    }
+
+    fn append(&self, bytes: &[u8]) {
+        self.lock().extend_from_slice(bytes);
+        if self.shown {
+            // It is a convenience.
+            let _ = io::Write::write_all(&mut io::stderr(), bytes);
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Vec<u8>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Everything so far.
@@ -38,7 +55,7 @@ impl Trace {
     /// A line about what is done to the simulation from outside of it.
     pub(crate) fn note(&self, at: Duration, what: fmt::Arguments<'_>) {
         let line = format!("{} {what}\n", Seconds(at));
-        self.lock().extend_from_slice(line.as_bytes());
+        self.append(line.as_bytes());
     }
 
     /// Writes events into this trace.
@@ -65,7 +82,7 @@ pub struct Line<'a>(&'a Trace);
 
 impl io::Write for Line<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().extend_from_slice(bytes);
+        self.0.append(bytes);
         Ok(bytes.len())
     }
 

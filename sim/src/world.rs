@@ -17,7 +17,7 @@ use tokio::time::{sleep, timeout};
 use crate::dns::SimDns;
 use crate::host::{self, Host, Programs};
 use crate::net::wire::Wires;
-use crate::net::{Kernel, SimNet};
+use crate::net::{Kernel, Process, SimNet};
 use crate::network::Network;
 use crate::oracle::Oracle;
 use crate::random::Random;
@@ -36,6 +36,7 @@ const LINGER: Duration = Duration::from_secs(3);
 
 /// A program that runs.
 struct Running {
+    process: Process,
     stop: oneshot::Sender<()>,
     ended: oneshot::Receiver<()>,
 }
@@ -118,7 +119,8 @@ impl World {
                 },
                 peers: spec.dials.iter().map(address).collect(),
             };
-            let settings = watch::Sender::new(Arc::new(router::Settings { config: Arc::new(config), identity }));
+            let settings =
+                watch::Sender::new(Arc::new(router::Settings { config: Arc::new(config), identity }));
             let wires = Wires::new(network.wires(), &kernel);
             let (random, router) = (Mutex::new(random.fork()), Mutex::default());
             nodes.insert(spec.name, Node { spec: *spec, kernel, programs, wires, settings, random, router });
@@ -134,8 +136,16 @@ impl World {
             pods.insert(spec.name, Pod { spec: *spec, net, settings, annotations, sidecar, wanted });
         }
         let (faults, oracle, random) = (faults.clone(), oracle.clone(), Mutex::new(random.fork()));
-        let world =
-            Self { nodes, pods, faults, cut: Mutex::default(), oracle, random, jobs: Mutex::default(), _state: state };
+        let world = Self {
+            nodes,
+            pods,
+            faults,
+            cut: Mutex::default(),
+            oracle,
+            random,
+            jobs: Mutex::default(),
+            _state: state,
+        };
         (world, hosts)
     }
 
@@ -160,9 +170,9 @@ impl World {
     pub async fn start_router(&self, name: &'static str) {
         let node = self.node(name);
         self.oracle.change(format_args!("the router of {name} starts"));
-        let (running, shutdown, ended) = running();
-        let seed = lock(&node.random).draw();
         let net = SimNet::node(&node.kernel, node.wires.clone());
+        let (running, shutdown, ended) = running(&net);
+        let seed = lock(&node.random).draw();
         let (settings, oracle) = (node.settings.subscribe(), self.oracle.clone());
         *lock(&node.router) = Some(running);
         let program = async move {
@@ -178,7 +188,7 @@ impl World {
     pub async fn kill_router(&self, name: &'static str) {
         let node = self.node(name);
         self.oracle.change(format_args!("the router of {name} is killed"));
-        lock(&node.router).take();
+        kill(&node.router);
         node.programs.kill("router").await;
     }
 
@@ -195,8 +205,8 @@ impl World {
     pub async fn start_sidecar(&self, name: &'static str) {
         let pod = self.pod(name);
         self.oracle.change(format_args!("the sidecar of {name} starts"));
-        let (running, shutdown, ended) = running();
         let net = pod.net.process(1337);
+        let (running, shutdown, ended) = running(&net);
         let (settings, annotations, oracle) =
             (pod.settings.clone(), pod.annotations.subscribe(), self.oracle.clone());
         *lock(&pod.sidecar) = Some(running);
@@ -214,7 +224,7 @@ impl World {
     /// Kills the sidecar of a pod.
     pub async fn kill_sidecar(&self, name: &'static str) {
         self.oracle.change(format_args!("the sidecar of {name} is killed"));
-        lock(&self.pod(name).sidecar).take();
+        kill(&self.pod(name).sidecar);
         self.node_of(name).programs.kill(&sidecar_of(name)).await;
     }
 
@@ -227,7 +237,7 @@ impl World {
     }
 
     async fn stopped(&self, running: Option<Running>, what: &str) {
-        if let Some(Running { stop, ended }) = running {
+        if let Some(Running { stop, ended, .. }) = running {
             let _ = stop.send(());
             if timeout(SHUTDOWN, ended).await.is_err() {
                 self.oracle.violate(format_args!("{what} does not end within {SHUTDOWN:?}"));
@@ -338,18 +348,17 @@ impl World {
     /// Whether a pod can reach a port that it wants, as things are now: a name of it should work.
     pub fn reachable(&self, pod: &str, port: &Port) -> bool {
         let client = self.pod(pod);
-        let up = |pod: &Pod| {
-            lock(&pod.sidecar).is_some() && lock(&self.node(pod.spec.node).router).is_some()
-        };
+        let up = |pod: &Pod| lock(&pod.sidecar).is_some() && lock(&self.node(pod.spec.node).router).is_some();
         let offers = |pod: &Pod| {
             let wanted = lock(&pod.wanted);
             wanted.exports.contains(port) && wanted.served.contains(port)
         };
         up(client)
             && lock(&client.wanted).imports.contains(port)
-            && self.pods.values().any(|server| {
-                up(server) && offers(server) && self.joined(client.spec.node, server.spec.node)
-            })
+            && self
+                .pods
+                .values()
+                .any(|server| up(server) && offers(server) && self.joined(client.spec.node, server.spec.node))
     }
 
     fn joined(&self, a: &'static str, b: &'static str) -> bool {
@@ -380,15 +389,18 @@ impl World {
             if !open.is_empty() {
                 self.oracle.violate(format_args!("sockets of {name} are open after the end: {open:?}"));
             }
-            let streams = turmoil::established_tcp_stream_count_on(*name);
-            if streams > 0 {
-                self.oracle.violate(format_args!("{streams} streams of {name} to other nodes are left"));
-            }
         }
     }
 }
 
-fn running() -> (Running, impl Future<Output = ()> + Send + 'static, oneshot::Sender<()>) {
+/// SIGKILL: the program gets no chance to do anything more.
+fn kill(program: &Mutex<Option<Running>>) {
+    if let Some(running) = lock(program).take() {
+        running.process.kill();
+    }
+}
+
+fn running(net: &SimNet) -> (Running, impl Future<Output = ()> + Send + 'static, oneshot::Sender<()>) {
     let (stop, stopped) = oneshot::channel();
     let (done, ended) = oneshot::channel();
     let shutdown = async move {
@@ -397,7 +409,7 @@ fn running() -> (Running, impl Future<Output = ()> + Send + 'static, oneshot::Se
             std::future::pending::<()>().await;
         }
     };
-    (Running { stop, ended }, shutdown, done)
+    (Running { process: net.process_of(), stop, ended }, shutdown, done)
 }
 
 fn sidecar_settings(spec: &PodSpec, cluster: &str, state_dir: Option<std::path::PathBuf>) -> Settings {

@@ -32,7 +32,11 @@ fn every_name_resolves_over_udp_and_tcp() {
                     let name = format!("{form}{domain}");
                     let transport = if (i + j) % 2 == 0 { Transport::Udp } else { Transport::Tcp };
                     let answer = world.ask("client", &name, RecordType::A, transport).await.unwrap();
-                    assert_eq!((answer.code, answer.addresses), (ResponseCode::NoError, vec![address]), "{name}");
+                    assert_eq!(
+                        (answer.code, answer.addresses),
+                        (ResponseCode::NoError, vec![address]),
+                        "{name}"
+                    );
                 }
             }
             let ask = |name: &'static str, kind| world.ask("client", name, kind, Transport::Udp);
@@ -85,7 +89,9 @@ fn flows_of_every_shape_and_size_are_whole() {
             while let Some(ended) = flows.join_next().await {
                 let (plan, outcome) = ended.unwrap();
                 match plan.shape {
-                    Shape::ServiceResets => assert!(matches!(outcome, Outcome::Reset(_)), "{plan:?}: {outcome:?}"),
+                    Shape::ServiceResets => {
+                        assert!(matches!(outcome, Outcome::Reset(_)), "{plan:?}: {outcome:?}")
+                    }
                     _ => assert_eq!(outcome, Outcome::Complete, "{plan:?}"),
                 }
             }

@@ -81,14 +81,20 @@ fn running_flows_are_unharmed_and_each_change_takes_effect() {
                     {
                         let to = SocketAddr::new(*address, port.port);
                         let outcome = world.flow("client", to, world.plan(port, 1, 1)).await;
-                        assert!(matches!(outcome, Outcome::NotConnected(_)), "{port} is still there: {outcome:?}");
+                        assert!(
+                            matches!(outcome, Outcome::NotConnected(_)),
+                            "{port} is still there: {outcome:?}"
+                        );
                     }
                 }
                 // Leases are stable, also those that were away for a while.
                 for port in with(&next) {
                     let address = world.locate("client", &port).await.ip();
                     let before = addresses.insert(port.long_name(), address);
-                    assert!(before.is_none_or(|before| before == address), "{port} moved from {before:?} to {address}");
+                    assert!(
+                        before.is_none_or(|before| before == address),
+                        "{port} moved from {before:?} to {address}"
+                    );
                 }
                 present = next;
             }

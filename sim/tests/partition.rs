@@ -74,7 +74,7 @@ fn a_long_cut_resets_flows_and_new_ones_work_after_it() {
             let took = sim::oracle::now() - began;
             assert!(took < Duration::from_secs(5), "{took:?}");
             assert!(world.works("near", &WEB).await);
-            sleep(random.millis(65_000..90_000)).await;
+            sleep(random.millis(56_000..66_000)).await;
             let mut cut = 0;
             while let Some(ended) = flows.try_join_next() {
                 let (plan, outcome) = ended.unwrap();

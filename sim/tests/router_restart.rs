@@ -52,14 +52,17 @@ fn restart(node: &'static str, kill: bool) {
                 let own = if pod == "client" { "b-1" } else { "a-1" };
                 match outcome {
                     Outcome::Complete => {}
-                    Outcome::Reset(0) if own != node || plan.service != world.oracle.service(&WEB.to_string()) => {}
+                    Outcome::Reset(0)
+                        if own != node || plan.service != world.oracle.service(&WEB.to_string()) => {}
                     other => panic!("{pod}: {plan:?}: {other:?}"),
                 }
             }
             // Flows of before went through the router that died; those that did not live on.
             while let Some(ended) = before.join_next().await {
                 let (pod, plan, outcome) = ended.unwrap();
-                let through = node == "a-1" || pod == "client" || plan.service == world.oracle.service(&METRICS.to_string());
+                let through = node == "a-1"
+                    || pod == "client"
+                    || plan.service == world.oracle.service(&METRICS.to_string());
                 match outcome {
                     Outcome::Reset(_) if through => {}
                     Outcome::Complete if !through => {}

@@ -64,8 +64,10 @@ pub async fn carry<S: Stream, A: Stream>(
     })
     .await;
     let (sent, received) = carry.flow.counts();
-    if end.is_ok() {
-        drop(carry.app.take());
+    if end.is_ok()
+        && let Some(app) = carry.app.take()
+    {
+        app.close();
     }
     Carried { sent, received, end }
 }

@@ -38,11 +38,13 @@ pub trait Net: Clone + Send + Sync + 'static {
         addr: SocketAddr,
     ) -> impl Future<Output = io::Result<Self::Descriptor>> + Send;
 
-    /// Starts to poll a listener that was handed over, after asking whether it is one.
+    /// Starts to poll a listener that was handed over, after asking whether it is one. What it accepts is an
+    /// application's stream: see [`Stream::close`].
     fn adopt_listener(&self, descriptor: Self::Descriptor) -> io::Result<Self::TcpListener>;
     /// Starts to poll a UDP socket that was handed over, bound or not.
     fn adopt_udp(&self, descriptor: Self::Descriptor) -> io::Result<Self::UdpSocket>;
-    /// Connects an unconnected TCP socket that was handed over, in the network namespace where it was made.
+    /// Connects an unconnected TCP socket that was handed over, in the network namespace where it was made. It is an
+    /// application's stream then: see [`Stream::close`].
     fn connect_descriptor(
         &self,
         descriptor: Self::Descriptor,
@@ -73,6 +75,11 @@ pub trait Net: Clone + Send + Sync + 'static {
 pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {
     /// Drops the stream so that the peer sees a reset, not an end.
     fn reset(self);
+    /// Closes the stream in good order: what was written goes out, and then an end.
+    ///
+    /// An application's stream that is dropped without it is reset, also where the kernel drops it since the process
+    /// was killed: an end would tell the application that it had everything.
+    fn close(self);
     /// The address of the other side.
     fn peer_addr(&self) -> io::Result<SocketAddr>;
 }

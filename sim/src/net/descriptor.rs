@@ -9,7 +9,7 @@ use servicekeel_core::handoff::DescriptorKind;
 use servicekeel_runtime::net::Descriptor;
 
 use super::datagrams::{SimDatagrams, Udp};
-use super::kernel::Counted;
+use super::kernel::{Counted, Process};
 use super::local::{self, Listening};
 use super::namespace::Namespace;
 use super::stream::{SimListener, SimStream};
@@ -64,10 +64,11 @@ impl SimDescriptor {
         }
     }
 
-    pub(super) fn into_listener(self) -> io::Result<SimListener> {
+    /// `resets`: what it accepts is an application's, and reset when dropped.
+    pub(super) fn into_listener(self, process: &Process, resets: bool) -> io::Result<SimListener> {
         self.check(DescriptorKind::TcpListener)?;
         match self.0 {
-            Socket::Listener(listening) => Ok(SimListener::local(listening)),
+            Socket::Listener(listening) => Ok(SimListener::local(listening, process, resets)),
             _ => Err(invalid("not a listener".into())),
         }
     }
@@ -82,11 +83,18 @@ impl SimDescriptor {
         }
     }
 
-    pub(super) async fn connect(self, addr: SocketAddr) -> io::Result<SimStream> {
+    /// `resets`: it is an application's, and reset when dropped.
+    pub(super) async fn connect(
+        self,
+        addr: SocketAddr,
+        process: &Process,
+        resets: bool,
+    ) -> io::Result<SimStream> {
         self.check(DescriptorKind::TcpUnconnected)?;
         let Socket::Unconnected(socket) = self.0 else { return Err(invalid("not a TCP socket".into())) };
         socket.used.store(true, Ordering::Relaxed);
-        local::connect(&socket.namespace, addr).await.map(SimStream::local)
+        let stream = local::connect(&socket.namespace, addr).await?;
+        Ok(SimStream::local(if resets { stream.reset_when_dropped() } else { stream }, process))
     }
 
     fn found(&self) -> String {
@@ -121,7 +129,9 @@ impl Descriptor for SimDescriptor {
         };
         match fits {
             true => Ok(()),
-            false => Err(invalid(format!("the descriptor should be {}, but is {}", name(kind), self.found()))),
+            false => {
+                Err(invalid(format!("the descriptor should be {}, but is {}", name(kind), self.found())))
+            }
         }
     }
 

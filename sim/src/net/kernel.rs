@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use servicekeel_runtime::net::PeerCredentials;
 
 use super::handoff::Waiting;
 
@@ -48,8 +50,9 @@ impl Kernel {
         self.0.buffer
     }
 
-    pub(super) fn next_pid(&self) -> i32 {
-        self.0.pids.fetch_add(1, Ordering::Relaxed)
+    pub(super) fn process(&self, uid: u32) -> Process {
+        let pid = self.0.pids.fetch_add(1, Ordering::Relaxed);
+        Process { credentials: PeerCredentials { pid, uid }, killed: Arc::default() }
     }
 
     fn paths(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Weak<Waiting>>> {
@@ -63,6 +66,24 @@ impl Kernel {
 
     pub(super) fn listen_at(&self, path: &Path, listener: &Arc<Waiting>) {
         self.paths().insert(path.to_owned(), Arc::downgrade(listener));
+    }
+}
+
+/// A process. Clones are the same one.
+#[derive(Clone)]
+pub(crate) struct Process {
+    pub(super) credentials: PeerCredentials,
+    killed: Arc<AtomicBool>,
+}
+
+impl Process {
+    /// From now on its destructors do nothing: the kernel closes what it held.
+    pub(crate) fn kill(&self) {
+        self.killed.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_killed(&self) -> bool {
+        self.killed.load(Ordering::Relaxed)
     }
 }
 

@@ -74,6 +74,8 @@ pub(super) struct Local {
     own: usize,
     room: usize,
     peer: SocketAddr,
+    /// Reset when dropped (SO_LINGER of 0).
+    resets: bool,
     _open: Counted,
 }
 
@@ -86,6 +88,7 @@ impl Local {
             own,
             room,
             peer,
+            resets: false,
             _open: namespace.kernel.count("TCP stream"),
         };
         (end(0, server), end(1, client))
@@ -173,11 +176,20 @@ impl Local {
         Poll::Pending
     }
 
+    /// From now on a drop resets it (SO_LINGER of 0).
+    pub(super) fn reset_when_dropped(mut self) -> Self {
+        self.resets = true;
+        self
+    }
+
     /// Breaks the connection off.
-    pub(super) fn reset(self) {
-        let mut sides = self.lock();
-        sides[self.own].dead = true;
-        sides[1 - self.own].break_off();
+    pub(super) fn reset(mut self) {
+        self.resets = true;
+    }
+
+    /// Closes it in good order.
+    pub(super) fn close(mut self) {
+        self.resets = false;
     }
 }
 
@@ -190,8 +202,9 @@ impl Drop for Local {
         if own.dead {
             return;
         }
+        let complete = own.ended && own.peer_ended;
         let peer = &mut sides[1 - self.own];
-        if unread {
+        if unread || (self.resets && !(complete && peer.received.is_empty())) {
             peer.break_off();
         } else {
             peer.peer_ended = true;

@@ -40,11 +40,12 @@ pub use datagrams::SimDatagrams;
 pub use descriptor::SimDescriptor;
 pub use handoff::{SimHandoff, SimHandoffListener};
 pub use kernel::Kernel;
+pub(crate) use kernel::Process;
 pub use stream::{SimListener, SimStream};
 
 use namespace::Namespace;
 use servicekeel_core::handoff::DescriptorKind;
-use servicekeel_runtime::net::{Net, PeerCredentials};
+use servicekeel_runtime::net::Net;
 use wire::Wires;
 
 /// The network as one program of the simulation sees it.
@@ -52,7 +53,7 @@ use wire::Wires;
 pub struct SimNet {
     kernel: Kernel,
     place: Place,
-    credentials: PeerCredentials,
+    process: Process,
 }
 
 #[derive(Clone)]
@@ -65,22 +66,24 @@ enum Place {
 impl SimNet {
     /// A program of the node itself, such as its router.
     pub(crate) fn node(kernel: &Kernel, wires: Wires) -> Self {
-        let credentials = PeerCredentials { pid: kernel.next_pid(), uid: 0 };
-        Self { kernel: kernel.clone(), place: Place::Node(wires), credentials }
+        Self { kernel: kernel.clone(), place: Place::Node(wires), process: kernel.process(0) }
     }
 
     /// The first program of a new pod, which has these addresses beside its loopback. [`SimNet::process`] makes the
     /// further ones.
     pub fn pod(kernel: &Kernel, addresses: &[IpAddr]) -> Self {
         let namespace = Namespace::new(kernel, addresses);
-        let credentials = PeerCredentials { pid: kernel.next_pid(), uid: 1000 };
-        Self { kernel: kernel.clone(), place: Place::Pod(namespace), credentials }
+        Self { kernel: kernel.clone(), place: Place::Pod(namespace), process: kernel.process(1000) }
     }
 
     /// Another program of the same pod or node, of user `uid`.
     pub fn process(&self, uid: u32) -> Self {
-        let credentials = PeerCredentials { pid: self.kernel.next_pid(), uid };
-        Self { credentials, ..self.clone() }
+        Self { process: self.kernel.process(uid), ..self.clone() }
+    }
+
+    /// The process that it belongs to.
+    pub(crate) fn process_of(&self) -> Process {
+        self.process.clone()
     }
 
     /// A UDP socket of the pod that no other socket shares its address with, as servers and applications have.
@@ -115,11 +118,11 @@ impl Net for SimNet {
     }
 
     async fn make_bound(&self, kind: DescriptorKind, addr: SocketAddr) -> io::Result<SimDescriptor> {
-        SimDescriptor::bound(self.namespace()?, kind, addr, Some(self.credentials.uid))
+        SimDescriptor::bound(self.namespace()?, kind, addr, Some(self.process.credentials.uid))
     }
 
     fn adopt_listener(&self, descriptor: SimDescriptor) -> io::Result<SimListener> {
-        descriptor.into_listener()
+        descriptor.into_listener(&self.process, true)
     }
 
     fn adopt_udp(&self, descriptor: SimDescriptor) -> io::Result<SimDatagrams> {
@@ -127,26 +130,29 @@ impl Net for SimNet {
     }
 
     async fn connect_descriptor(&self, descriptor: SimDescriptor, addr: SocketAddr) -> io::Result<SimStream> {
-        descriptor.connect(addr).await
+        descriptor.connect(addr, &self.process, true).await
     }
 
     async fn listen(&self, addr: SocketAddr) -> io::Result<SimListener> {
         match &self.place {
-            Place::Node(wires) => wires.listen(addr).await.map(SimListener::wire),
+            Place::Node(wires) => wires.listen(addr).await.map(|wire| SimListener::wire(wire, &self.process)),
             Place::Pod(namespace) => {
-                SimDescriptor::bound(namespace, DescriptorKind::TcpListener, addr, None)?.into_listener()
+                SimDescriptor::bound(namespace, DescriptorKind::TcpListener, addr, None)?
+                    .into_listener(&self.process, false)
             }
         }
     }
 
     async fn connect(&self, address: &str) -> io::Result<SimStream> {
         match &self.place {
-            Place::Node(wires) => wires.connect(address).await.map(SimStream::wire),
+            Place::Node(wires) => {
+                wires.connect(address).await.map(|wire| SimStream::wire(wire, &self.process))
+            }
             Place::Pod(_) => {
                 let addr = address.parse().map_err(|_| {
                     io::Error::new(io::ErrorKind::InvalidInput, format!("can't resolve {address}"))
                 })?;
-                self.make_unbound(DescriptorKind::TcpUnconnected)?.connect(addr).await
+                self.make_unbound(DescriptorKind::TcpUnconnected)?.connect(addr, &self.process, false).await
             }
         }
     }
@@ -156,7 +162,7 @@ impl Net for SimNet {
     }
 
     async fn handoff_connect(&self, path: &Path) -> io::Result<SimHandoff> {
-        SimHandoff::connect(&self.kernel, path, self.credentials).await
+        SimHandoff::connect(&self.kernel, path, self.process.credentials).await
     }
 
     async fn splice(&self, a: SimStream, b: SimStream) -> (u64, u64, io::Result<()>) {

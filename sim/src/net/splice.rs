@@ -35,8 +35,11 @@ pub(super) async fn splice(a: SimStream, b: SimStream) -> (u64, u64, io::Result<
         Some((a, b)) => both_ways(a, b, &mut forth, &mut back).await,
         None => Ok(()),
     };
-    if outcome.is_ok() {
-        ends.0 = None;
+    if outcome.is_ok()
+        && let Some((a, b)) = ends.0.take()
+    {
+        a.close();
+        b.close();
     }
     (forth, back, outcome)
 }

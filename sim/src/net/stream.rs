@@ -9,11 +9,15 @@ use std::task::{Context, Poll};
 use servicekeel_runtime::net::{Listener, Stream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::kernel::Process;
 use super::local::{Listening, Local};
 use super::wire::{Wire, WireListener};
 
 /// A TCP stream.
-pub struct SimStream(Path);
+pub struct SimStream {
+    path: Path,
+    process: Process,
+}
 
 enum Path {
     Local(Local),
@@ -21,12 +25,12 @@ enum Path {
 }
 
 impl SimStream {
-    pub(super) fn local(stream: Local) -> Self {
-        Self(Path::Local(stream))
+    pub(super) fn local(stream: Local, process: &Process) -> Self {
+        Self { path: Path::Local(stream), process: process.clone() }
     }
 
-    pub(super) fn wire(stream: Wire) -> Self {
-        Self(Path::Wire(stream))
+    pub(super) fn wire(stream: Wire, process: &Process) -> Self {
+        Self { path: Path::Wire(stream), process: process.clone() }
     }
 
     pub(super) fn poll_read_shared(
@@ -34,28 +38,28 @@ impl SimStream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match &self.0 {
+        match &self.path {
             Path::Local(stream) => stream.poll_read(cx, buf),
             Path::Wire(stream) => stream.poll_read(cx, buf),
         }
     }
 
     pub(super) fn poll_write_shared(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match &self.0 {
+        match &self.path {
             Path::Local(stream) => stream.poll_write(cx, bytes),
             Path::Wire(stream) => stream.poll_write(cx, bytes),
         }
     }
 
     pub(super) fn shutdown_shared(&self) -> io::Result<()> {
-        match &self.0 {
+        match &self.path {
             Path::Local(stream) => stream.shutdown(),
             Path::Wire(stream) => stream.shutdown(),
         }
     }
 
     pub(super) fn poll_broken(&self, cx: &mut Context<'_>) -> Poll<io::Error> {
-        match &self.0 {
+        match &self.path {
             Path::Local(stream) => stream.poll_broken(cx),
             Path::Wire(stream) => stream.poll_broken(cx),
         }
@@ -64,14 +68,25 @@ impl SimStream {
 
 impl Stream for SimStream {
     fn reset(self) {
-        match self.0 {
+        if self.process.is_killed() {
+            return;
+        }
+        match self.path {
             Path::Local(stream) => stream.reset(),
             Path::Wire(stream) => stream.reset(),
         }
     }
 
+    fn close(self) {
+        if !self.process.is_killed()
+            && let Path::Local(stream) = self.path
+        {
+            stream.close();
+        }
+    }
+
     fn peer_addr(&self) -> io::Result<SocketAddr> {
-        Ok(match &self.0 {
+        Ok(match &self.path {
             Path::Local(stream) => stream.peer_addr(),
             Path::Wire(stream) => stream.peer_addr(),
         })
@@ -99,7 +114,11 @@ impl AsyncWrite for SimStream {
 }
 
 /// A listening TCP socket.
-pub struct SimListener(Place);
+pub struct SimListener {
+    place: Place,
+    process: Process,
+    resets: bool,
+}
 
 enum Place {
     Local(Arc<Listening>),
@@ -107,12 +126,12 @@ enum Place {
 }
 
 impl SimListener {
-    pub(super) fn local(listening: Arc<Listening>) -> Self {
-        Self(Place::Local(listening))
+    pub(super) fn local(listening: Arc<Listening>, process: &Process, resets: bool) -> Self {
+        Self { place: Place::Local(listening), process: process.clone(), resets }
     }
 
-    pub(super) fn wire(listener: WireListener) -> Self {
-        Self(Place::Wire(listener))
+    pub(super) fn wire(listener: WireListener, process: &Process) -> Self {
+        Self { place: Place::Wire(listener), process: process.clone(), resets: false }
     }
 }
 
@@ -120,16 +139,22 @@ impl Listener for SimListener {
     type Stream = SimStream;
 
     async fn accept(&self) -> io::Result<(SimStream, SocketAddr)> {
-        let stream = match &self.0 {
-            Place::Local(listening) => SimStream::local(listening.accept().await),
-            Place::Wire(listener) => SimStream::wire(listener.accept().await?),
+        let stream = match &self.place {
+            Place::Local(listening) => {
+                let stream = listening.accept().await;
+                SimStream::local(
+                    if self.resets { stream.reset_when_dropped() } else { stream },
+                    &self.process,
+                )
+            }
+            Place::Wire(listener) => SimStream::wire(listener.accept().await?, &self.process),
         };
         let peer = stream.peer_addr()?;
         Ok((stream, peer))
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
-        Ok(match &self.0 {
+        Ok(match &self.place {
             Place::Local(listening) => listening.addr(),
             Place::Wire(listener) => listener.local_addr()?,
         })

@@ -212,18 +212,25 @@ impl Wires {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{address} has no port")));
         };
         let host: (String, u16) = (host.into(), port);
-        let (done, outcome) = oneshot::channel();
+        let (mut done, outcome) = oneshot::channel();
         {
             let mut dials = self.dials.lock().unwrap_or_else(PoisonError::into_inner);
             while dials.try_join_next().is_some() {}
+            let open = self.kernel.count("dial");
             dials.spawn(async move {
-                // Where nobody waits any more, the connection closes at once.
-                let _ = done.send(TcpStream::connect(host).await);
+                tokio::select! {
+                    biased;
+                    // Where nobody waits any more, the connection closes at once.
+                    outcome = TcpStream::connect(host) => drop(done.send(outcome)),
+                    () = done.closed() => {}
+                }
+                drop(open);
             });
         }
-        let stream = outcome.await.map_err(|_| io::Error::from(io::ErrorKind::Interrupted))?.map_err(|e| {
-            io::Error::new(e.kind(), format!("can't connect to {address}: {e}"))
-        })?;
+        let stream = outcome
+            .await
+            .map_err(|_| io::Error::from(io::ErrorKind::Interrupted))?
+            .map_err(|e| io::Error::new(e.kind(), format!("can't connect to {address}: {e}")))?;
         let key = (stream.local_addr()?, stream.peer_addr()?);
         Ok(self.wire(stream, key, 0))
     }

@@ -123,8 +123,11 @@ pub(super) async fn splice(pipes: &Pipes, a: OsStream, b: OsStream) -> (u64, u64
         Some((a, b)) => both_ways(pipes, a.tokio(), b.tokio(), &mut forth, &mut back).await,
         None => Ok(()),
     };
-    if outcome.is_ok() {
-        ends.0 = None;
+    if outcome.is_ok()
+        && let Some((a, b)) = ends.0.take()
+    {
+        a.close();
+        b.close();
     }
     (forth, back, outcome)
 }

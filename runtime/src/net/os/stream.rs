@@ -36,6 +36,7 @@ impl OsStream {
         let socket = std::net::TcpStream::from(descriptor.into_nonblocking()?);
         let socket = TcpSocket::from_std_stream(socket);
         socket.set_nodelay(true)?;
+        reset_when_dropped(&SockRef::from(&socket))?;
         socket.connect(addr).await.map(Self)
     }
 
@@ -73,6 +74,12 @@ impl OsStream {
     }
 }
 
+/// Has the kernel reset the stream when its last descriptor closes, however that comes (SO_LINGER, socket(7)). Streams
+/// that a listener accepts inherit it.
+fn reset_when_dropped(socket: &SockRef<'_>) -> io::Result<()> {
+    socket.set_linger(Some(Duration::ZERO))
+}
+
 /// What sockets between routers have. Those that a listener accepts inherit it.
 fn between_routers(socket: &SockRef<'_>) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
@@ -84,6 +91,10 @@ impl Stream for OsStream {
     fn reset(self) {
         // Where this fails the connection has broken already.
         let _ = self.0.set_zero_linger();
+    }
+
+    fn close(self) {
+        let _ = SockRef::from(&self.0).set_linger(None);
     }
 
     fn peer_addr(&self) -> io::Result<SocketAddr> {
@@ -137,6 +148,7 @@ impl OsListener {
         let listener = std::net::TcpListener::from(descriptor.into_nonblocking()?);
         // What it accepts inherits this.
         SockRef::from(&listener).set_tcp_nodelay(true)?;
+        reset_when_dropped(&SockRef::from(&listener))?;
         TcpListener::from_std(listener).map(Self)
     }
 

@@ -68,9 +68,7 @@ async fn a_slow_receiver_stops_the_sender_and_loses_nothing() {
     let (sidecar, router) = conversation(&Kernel::new(0)).await;
     let message = |i: u32| [&i.to_be_bytes()[..], &[0; 8000]].concat();
     let mut sent = 0_u32;
-    while let Ok(outcome) =
-        timeout(Duration::from_millis(10), sidecar.send(&message(sent), vec![])).await
-    {
+    while let Ok(outcome) = timeout(Duration::from_millis(10), sidecar.send(&message(sent), vec![])).await {
         outcome.unwrap();
         sent += 1;
         assert!(sent < 10_000, "the sender is never stopped");

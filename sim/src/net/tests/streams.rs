@@ -98,6 +98,29 @@ async fn reset_is_seen_as_a_reset_after_what_came_before_it_and_once() {
 }
 
 #[tokio::test]
+async fn an_applications_stream_resets_when_it_is_dropped_and_ends_when_it_is_closed() {
+    let net = pod();
+    for closes in [true, false] {
+        let made = net.make_bound(DescriptorKind::TcpListener, loopback()).await.unwrap();
+        let listener = net.adopt_listener(made).unwrap();
+        let service = net.listen(loopback()).await.unwrap();
+        let mut client = net.connect(&listener.local_addr().unwrap().to_string()).await.unwrap();
+        let stock = net.make_unbound(DescriptorKind::TcpUnconnected).unwrap();
+        let connected = net.connect_descriptor(stock, service.local_addr().unwrap()).await.unwrap();
+        let (accepted, mut server) = (listener.accept().await.unwrap().0, service.accept().await.unwrap().0);
+        for (app, router) in [(&mut client, accepted), (&mut server, connected)] {
+            if closes {
+                router.close();
+                assert_eq!(app.read(&mut [0]).await.unwrap(), 0);
+            } else {
+                drop(router);
+                assert_eq!(app.read(&mut [0]).await.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+            }
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_close_with_unread_bytes_resets() {
     let net = pod();
     let (mut client, server) = pair(&net).await;
@@ -143,10 +166,7 @@ async fn refusals_say_where() {
     // 192.0.2.0/24 is nobody's (RFC 5737).
     let elsewhere = "192.0.2.1:80".parse().unwrap();
     assert!(net.listen(elsewhere).await.err().unwrap().to_string().contains("192.0.2.1"));
-    assert_eq!(
-        net.connect("192.0.2.1:80").await.err().unwrap().kind(),
-        io::ErrorKind::NetworkUnreachable
-    );
+    assert_eq!(net.connect("192.0.2.1:80").await.err().unwrap().kind(), io::ErrorKind::NetworkUnreachable);
 }
 
 #[tokio::test]

@@ -73,6 +73,46 @@ async fn reset_is_seen_as_a_reset() {
     assert_eq!(e.kind(), io::ErrorKind::ConnectionReset);
 }
 
+/// An application and what the router holds of it: a stream that it accepted, or one that it connected.
+async fn applications(net: &OsNet) -> [(OsStream, OsStream); 2] {
+    let made = net.make_bound(DescriptorKind::TcpListener, loopback()).await.unwrap();
+    let listener = net.adopt_listener(made).unwrap();
+    let service = net.listen(loopback()).await.unwrap();
+    let stock = net.make_unbound(DescriptorKind::TcpUnconnected).unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let (client, accepted) = tokio::join!(net.connect(&address), listener.accept());
+    let addr = service.local_addr().unwrap();
+    let (connected, server) = tokio::join!(net.connect_descriptor(stock, addr), service.accept());
+    [(client.unwrap(), accepted.unwrap().0), (server.unwrap().0, connected.unwrap())]
+}
+
+#[tokio::test]
+async fn an_applications_stream_resets_when_it_is_dropped() {
+    for (mut app, router) in applications(&OsNet::new()).await {
+        drop(router);
+        let e = app.read(&mut [0]).await.unwrap_err();
+        assert_eq!(e.kind(), io::ErrorKind::ConnectionReset);
+    }
+}
+
+#[tokio::test]
+async fn an_applications_stream_that_is_closed_ends_after_all_that_was_written() {
+    for (mut app, mut router) in applications(&OsNet::new()).await {
+        let mut written = 0;
+        // More than the application's window holds.
+        while let Ok(n) = tokio::time::timeout(Duration::from_millis(100), router.write(&[7; 65_536])).await {
+            written += n.unwrap();
+        }
+        app.shutdown().await.unwrap();
+        assert_eq!(router.read(&mut [0]).await.unwrap(), 0);
+        router.shutdown().await.unwrap();
+        router.close();
+        let mut got = Vec::new();
+        app.read_to_end(&mut got).await.unwrap();
+        assert_eq!(got.len(), written);
+    }
+}
+
 #[tokio::test]
 async fn refusals_say_where() {
     let net = OsNet::new();
