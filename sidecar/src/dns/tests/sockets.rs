@@ -182,8 +182,11 @@ async fn a_server_that_is_its_own_upstream() {
         let dns = dns.clone();
         async move { bound.run(dns).await.unwrap() }
     });
-    while dns.status().upstreams[0].state != UpstreamState::Ourselves {
-        tokio::task::yield_now().await;
-    }
+    let refused = async {
+        while dns.status().upstreams[0].state != UpstreamState::Ourselves {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(SECOND, refused).await.unwrap();
     assert_eq!(code(&ask_a(&dns, "example.com").await), ResponseCode::ServFail);
 }

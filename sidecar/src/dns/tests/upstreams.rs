@@ -123,6 +123,11 @@ async fn a_better_answer_of_another_upstream_counts() {
     assert_eq!(code(&ask_a(&two, "example.com").await), ResponseCode::Refused);
     assert_eq!((refusing.asked().len(), failing.asked().len()), (2, 2), "asked once each");
     assert_eq!(two.status().upstreams[0].state, UpstreamState::Good);
+    // An error in hand, the silent one gets one try and no more.
+    let silent = Fake::new(|_, _| vec![]).await;
+    let one = dns(&[silent.addr, failing.addr]);
+    assert_eq!(code(&ask_a(&one, "example.com").await), ResponseCode::ServFail);
+    assert_eq!(one.metrics.upstream_failures.get(), 1);
 }
 
 #[tokio::test]
