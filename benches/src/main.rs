@@ -91,13 +91,17 @@ fn main() -> Result<ExitCode> {
         eprintln!("This is a debug build: its figures say nothing. Build with --release.");
     }
 
+    let start = || {
+        Paths::start(&programs, rathole.as_deref())
+            .context("the paths can't be laid (compare --help says how the programs are built)")
+    };
     let memory = if arguments.no_memory {
         Vec::new()
     } else {
         eprintln!("memory: idle, and with {} open flows", memory::FLOWS);
-        memory::measure(&Paths::start(&programs, rathole.as_deref())?, descriptors)?
+        memory::measure(&start()?, descriptors)?
     };
-    let paths = Paths::start(&programs, rathole.as_deref())?;
+    let paths = start()?;
     let (length, rounds) = (Duration::from_secs(arguments.seconds), arguments.rounds);
     let samples = load::measure(&paths, length, rounds)?;
     let targets = targets::judge(&samples, &memory);

@@ -50,9 +50,9 @@ pub(crate) fn find(named: Option<PathBuf>, own: &Path, install: bool) -> Result<
 }
 
 fn install_arguments(root: &Path) -> Vec<OsString> {
-    let words =
-        ["install", "rathole", "--version", VERSION, "--locked", "--no-default-features", "--features"];
-    words.iter().map(OsString::from).chain([FEATURES.into(), "--root".into(), root.into()]).collect()
+    // Not --locked: the lock file that it ships pins a `time` that today's Rust does not compile.
+    let words = ["install", "rathole", "--version", VERSION, "--no-default-features", "--features", FEATURES];
+    words.iter().map(OsString::from).chain(["--root".into(), root.into()]).collect()
 }
 
 fn on_path(path: Option<&OsStr>) -> Option<PathBuf> {
