@@ -220,7 +220,7 @@ impl Dns {
             return reply.refuse(ResponseCode::Refused);
         }
         let Some(zone) = self.zone() else {
-            return reply.fail(explanation::NOT_READY, "the sidecar has no imports yet");
+            return reply.fail(explanation::NOT_READY, "the sidecar is starting");
         };
         let name = Name::from_labels(query.original().name().iter()).ok();
         if let Some(name) = &name

@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use hickory_net::runtime::iocompat::AsyncIoTokioAsStd;
 use hickory_net::runtime::{DnsUdpSocket, RuntimeProvider, TokioHandle, TokioRuntimeProvider, TokioTime};
-use tokio::io::{Interest, ReadBuf};
+use tokio::io::ReadBuf;
 use tokio::net::{TcpStream, UdpSocket};
 
 /// Tokio's sockets; those for UDP are connected. So the kernel takes datagrams from the upstream alone, and an
@@ -64,24 +64,9 @@ impl DnsUdpSocket for ConnectedSocket {
         Poll::Ready(Ok((buf.filled().len(), from)))
     }
 
-    // A refusal makes a socket erroneous and not readable (epoll(7)), and tokio's receiving waits for the latter.
+    // hickory-net receives by this. Its own waits by the function above, which a refusal does not wake.
     async fn recv_from(&self, buf: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
-        loop {
-            let ready = self.0.ready(Interest::READABLE | Interest::ERROR).await?;
-            if ready.is_readable() {
-                match self.0.try_recv_from(buf) {
-                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                    outcome => return outcome,
-                }
-            }
-            if ready.is_error() {
-                if let Some(error) = self.0.take_error()? {
-                    return Err(error);
-                }
-                // It was taken already. This makes tokio wait for the next one.
-                let _ = self.0.try_io::<()>(Interest::ERROR, || Err(io::ErrorKind::WouldBlock.into()));
-            }
-        }
+        self.0.recv_from(buf).await
     }
 
     fn poll_send_to(&self, cx: &mut Context<'_>, buf: &[u8], target: SocketAddr) -> Poll<io::Result<usize>> {
