@@ -96,31 +96,25 @@ fn show(pods: &Pods, report: &Report) {
 
 /// Says what there is to try.
 fn leave(stage: &Stage, stand: &Stand, addr: SocketAddr, service: &str, report: &mut Report) {
-    let dns = stage.client.dns;
+    let (dns, port) = (stage.client.dns, addr.port());
+    let dig = format!("dig @{} -p {} +noall +answer", dns.ip(), dns.port());
     let name = service.split('.').take(2).collect::<Vec<_>>().join(".");
+    let by_name = format!("curl --resolve {name}:{port}:{} http://{name}:{port}/hostname", addr.ip());
+    let router = stand.program("servicekeel-router");
+    let annotation = stage.client.config.join("imported-services-config.yaml");
     report.step("Left running: try it from another terminal, and end it here with Ctrl-C");
     for (what, line) in [
-        ("a name", format!("dig @{} -p {} +noall +answer {name}", dns.ip(), dns.port())),
-        ("the same over TCP", format!("dig @{} -p {} +noall +answer +tcp {service}", dns.ip(), dns.port())),
+        ("a name", format!("{dig} {name}")),
+        ("over TCP", format!("{dig} +tcp {service}")),
         ("fetch", format!("curl http://{addr}/hostname")),
+        ("fetch by name", by_name),
         ("fetch a GB", format!("curl -o /dev/null http://{addr}/bytes/16000")),
-        (
-            "fetch by name",
-            format!(
-                "curl --resolve {name}:{}:{} http://{name}:{}/hostname",
-                addr.port(),
-                addr.ip(),
-                addr.port()
-            ),
-        ),
-        (
-            "the client's annotation",
-            format!("$EDITOR {}/imported-services-config.yaml", stage.client.config.display()),
-        ),
-        ("its sidecar", format!("curl http://{}/status", stage.client.admin)),
-        ("its router", format!("curl http://{}/status", stage.near.admin)),
+        ("an annotation", format!("$EDITOR {}", annotation.display())),
+        ("the sidecar", format!("curl http://{}/status", stage.client.admin)),
+        ("the router", format!("{} status --config {}", router.display(), stage.near.config.display())),
+        ("in a browser", format!("http://{}/", stage.near.admin)),
         ("the logs", format!("tail -f {}/*.log", stand.dir().display())),
     ] {
-        report.say(format_args!("{what:<24} {line}"));
+        report.say(format_args!("{what:<14} {line}"));
     }
 }
