@@ -26,7 +26,10 @@ const ROOMS: &[(&str, &[&str])] = &[
             "servicekeel-controller",
         ],
     ),
-    ("benches", &["servicekeel-core", "servicekeel-runtime", "servicekeel-sidecar", "servicekeel-router", "e2e"]),
+    (
+        "benches",
+        &["servicekeel-core", "servicekeel-runtime", "servicekeel-sidecar", "servicekeel-router", "e2e"],
+    ),
     ("e2e", &["servicekeel-core"]),
     ("examples", &["servicekeel-core", "e2e"]),
 ];
