@@ -44,7 +44,7 @@ It finds the API by KUBECONFIG or ~/.kube/config, else by the pod's service acco
 With --dry-run no `patch`, with --once no `watch`. With --namespace the rules on services and pods may stand in a Role \
 of that namespace; the one on namespaces stays in a ClusterRole, and `resourceNames` may narrow it to that one.
 
-Run one controller for a namespace: two do no harm, but both write.
+Run one controller for a namespace: a second one would do the same work again.
 
 Examples:
 
