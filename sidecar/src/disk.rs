@@ -37,6 +37,11 @@ impl Disk {
         }
     }
 
+    /// Whether everything is written, as far as it can be.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.writing.is_empty()
+    }
+
     /// The next state that is written, or can't be, with the reason; never, where none is being written.
     ///
     /// Cancel safe.

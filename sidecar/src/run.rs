@@ -29,6 +29,10 @@ use crate::status::Shared;
 /// How long the end may take: a router or a disk that hangs is not waited for any longer.
 const DRAIN: Duration = Duration::from_secs(1);
 
+/// How long readiness waits for the first state to be on disk, so that what a ready pod has shown outlives a crash. A
+/// disk that hangs keeps no pod from its work.
+const KEEP_WAIT: Duration = Duration::from_secs(2);
+
 /// Why the sidecar can't start, or can't go on.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
@@ -102,13 +106,18 @@ pub async fn run<N: Net, D: Serve>(
     let mut driver = Driver::new(net, shared, metrics, Disk::new(store));
     driver.handle_annotations(&annotations.borrow_and_update().clone());
     let mut shutdown = std::pin::pin!(shutdown);
+    let mut ready_by = None;
     loop {
         driver.drive().await;
+        let now = Instant::now();
         if first_state.is_some() && driver.is_applied() {
-            info!("ready");
-            first_state = None;
+            let until = *ready_by.get_or_insert(now + KEEP_WAIT);
+            if driver.disk.is_idle() || until <= now {
+                info!("ready");
+                (first_state, ready_by) = (None, None);
+            }
         }
-        let timer = driver.poll_timeout();
+        let timer = driver.poll_timeout().into_iter().chain(ready_by).min();
         let timer = async {
             match timer {
                 Some(at) => sleep_until(at).await,
