@@ -83,6 +83,7 @@ impl<K: Ord + Clone, V> Sessions<K, V> {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "a test needs a moment to start from")]
 mod tests {
     use super::*;
     use proptest::prelude::*;

@@ -72,6 +72,7 @@ impl Keepalive {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "a test needs a moment to start from")]
 mod tests {
     use super::*;
 

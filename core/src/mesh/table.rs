@@ -323,4 +323,5 @@ fn permits(allow: Option<&[AllowRule]>, consumer: Consumer<'_>) -> bool {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "a test needs a moment to start from")]
 mod tests;
