@@ -1,6 +1,7 @@
 //! Imports: the listening sockets of pods, on which the router accepts.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use servicekeel_core::name::ServicePort;
@@ -14,9 +15,17 @@ use crate::outbound;
 /// How long to wait where the system can't give another descriptor.
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// One import.
+pub(crate) struct Import {
+    pub(crate) wanted: ServicePort,
+    /// Its last flow found no endpoint: that is told once, not for each flow.
+    pub(crate) failing: AtomicBool,
+}
+
 /// Accepts on one import for ever. At the bound of flows connections wait in the backlog.
 pub(crate) async fn serve<N: Net>(node: Arc<Node<N>>, listener: N::TcpListener, wanted: ServicePort) {
-    let wanted = Arc::new(wanted);
+    let import = Arc::new(Import { wanted, failing: AtomicBool::new(false) });
+    let wanted = &import.wanted;
     let mut draining = node.draining.subscribe();
     let mut failing = false;
     let accept = async {
@@ -27,7 +36,7 @@ pub(crate) async fn serve<N: Net>(node: Arc<Node<N>>, listener: N::TcpListener, 
                 Ok((app, _)) => {
                     failing = false;
                     let Ok(permit) = node.flows.clone().acquire_owned().await else { return };
-                    let flow = outbound::flow(node.clone(), app, wanted.clone());
+                    let flow = outbound::flow(node.clone(), app, import.clone());
                     node.tasks.spawn(async move {
                         flow.await;
                         drop(permit);

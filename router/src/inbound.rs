@@ -70,7 +70,9 @@ pub(crate) async fn listen<N: Net>(node: Arc<Node<N>>, listener: N::TcpListener)
                         Some(Ok(met)) => serve(&node, met, false).await,
                         Some(Err(error)) => {
                             node.counters.peers_refused.inc();
-                            warn!(%from, %error, "a connection to the peers' port is refused");
+                            if let Some(untold) = node.refusals.permit() {
+                                warn!(%from, %error, untold, "a connection to the peers' port is refused");
+                            }
                         }
                         None => {
                             node.counters.peers_refused.inc();
@@ -130,8 +132,10 @@ async fn flows<N: Net>(
             // Between two flows nothing is lost, however the connection ends.
             Ok(Ok(None) | Err(ChannelError::Cut | ChannelError::Io(_))) | Err(_) => return,
             Ok(Err(error)) => {
-                warn!(peer = %peer.id, %error, "a peer broke the protocol; its connection is closed");
                 node.counters.peers_refused.inc();
+                if let Some(untold) = node.refusals.permit() {
+                    warn!(peer = %peer.id, %error, untold, "a peer broke the protocol; its connection is closed");
+                }
                 return;
             }
         };

@@ -19,9 +19,11 @@ pub mod pki;
 mod pods;
 mod run;
 pub mod settings;
+mod sockets;
 mod status;
 mod stock;
 mod tasks;
+mod throttle;
 pub mod tls;
 
 pub use run::run;

@@ -17,6 +17,7 @@ use crate::peers::Peer;
 use crate::pods::Pod;
 use crate::settings::Settings;
 use crate::tasks::Tasks;
+use crate::throttle::Throttle;
 use crate::tls::BufferPool;
 
 /// The most flows and sessions that a router carries at once; a further one waits in the kernel's backlog.
@@ -46,6 +47,8 @@ pub(crate) struct Node<N: Net> {
     pub(crate) counters: Counters,
     pub(crate) buffers: Arc<BufferPool>,
     pub(crate) flows: Arc<Semaphore>,
+    /// For the log: peers and sidecars that are refused.
+    pub(crate) refusals: Throttle,
     /// True from the moment in which the router ends.
     pub(crate) draining: watch::Sender<bool>,
     pub(crate) pods: Mutex<BTreeMap<u64, Arc<Pod<N>>>>,
@@ -78,6 +81,7 @@ impl<N: Net> Node<N> {
             counters: Counters::default(),
             buffers: BufferPool::new(),
             flows: Arc::new(Semaphore::new(MAX_FLOWS)),
+            refusals: Throttle::default(),
             draining: watch::Sender::new(false),
             pods: Mutex::default(),
             endpoints: Mutex::default(),

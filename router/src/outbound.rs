@@ -1,17 +1,19 @@
 //! Flows of this node's pods: from the import's socket to a pod here, or to another router.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use servicekeel_core::flow::frame::{Cause, Open};
+use servicekeel_core::flow::frame::Open;
 use servicekeel_core::mesh::table::Candidate;
 use servicekeel_core::name::{RouterId, ServicePort};
 use servicekeel_runtime::net::{Net, Stream};
 use tokio::time::{Instant, timeout, timeout_at};
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use crate::endpoint;
 use crate::flow::{self, Answer};
+use crate::imports::Import;
 use crate::node::{Node, ROUTE_PATIENCE};
 use crate::peers::Checkout;
 
@@ -19,12 +21,14 @@ use crate::peers::Checkout;
 const OPEN_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Carries one connection of a pod to a service, to its end.
-pub(crate) async fn flow<N: Net>(node: Arc<Node<N>>, app: N::TcpStream, wanted: Arc<ServicePort>) {
+pub(crate) async fn flow<N: Net>(node: Arc<Node<N>>, app: N::TcpStream, import: Arc<Import>) {
+    let wanted = &import.wanted;
+    let mut last = None;
     let deadline = Instant::now() + ROUTE_PATIENCE;
     let mut changed = node.changed.subscribe();
     loop {
         changed.mark_unchanged();
-        let candidates = node.candidates(&wanted);
+        let candidates = node.candidates(wanted);
         let route = !candidates.is_empty();
         for candidate in candidates {
             let path = match &candidate {
@@ -32,23 +36,31 @@ pub(crate) async fn flow<N: Net>(node: Arc<Node<N>>, app: N::TcpStream, wanted: 
                     endpoint::connect(&node, *id).await.map(Path::Here).map_err(|e| e.to_string())
                 }
                 Candidate::Remote(router) => {
-                    open(&node, router, &wanted).await.map(|connection| Path::There(Box::new(connection)))
+                    open(&node, router, wanted).await.map(|connection| Path::There(Box::new(connection)))
                 }
             };
             match path {
                 Ok(path) => {
-                    node.succeeded(&wanted, &candidate);
-                    return carry(&node, app, path, candidate, &wanted).await;
+                    node.succeeded(wanted, &candidate);
+                    if import.failing.load(Ordering::Relaxed) && import.failing.swap(false, Ordering::Relaxed)
+                    {
+                        info!(%wanted, "flows find an endpoint again");
+                    }
+                    return carry(&node, app, path, candidate, wanted).await;
                 }
                 Err(reason) => {
                     debug!(%wanted, ?candidate, %reason, "an endpoint does not take a flow; trying the next");
-                    node.failed(&wanted, &candidate);
+                    node.failed(wanted, &candidate);
+                    last = Some(reason);
                 }
             }
         }
         // Endpoints that all refuse are an answer; no endpoint at all may be a blip.
         if route || timeout_at(deadline, changed.changed()).await.is_err() {
-            warn!(%wanted, "no endpoint takes a flow: reset");
+            if !import.failing.swap(true, Ordering::Relaxed) {
+                let reason = last.as_deref().unwrap_or("nobody offers it");
+                warn!(%wanted, reason, "no endpoint takes a flow: reset; it is told when one does again");
+            }
             node.counters.flows_failed.inc();
             app.reset();
             return;
@@ -89,7 +101,7 @@ async fn carry<N: Net>(
             match carried.end {
                 Ok(()) => connection.put_back(),
                 Err(error) => {
-                    warn!(%wanted, peer = %connection.peer.id, %error, "a flow lost its path: reset");
+                    debug!(%wanted, peer = %connection.peer.id, %error, "a flow lost its path: reset");
                     node.counters.flows_lost.inc();
                 }
             }
@@ -112,9 +124,6 @@ async fn open<N: Net>(
             Ok(Ok(Answer::Opened)) => return Ok(connection),
             Ok(Ok(Answer::Refused(refused))) => {
                 connection.put_back();
-                if refused.cause == Cause::NotAllowed {
-                    warn!(%wanted, peer = %router, reason = %refused.reason, "not allowed");
-                }
                 return Err(refused.reason);
             }
             Ok(Err(error)) if connection.pooled => {

@@ -1,49 +1,33 @@
-//! Other routers: the pool of connections on which this router opens flows at each.
+//! Other routers: what is known of each, and its links.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
-use servicekeel_core::flow::frame::Purpose;
 use servicekeel_core::mesh::table::LinkId;
 use servicekeel_core::name::RouterId;
 use servicekeel_runtime::net::Net;
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
-use tokio::time::{Instant, sleep, timeout_at};
-use tracing::{debug, info};
+use tokio::time::{Instant, sleep};
+use tracing::info;
 
 use crate::datagrams::link::DatagramLink;
 use crate::identity::{Identity, PeerError};
-use crate::links;
 use crate::node::{FLOW_TIMEOUT, Node};
 use crate::tls::Channel;
 
-/// How long a flow waits for a connection of the pool or a new one.
-const CHECKOUT_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long a connection stays in the pool unused.
-pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
-/// The most unused connections to one peer.
-const MAX_IDLE: usize = 256;
-/// The most dials to one peer at once, and the most dials back that it has asked for.
-pub(crate) const MAX_DIALS: usize = 64;
+mod pool;
+
+use pool::MAX_IDLE;
+pub(crate) use pool::{Checkout, IDLE_TIMEOUT, MAX_DIALS};
+
 /// The most links with one peer: it and this router dial each other, perhaps by several addresses.
 const MAX_LINKS: usize = 8;
 /// The most connections of one peer that carry no flow: what its pool holds, twice over.
 const MAX_UNUSED: usize = 2 * (MAX_IDLE + MAX_DIALS);
 /// How long a peer without a link is remembered.
 const MEMORY: Duration = Duration::from_secs(3600);
-
-/// Why there is no connection to open a flow on.
-#[derive(Debug, Clone, thiserror::Error)]
-pub(crate) enum CheckoutError {
-    #[error("no link to {0} is up")]
-    NoLink(RouterId),
-    #[error("{0} can't be dialled: {1}")]
-    Dial(RouterId, String),
-    #[error("no connection to {0} came up within {limit} s", limit = CHECKOUT_TIMEOUT.as_secs())]
-    Timeout(RouterId),
-}
 
 /// Why a live peer is cut off.
 #[derive(Debug, thiserror::Error)]
@@ -118,62 +102,6 @@ pub(crate) struct Peer<N: Net> {
     pub(crate) dial_backs: Arc<Semaphore>,
 }
 
-/// A connection that carries a flow. Dropped without [`Checkout::put_back`], it is closed.
-pub(crate) struct Checkout<N: Net> {
-    pub(crate) peer: Arc<Peer<N>>,
-    pub(crate) channel: Channel<N::TcpStream>,
-    pub(crate) epoch: u64,
-    /// Whether it was used before.
-    pub(crate) pooled: bool,
-    _busy: Busy<N>,
-}
-
-impl<N: Net> Checkout<N> {
-    /// Gives the connection back for the next flow.
-    pub(crate) fn put_back(self) {
-        self.peer.put(self.channel, self.epoch);
-    }
-}
-
-/// Counts a flow in [`Peer::busy`]. Only whether there is any is news.
-struct Busy<N: Net>(Arc<Peer<N>>);
-
-impl<N: Net> Busy<N> {
-    fn new(peer: Arc<Peer<N>>) -> Self {
-        peer.busy.send_if_modified(|n| {
-            *n += 1;
-            *n == 1
-        });
-        Self(peer)
-    }
-}
-
-impl<N: Net> Drop for Busy<N> {
-    fn drop(&mut self) {
-        self.0.busy.send_if_modified(|n| {
-            *n -= 1;
-            *n == 0
-        });
-    }
-}
-
-struct Waiting<'a, N: Net>(&'a Peer<N>);
-
-impl<N: Net> Drop for Waiting<'_, N> {
-    fn drop(&mut self) {
-        self.0.lock().waiting -= 1;
-    }
-}
-
-/// A dial on its way, however it ends.
-struct Dialling<N: Net>(Arc<Peer<N>>);
-
-impl<N: Net> Drop for Dialling<N> {
-    fn drop(&mut self) {
-        self.0.lock().dialling -= 1;
-    }
-}
-
 impl<N: Net> Peer<N> {
     pub(crate) fn new(id: RouterId) -> Self {
         let state = State {
@@ -227,130 +155,6 @@ impl<N: Net> Peer<N> {
             Ok(_) | Err(PeerError::Expired { .. } | PeerError::NotYetValid { .. }) => Ok(()),
             Err(error) => Err(Distrust::Certificate(error)),
         }
-    }
-
-    /// A connection to open a flow on.
-    ///
-    /// # Errors
-    /// [`CheckoutError`], within 3 s.
-    pub(crate) async fn checkout(
-        self: &Arc<Self>,
-        node: &Arc<Node<N>>,
-    ) -> Result<Checkout<N>, CheckoutError> {
-        let busy = Busy::new(self.clone());
-        let deadline = Instant::now() + CHECKOUT_TIMEOUT;
-        let failures = {
-            let mut state = self.lock();
-            state.waiting += 1;
-            state.failures
-        };
-        let _waiting = Waiting(self);
-        loop {
-            let mut news = std::pin::pin!(self.news.notified());
-            news.as_mut().enable();
-            {
-                let mut state = self.lock();
-                while let Some(mut idle) = state.idle.pop() {
-                    if idle.channel.is_quiet() {
-                        let pooled = idle.channel.was_used();
-                        let epoch = self.epoch();
-                        node.counters.pool_reused.inc_by(pooled.into());
-                        // One is kept in reserve, so that the next flow need not wait for a handshake.
-                        if state.idle.is_empty() && state.dialling == 0 {
-                            self.more(node, &mut state, 1);
-                        }
-                        return Ok(Checkout {
-                            peer: self.clone(),
-                            channel: idle.channel,
-                            epoch,
-                            pooled,
-                            _busy: busy,
-                        });
-                    }
-                }
-                if state.links.is_empty() {
-                    return Err(CheckoutError::NoLink(self.id.clone()));
-                }
-                if state.failures != failures && state.dialling + state.asked.0 == 0 {
-                    return Err(CheckoutError::Dial(self.id.clone(), state.failure.clone()));
-                }
-                if state.asked.1.is_some_and(|when| when + CHECKOUT_TIMEOUT <= Instant::now()) {
-                    state.asked = (0, None);
-                }
-                let missing = state.waiting.saturating_sub(state.dialling + state.asked.0);
-                if state.failures == failures && missing > 0 {
-                    self.more(node, &mut state, missing);
-                }
-            }
-            if timeout_at(deadline, news).await.is_err() {
-                return Err(CheckoutError::Timeout(self.id.clone()));
-            }
-        }
-    }
-
-    /// Dials, or asks the peer to dial back where this side can't.
-    fn more(self: &Arc<Self>, node: &Arc<Node<N>>, state: &mut State<N>, missing: usize) {
-        let missing = missing.min(MAX_DIALS.saturating_sub(state.dialling + state.asked.0));
-        if missing == 0 {
-            return;
-        }
-        let Some(at) = dialled_at(state) else {
-            return self.ask(state, Ask::Flows(missing as u16), missing);
-        };
-        for _ in 0..missing {
-            state.dialling += 1;
-            let dialling = Dialling(self.clone());
-            let (node, at) = (node.clone(), at.clone());
-            let owner = node.clone();
-            owner.tasks.spawn(async move {
-                let dialled = links::dial(&node, &at, Purpose::Flows, Some(&dialling.0.id)).await;
-                let peer = dialling.0.clone();
-                drop(dialling);
-                match dialled {
-                    Ok(met) => {
-                        node.counters.pool_dialled.inc();
-                        peer.put(met.channel, met.epoch);
-                    }
-                    Err(error) => {
-                        debug!(peer = %peer.id, %at, %error, "a dial for flows failed");
-                        peer.dial_failed(error.to_string());
-                    }
-                }
-            });
-        }
-    }
-
-    fn ask(&self, state: &mut State<N>, ask: Ask, missing: usize) {
-        let sent = state.links.values().any(|link| link.ask.try_send(ask).is_ok());
-        if sent && matches!(ask, Ask::Flows(_)) {
-            state.asked = (state.asked.0 + missing, Some(Instant::now()));
-        }
-    }
-
-    fn dial_failed(&self, reason: String) {
-        let mut state = self.lock();
-        state.failures += 1;
-        state.failure = reason;
-        drop(state);
-        self.news.notify_waiters();
-    }
-
-    /// A connection for flows came up, or its flow ended. One of an epoch that is over is closed.
-    pub(crate) fn put(&self, channel: Channel<N::TcpStream>, epoch: u64) {
-        let mut state = self.lock();
-        if epoch == self.epoch() && state.idle.len() < MAX_IDLE {
-            state.idle.push(Idle { channel, since: Instant::now() });
-        }
-        drop(state);
-        self.news.notify_one();
-    }
-
-    /// The peer dialled back.
-    pub(crate) fn put_dialled_back(&self, channel: Channel<N::TcpStream>, epoch: u64) {
-        let mut state = self.lock();
-        state.asked.0 = state.asked.0.saturating_sub(1);
-        drop(state);
-        self.put(channel, epoch);
     }
 
     /// Closes what was not used for long, and what the peer has closed; says whether the peer can be forgotten where

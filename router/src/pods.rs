@@ -6,18 +6,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use servicekeel_core::handoff::{self, MessageError, SocketId, ToRouter, ToSidecar};
-use servicekeel_core::mesh::table::{Endpoint, EndpointId};
-use servicekeel_core::name::{Protocol, ServicePort};
-use servicekeel_runtime::net::{Descriptor, Handoff, HandoffListener, Net, PeerCredentials};
+use servicekeel_core::name::ServicePort;
+use servicekeel_runtime::net::{Handoff, HandoffListener, Net, PeerCredentials};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
-use crate::endpoint::PodPort;
 use crate::node::Node;
+use crate::sockets::{MAX_SOCKETS, Sockets};
 use crate::stock::Stock;
-use crate::tasks::AbortOnDrop;
-use crate::{datagrams, imports};
 
 /// How long a sidecar may take to read what it is told.
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
@@ -33,8 +30,6 @@ const OVERLAP: Duration = Duration::from_secs(2);
 const MAX_SIDECARS: usize = 4096;
 /// The most addresses of one pod, which has one for each family and network.
 const MAX_ADDRESSES: usize = 8;
-/// The most imports, and the most exports, of one sidecar.
-const MAX_SOCKETS: usize = 4096;
 
 /// One pod, as its sidecar presents it.
 pub(crate) struct Pod<N: Net> {
@@ -63,7 +58,7 @@ pub(crate) enum State {
 }
 
 #[derive(Debug, thiserror::Error)]
-enum SessionError {
+pub(crate) enum SessionError {
     #[error("{0}")]
     Io(#[from] std::io::Error),
     #[error("{0}")]
@@ -142,7 +137,9 @@ async fn session<N: Net>(
             return;
         }
         Err(error) => {
-            warn!(?credentials, %error, "a sidecar is refused");
+            if let Some(untold) = node.refusals.permit() {
+                warn!(?credentials, %error, untold, "a sidecar is refused");
+            }
             refuse(&conversation, error.to_string()).await;
             node.counters.sidecars_refused.inc();
             return;
@@ -161,8 +158,7 @@ async fn session<N: Net>(
     info!(pod = %name, ?credentials, "sidecar connected");
     supersede(&node, &pod);
     node.pods().insert(pod.session, pod.clone());
-    let mut sockets =
-        Sockets { node: node.clone(), pod: pod.clone(), imports: BTreeMap::new(), exports: BTreeMap::new() };
+    let mut sockets = Sockets::new(node.clone(), pod.clone());
 
     let ended = converse(&node, &pod, &conversation, &mut sockets).await;
     drop(counted);
@@ -233,16 +229,36 @@ fn shown(claim: &str) -> String {
     claim.chars().flat_map(char::escape_debug).take(MAX_CLAIM).collect()
 }
 
-/// Sends a message. A sidecar that reads nothing must not hold up what it sends itself.
-async fn send<H: Handoff>(conversation: &H, message: &ToSidecar) -> Result<(), SessionError> {
-    let sent = timeout(SEND_TIMEOUT, conversation.send(&message.encode(), Vec::new())).await;
-    Ok(sent.map_err(|_| SessionError::Stuck)??)
-}
-
 async fn refuse<H: Handoff>(conversation: &H, reason: String) {
     let message = ToSidecar::Refused { id: None, reason }.encode();
     // The sidecar may be gone already, and its log has the other half of the story.
     let _ = timeout(Duration::from_secs(1), conversation.send(&message, Vec::new())).await;
+}
+
+/// The router's half of a conversation.
+struct Words<'c, H> {
+    conversation: &'c H,
+    /// The sidecar is gone. What it said before is heard still: a Bye, most likely.
+    gone: bool,
+}
+
+impl<H: Handoff> Words<'_, H> {
+    /// Says something. A sidecar that reads nothing must not hold up what it says itself.
+    async fn say(&mut self, message: &ToSidecar) -> Result<(), SessionError> {
+        if self.gone {
+            return Ok(());
+        }
+        let sent = timeout(SEND_TIMEOUT, self.conversation.send(&message.encode(), Vec::new())).await;
+        match sent.map_err(|_| SessionError::Stuck)? {
+            Err(error) if is_gone(&error) => self.gone = true,
+            sent => sent?,
+        }
+        Ok(())
+    }
+}
+
+fn is_gone(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::BrokenPipe | std::io::ErrorKind::ConnectionReset)
 }
 
 /// Speaks with a sidecar until it closes; true where it said Bye.
@@ -252,21 +268,29 @@ async fn converse<N: Net>(
     conversation: &N::Handoff,
     sockets: &mut Sockets<N>,
 ) -> Result<bool, SessionError> {
+    let mut words = Words { conversation, gone: false };
+    let mut reset = false;
     let welcome = ToSidecar::Welcome {
         version: handoff::VERSION,
         cluster: node.id.cluster.clone(),
         node: node.id.node.clone(),
     };
-    send(conversation, &welcome).await?;
+    words.say(&welcome).await?;
     loop {
         let (bytes, descriptors) = tokio::select! {
             biased;
-            message = conversation.recv() => match message? {
-                Some(message) => message,
-                None => return Ok(false),
+            message = conversation.recv() => match message {
+                Ok(Some(message)) => message,
+                Ok(None) => return Ok(false),
+                // Told once of a sidecar that went without having read all (unix(7)); its own words come behind it.
+                Err(error) if is_gone(&error) && !reset => {
+                    (reset, words.gone) = (true, true);
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
             },
-            (tcp, udp) = pod.stock.poll_ask() => {
-                send(conversation, &ToSidecar::More { tcp, udp }).await?;
+            (tcp, udp) = pod.stock.poll_ask(), if !words.gone => {
+                words.say(&ToSidecar::More { tcp, udp }).await?;
                 continue;
             }
         };
@@ -275,113 +299,12 @@ async fn converse<N: Net>(
             ToRouter::Hello { .. } => return Err(SessionError::SecondHello),
             message => {
                 if let Some((id, reason)) = sockets.handle(message, descriptors)? {
-                    warn!(pod = %pod.claim.name, id, %reason, "a socket of a sidecar is refused");
-                    send(conversation, &ToSidecar::Refused { id: Some(id), reason }).await?;
+                    if let Some(untold) = node.refusals.permit() {
+                        warn!(pod = %pod.claim.name, id, %reason, untold, "a socket of a sidecar is refused");
+                    }
+                    words.say(&ToSidecar::Refused { id: Some(id), reason }).await?;
                 }
             }
         }
-    }
-}
-
-/// What one sidecar handed over. Dropped, all of it is closed and withdrawn.
-struct Sockets<N: Net> {
-    node: Arc<Node<N>>,
-    pod: Arc<Pod<N>>,
-    imports: BTreeMap<SocketId, AbortOnDrop>,
-    exports: BTreeMap<SocketId, EndpointId>,
-}
-
-impl<N: Net> Sockets<N> {
-    /// Takes a message; says which socket is refused, and why, where one is.
-    fn handle(
-        &mut self,
-        message: ToRouter,
-        mut descriptors: Vec<N::Descriptor>,
-    ) -> Result<Option<(SocketId, String)>, SessionError> {
-        let wrong = message.descriptors().zip(&descriptors).find_map(|(kind, d)| d.check(kind).err());
-        match message {
-            ToRouter::Import { id, wanted } => {
-                if let Some(error) = wrong {
-                    return Ok(Some((id, error.to_string())));
-                }
-                if self.imports.len() >= MAX_SOCKETS && !self.imports.contains_key(&id) {
-                    return Err(SessionError::TooMany);
-                }
-                let Some(descriptor) = descriptors.pop() else { return Ok(None) };
-                if let Err(error) = self.import(id, wanted, descriptor) {
-                    return Ok(Some((id, error.to_string())));
-                }
-            }
-            ToRouter::Unimport { id } => {
-                self.imports.remove(&id);
-                self.pod.imports.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&id);
-            }
-            ToRouter::Export { id, offered, target, allow } => {
-                if offered.service.cluster != self.node.id.cluster {
-                    let (theirs, ours) = (&offered.service.cluster, &self.node.id.cluster);
-                    return Ok(Some((
-                        id,
-                        format!("{offered} is of the cluster {theirs}; this router serves {ours}"),
-                    )));
-                }
-                if self.exports.len() >= MAX_SOCKETS && !self.exports.contains_key(&id) {
-                    return Err(SessionError::TooMany);
-                }
-                let endpoint = *self.exports.entry(id).or_insert_with(|| self.node.next_id());
-                self.node.endpoints().insert(endpoint, Arc::new(PodPort::new(self.pod.clone(), target)));
-                self.node
-                    .change_exports(|table| table.add(endpoint, Endpoint { port: offered, target, allow }));
-            }
-            ToRouter::Unexport { id } => {
-                if let Some(endpoint) = self.exports.remove(&id) {
-                    self.withdraw(endpoint);
-                }
-            }
-            ToRouter::Stock { tcp, .. } => {
-                if let Some(error) = wrong {
-                    return Err(error.into());
-                }
-                let udp = descriptors.split_off(usize::from(tcp).min(descriptors.len()));
-                self.pod.stock.put(descriptors, udp);
-            }
-            ToRouter::Hello { .. } | ToRouter::Bye => {}
-        }
-        Ok(None)
-    }
-
-    fn import(
-        &mut self,
-        id: SocketId,
-        wanted: ServicePort,
-        descriptor: N::Descriptor,
-    ) -> std::io::Result<()> {
-        let task = match wanted.protocol {
-            Protocol::Tcp => {
-                let listener = self.node.net.adopt_listener(descriptor)?;
-                self.node.tasks.spawn(imports::serve(self.node.clone(), listener, wanted.clone()))
-            }
-            Protocol::Udp => {
-                let socket = self.node.net.adopt_udp(descriptor)?;
-                self.node.tasks.spawn(datagrams::import::serve(self.node.clone(), socket, wanted.clone()))
-            }
-        };
-        self.imports.insert(id, AbortOnDrop(task));
-        self.pod.imports.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(id, wanted);
-        Ok(())
-    }
-
-    fn withdraw(&self, endpoint: EndpointId) {
-        self.node.endpoints().remove(&endpoint);
-        self.node.change_exports(|table| table.remove(endpoint));
-    }
-}
-
-impl<N: Net> Drop for Sockets<N> {
-    fn drop(&mut self) {
-        for endpoint in std::mem::take(&mut self.exports).into_values() {
-            self.withdraw(endpoint);
-        }
-        self.pod.stock.close();
-        self.node.pods().remove(&self.pod.session);
     }
 }

@@ -55,6 +55,10 @@ pub(crate) async fn run<N: Net>(
     mut queue: mpsc::Receiver<Vec<u8>>,
     answers: Answers<N>,
 ) {
+    let Ok(_permit) = node.flows.clone().try_acquire_owned() else {
+        node.counters.datagrams_dropped.inc();
+        return;
+    };
     // Kept until something answers: it is sent again to the next address where one refuses.
     let Some(first) = queue.recv().await else { return };
     for candidate in candidates {

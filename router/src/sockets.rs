@@ -1,0 +1,125 @@
+//! What one sidecar handed over: its imports are served, its exports offered.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError};
+
+use servicekeel_core::handoff::{SocketId, ToRouter};
+use servicekeel_core::mesh::table::{Endpoint, EndpointId};
+use servicekeel_core::name::{Protocol, ServicePort};
+use servicekeel_runtime::net::{Descriptor, Net};
+
+use crate::endpoint::PodPort;
+use crate::node::Node;
+use crate::pods::{Pod, SessionError};
+use crate::tasks::AbortOnDrop;
+use crate::{datagrams, imports};
+
+/// The most imports, and the most exports, of one sidecar.
+pub(crate) const MAX_SOCKETS: usize = 4096;
+
+/// The sockets. Dropped, all of them are closed and withdrawn.
+pub(crate) struct Sockets<N: Net> {
+    node: Arc<Node<N>>,
+    pod: Arc<Pod<N>>,
+    imports: BTreeMap<SocketId, AbortOnDrop>,
+    exports: BTreeMap<SocketId, EndpointId>,
+}
+
+impl<N: Net> Sockets<N> {
+    pub(crate) fn new(node: Arc<Node<N>>, pod: Arc<Pod<N>>) -> Self {
+        Self { node, pod, imports: BTreeMap::new(), exports: BTreeMap::new() }
+    }
+
+    /// Takes a message; says which socket is refused, and why, where one is.
+    pub(crate) fn handle(
+        &mut self,
+        message: ToRouter,
+        mut descriptors: Vec<N::Descriptor>,
+    ) -> Result<Option<(SocketId, String)>, SessionError> {
+        let wrong = message.descriptors().zip(&descriptors).find_map(|(kind, d)| d.check(kind).err());
+        match message {
+            ToRouter::Import { id, wanted } => {
+                if let Some(error) = wrong {
+                    return Ok(Some((id, error.to_string())));
+                }
+                if self.imports.len() >= MAX_SOCKETS && !self.imports.contains_key(&id) {
+                    return Err(SessionError::TooMany);
+                }
+                let Some(descriptor) = descriptors.pop() else { return Ok(None) };
+                if let Err(error) = self.import(id, wanted, descriptor) {
+                    return Ok(Some((id, error.to_string())));
+                }
+            }
+            ToRouter::Unimport { id } => {
+                self.imports.remove(&id);
+                self.pod.imports.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+            }
+            ToRouter::Export { id, offered, target, allow } => {
+                if offered.service.cluster != self.node.id.cluster {
+                    let (theirs, ours) = (&offered.service.cluster, &self.node.id.cluster);
+                    return Ok(Some((
+                        id,
+                        format!("{offered} is of the cluster {theirs}; this router serves {ours}"),
+                    )));
+                }
+                if self.exports.len() >= MAX_SOCKETS && !self.exports.contains_key(&id) {
+                    return Err(SessionError::TooMany);
+                }
+                let endpoint = *self.exports.entry(id).or_insert_with(|| self.node.next_id());
+                self.node.endpoints().insert(endpoint, Arc::new(PodPort::new(self.pod.clone(), target)));
+                self.node
+                    .change_exports(|table| table.add(endpoint, Endpoint { port: offered, target, allow }));
+            }
+            ToRouter::Unexport { id } => {
+                if let Some(endpoint) = self.exports.remove(&id) {
+                    self.withdraw(endpoint);
+                }
+            }
+            ToRouter::Stock { tcp, .. } => {
+                if let Some(error) = wrong {
+                    return Err(error.into());
+                }
+                let udp = descriptors.split_off(usize::from(tcp).min(descriptors.len()));
+                self.pod.stock.put(descriptors, udp);
+            }
+            ToRouter::Hello { .. } | ToRouter::Bye => {}
+        }
+        Ok(None)
+    }
+
+    fn import(
+        &mut self,
+        id: SocketId,
+        wanted: ServicePort,
+        descriptor: N::Descriptor,
+    ) -> std::io::Result<()> {
+        let task = match wanted.protocol {
+            Protocol::Tcp => {
+                let listener = self.node.net.adopt_listener(descriptor)?;
+                self.node.tasks.spawn(imports::serve(self.node.clone(), listener, wanted.clone()))
+            }
+            Protocol::Udp => {
+                let socket = self.node.net.adopt_udp(descriptor)?;
+                self.node.tasks.spawn(datagrams::import::serve(self.node.clone(), socket, wanted.clone()))
+            }
+        };
+        self.imports.insert(id, AbortOnDrop(task));
+        self.pod.imports.lock().unwrap_or_else(PoisonError::into_inner).insert(id, wanted);
+        Ok(())
+    }
+
+    fn withdraw(&self, endpoint: EndpointId) {
+        self.node.endpoints().remove(&endpoint);
+        self.node.change_exports(|table| table.remove(endpoint));
+    }
+}
+
+impl<N: Net> Drop for Sockets<N> {
+    fn drop(&mut self) {
+        for endpoint in std::mem::take(&mut self.exports).into_values() {
+            self.withdraw(endpoint);
+        }
+        self.pod.stock.close();
+        self.node.pods().remove(&self.pod.session);
+    }
+}

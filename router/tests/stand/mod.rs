@@ -1,0 +1,297 @@
+//! Two routers, of a.local and b.local, with a pod each: the one serves an echo, the other imports it.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use servicekeel_core::handoff::{DescriptorKind, Pod, ToRouter, ToSidecar};
+use servicekeel_core::name::{ClusterName, Protocol, RouterId, ServiceName, ServicePort};
+use servicekeel_router::identity::{Identity, Material};
+use servicekeel_router::pki::{Authority, cluster_of};
+use servicekeel_router::settings::{Config, Listen, Peer, Settings};
+use servicekeel_runtime::net::os::OsNet;
+use servicekeel_runtime::net::{Handoff, Net};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinSet;
+
+pub(crate) fn pattern(n: usize) -> Vec<u8> {
+    (0..n).map(|i| (i * 7 + i / 251) as u8).collect()
+}
+
+fn name(text: &str) -> ClusterName {
+    text.parse().unwrap()
+}
+
+pub(crate) fn authority(cluster: &str) -> Authority {
+    Authority::generate(&name(cluster), 2, SystemTime::now()).unwrap()
+}
+
+/// The Service that is imported.
+pub(crate) fn port(number: u16) -> ServicePort {
+    let service = ServiceName {
+        name: "web".parse().unwrap(),
+        namespace: "default".parse().unwrap(),
+        cluster: name("a.local"),
+    };
+    ServicePort { service, port: number.try_into().unwrap(), protocol: Protocol::Tcp }
+}
+
+pub(crate) async fn wait_for<T>(limit: Duration, mut condition: impl AsyncFnMut() -> Option<T>) -> T {
+    let end = tokio::time::Instant::now() + limit;
+    loop {
+        if let Some(value) = condition().await {
+            return value;
+        }
+        assert!(tokio::time::Instant::now() < end, "not within {limit:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// What a router is told.
+pub(crate) struct Choice {
+    pub(crate) peers: Vec<String>,
+    /// Certificates of other clusters' authorities.
+    pub(crate) trust: Vec<String>,
+    pub(crate) has_identity: bool,
+}
+
+pub(crate) struct Router {
+    id: RouterId,
+    authority: Authority,
+    pub(crate) settings: Choice,
+    listen: Listen,
+    certificate: (String, String),
+    sender: Option<watch::Sender<Arc<Settings>>>,
+    stop: Option<oneshot::Sender<()>>,
+    tasks: JoinSet<()>,
+    /// Where it accepts peers.
+    pub(crate) peers: SocketAddr,
+}
+
+impl Router {
+    fn new(cluster: &str, dir: &Path, peers: SocketAddr) -> Self {
+        let id = RouterId { cluster: name(cluster), node: name("n") };
+        let listen =
+            Listen { sidecars: dir.join(format!("{cluster}.sock")), peers: Some(peers), admin: None };
+        let settings = Choice { peers: Vec::new(), trust: Vec::new(), has_identity: true };
+        let mut router = Self {
+            id,
+            authority: authority(cluster),
+            settings,
+            listen,
+            certificate: Default::default(),
+            sender: None,
+            stop: None,
+            tasks: JoinSet::new(),
+            peers,
+        };
+        router.issue();
+        router
+    }
+
+    pub(crate) fn authority(&self) -> String {
+        self.authority.certificate().to_owned()
+    }
+
+    pub(crate) fn replace_authority(&mut self, authority: Authority) {
+        self.authority = authority;
+        self.issue();
+    }
+
+    /// Makes a new certificate, for the next [`Router::apply`].
+    pub(crate) fn issue(&mut self) {
+        let issued = self.authority.issue(&self.id.node, &[], 1, SystemTime::now()).unwrap();
+        self.certificate = (issued.certificate, issued.key);
+    }
+
+    fn make(&self) -> Arc<Settings> {
+        let trust = self.settings.trust.iter();
+        let material = Material {
+            ca: self.authority.certificate().into(),
+            certificate: self.certificate.0.clone().into(),
+            key: self.certificate.1.clone().into(),
+            trust: trust.map(|pem| (cluster_of(pem).unwrap(), pem.clone().into())).collect(),
+        };
+        let identity = self
+            .settings
+            .has_identity
+            .then(|| Arc::new(Identity::from_pem(self.id.clone(), &material).unwrap()));
+        let peers = self.settings.peers.iter().map(|address| Peer { address: address.clone() }).collect();
+        let (cluster, node) = (self.id.cluster.clone(), self.id.node.clone());
+        Arc::new(Settings {
+            config: Arc::new(Config { cluster, node, listen: self.listen.clone(), peers }),
+            identity,
+        })
+    }
+
+    pub(crate) fn apply(&mut self) {
+        let settings = self.make();
+        self.sender.as_ref().unwrap().send_replace(settings);
+    }
+
+    fn start(&mut self, seed: u64) {
+        let (sender, receiver) = watch::channel(self.make());
+        let (stop, stopped) = oneshot::channel();
+        let net = OsNet::new();
+        self.tasks.spawn(async move {
+            let shutdown = async {
+                let _ = stopped.await;
+            };
+            servicekeel_router::run(receiver, net, seed, shutdown).await.unwrap();
+        });
+        (self.sender, self.stop) = (Some(sender), Some(stop));
+    }
+
+    /// Asks it to end, and waits until it has.
+    pub(crate) async fn end(&mut self) {
+        drop(self.stop.take());
+        self.tasks.join_next().await.unwrap().unwrap();
+    }
+}
+
+pub(crate) struct Stand {
+    pub(crate) a: Router,
+    pub(crate) b: Router,
+    /// Where the client's pod finds the Service.
+    pub(crate) import_tcp: SocketAddr,
+    pub(crate) import_udp: SocketAddr,
+    _tasks: JoinSet<()>,
+    _dir: tempfile::TempDir,
+}
+
+impl Stand {
+    /// Started, and linked.
+    pub(crate) async fn new() -> Self {
+        let stand = Self::start(true).await;
+        stand.wait_until_it_works().await;
+        stand
+    }
+
+    pub(crate) async fn without_identities() -> Self {
+        Self::start(false).await
+    }
+
+    async fn start(identities: bool) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut free = Vec::new();
+        for _ in 0..2 {
+            free.push(TcpListener::bind("127.0.0.1:0").await.unwrap());
+        }
+        let addresses: Vec<_> = free.iter().map(|listener| listener.local_addr().unwrap()).collect();
+        drop(free);
+        let mut a = Router::new("a.local", dir.path(), addresses[0]);
+        let mut b = Router::new("b.local", dir.path(), addresses[1]);
+        a.settings.trust.push(b.authority());
+        b.settings.trust.push(a.authority());
+        // The side that exports can't be reached by the other: it dials, and is asked to dial back.
+        b.settings.peers.push(addresses[0].to_string());
+        for (router, seed) in [(&mut a, 1), (&mut b, 2)] {
+            router.settings.has_identity = identities;
+            router.start(seed);
+        }
+
+        let mut tasks = JoinSet::new();
+        let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let (tcp_target, udp_target) = (tcp.local_addr().unwrap().port(), udp.local_addr().unwrap().port());
+        tasks.spawn(echo(tcp));
+        tasks.spawn(echo_datagrams(udp));
+        let (net, socket) = (OsNet::new(), a.listen.sidecars.clone());
+        tasks.spawn(async move { exporter(net, &socket, tcp_target, udp_target).await });
+
+        let net = OsNet::new();
+        let make = async |kind| net.make_bound(kind, "127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let listener = make(DescriptorKind::TcpListener).await;
+        let datagrams = make(DescriptorKind::UdpBound).await;
+        let local = servicekeel_runtime::net::Descriptor::local_addr;
+        let (import_tcp, import_udp) = (local(&listener).unwrap(), local(&datagrams).unwrap());
+        let (net, socket) = (net.clone(), b.listen.sidecars.clone());
+        tasks.spawn(async move { importer(net, &socket, listener, datagrams).await });
+        Self { a, b, import_tcp, import_udp, _tasks: tasks, _dir: dir }
+    }
+
+    pub(crate) async fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.import_tcp).await.unwrap()
+    }
+
+    pub(crate) async fn wait_until_it_works(&self) {
+        wait_for(Duration::from_secs(20), async || {
+            let mut stream = self.connect().await;
+            stream.write_all(b"ping").await.ok()?;
+            let mut got = [0; 4];
+            stream.read_exact(&mut got).await.ok()?;
+            (got == *b"ping").then_some(())
+        })
+        .await;
+    }
+}
+
+async fn echo(listener: TcpListener) {
+    let mut tasks = JoinSet::new();
+    while let Ok((mut stream, _)) = listener.accept().await {
+        tasks.spawn(async move {
+            let (mut reader, mut writer) = stream.split();
+            // However it ends, the test's side tells.
+            let _ = tokio::io::copy(&mut reader, &mut writer).await;
+        });
+    }
+}
+
+async fn echo_datagrams(socket: UdpSocket) {
+    let mut buf = vec![0; 70_000];
+    while let Ok((n, from)) = socket.recv_from(&mut buf).await {
+        let _ = socket.send_to(&buf[..n], from).await;
+    }
+}
+
+type Conversation = <OsNet as Net>::Handoff;
+
+async fn meet(net: &OsNet, socket: &Path, pod: &str) -> Conversation {
+    let conversation = loop {
+        match net.handoff_connect(socket).await {
+            Ok(conversation) => break conversation,
+            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
+    };
+    let pod = Pod { name: pod.into(), namespace: "default".parse().unwrap(), uid: pod.into() };
+    let hello = ToRouter::Hello { version: 1, pod, addresses: Vec::new() };
+    conversation.send(&hello.encode(), Vec::new()).await.unwrap();
+    conversation
+}
+
+async fn exporter(net: OsNet, socket: &Path, tcp: u16, udp: u16) {
+    let conversation = meet(&net, socket, "server").await;
+    for (id, protocol, target) in [(1, Protocol::Tcp, tcp), (2, Protocol::Udp, udp)] {
+        let offered = ServicePort { protocol, ..port(80) };
+        let export = ToRouter::Export { id, offered, target: target.try_into().unwrap(), allow: None };
+        conversation.send(&export.encode(), Vec::new()).await.unwrap();
+    }
+    while let Ok(Some((bytes, _))) = conversation.recv().await {
+        if let Ok(ToSidecar::More { tcp, udp }) = ToSidecar::decode(&bytes) {
+            let tcps = std::iter::repeat_n(DescriptorKind::TcpUnconnected, tcp.into());
+            let udps = std::iter::repeat_n(DescriptorKind::UdpUnconnected, udp.into());
+            let sockets = tcps.chain(udps).map(|kind| net.make_unbound(kind).unwrap()).collect();
+            conversation.send(&ToRouter::Stock { tcp, udp }.encode(), sockets).await.unwrap();
+        }
+    }
+}
+
+async fn importer(
+    net: OsNet,
+    socket: &Path,
+    listener: <OsNet as Net>::Descriptor,
+    datagrams: <OsNet as Net>::Descriptor,
+) {
+    use servicekeel_runtime::net::Descriptor;
+    let conversation = meet(&net, socket, "client").await;
+    for (id, protocol, socket) in [(1, Protocol::Tcp, &listener), (2, Protocol::Udp, &datagrams)] {
+        let import = ToRouter::Import { id, wanted: ServicePort { protocol, ..port(80) } };
+        conversation.send(&import.encode(), vec![socket.share().unwrap()]).await.unwrap();
+    }
+    // The sockets are held for as long as the pod lives.
+    while let Ok(Some(_)) = conversation.recv().await {}
+    std::future::pending().await
+}
