@@ -1,5 +1,7 @@
 //! The README and the manifests against the programs: what they name exists, and what they show is accepted.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by a panic")]
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
