@@ -1,5 +1,11 @@
 //! Annotations: parsed, and compared with the ones before.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a bench whose stage is not there has nothing to measure"
+)]
+
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};

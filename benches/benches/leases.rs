@@ -1,5 +1,11 @@
 //! Leases: a reload that changes one Service, a range that fills up, and a start from what was kept.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a bench whose stage is not there has nothing to measure"
+)]
+
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 

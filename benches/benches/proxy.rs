@@ -3,6 +3,12 @@
 //! Client, service and both routers share one process and its cores, so the figures are for comparing one commit with
 //! another; `compare` measures the programs as they run.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a bench whose stage is not there has nothing to measure"
+)]
+
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput, criterion_group, criterion_main};

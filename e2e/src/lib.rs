@@ -7,6 +7,7 @@ mod namespaces;
 mod pair;
 mod place;
 mod process;
+mod running;
 mod stand;
 
 pub use apps::{Echo, UdpEcho};
@@ -16,4 +17,5 @@ pub use namespaces::{Namespaces, Refusal};
 pub use pair::{Pair, programs};
 pub use place::Place;
 pub use process::Process;
-pub use stand::{Router, RouterOptions, Sidecar, SidecarOptions, Stand, annotation, wait_for};
+pub use running::{Router, Sidecar};
+pub use stand::{RouterOptions, SidecarOptions, Stand, annotation, wait_for};

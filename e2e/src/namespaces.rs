@@ -66,7 +66,7 @@ impl Namespaces {
         let name = format!("{}-{name}", self.prefix);
         run(Command::new("ip").args(["netns", "add", &name]))?;
         self.made.push(name.clone());
-        let place = Place { netns: Some(name) };
+        let place = Place { netns: Some(name), user: None };
         ip(&place, "link set lo up")?;
         Ok(place)
     }
@@ -108,7 +108,7 @@ impl Namespaces {
         ip(pod, &format!("link add {UPLINK} type veth peer name pod netns {node}"))?;
         ip(pod, &format!("addr add {address}/24 dev {UPLINK}"))?;
         ip(pod, &format!("link set {UPLINK} up"))?;
-        ip(&Place { netns: Some(node.to_owned()) }, "link set pod up")
+        run(Command::new("ip").args(["-n", node, "link", "set", "pod", "up"]))
     }
 
     /// The switch's name for a node's cable.

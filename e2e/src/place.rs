@@ -1,5 +1,6 @@
 //! Where a program or a piece of a test runs: this machine's own network, or a namespace of it.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -16,19 +17,27 @@ const NAMESPACES: &str = "/run/netns";
 pub struct Place {
     /// The namespace; `None`: the machine's own.
     pub netns: Option<String>,
+    /// The user that programs run as there, without any capability; `None`: the test's own.
+    pub user: Option<u32>,
 }
 
 impl Place {
     /// A command that runs a program there.
     pub fn command(&self, program: &Path) -> Command {
-        match &self.netns {
-            None => Command::new(program),
-            Some(name) => {
-                let mut command = Command::new("ip");
-                command.args(["netns", "exec", name]).arg(program);
-                command
-            }
+        let mut words: Vec<OsString> = Vec::new();
+        if let Some(name) = &self.netns {
+            words.extend(["ip", "netns", "exec", name].map(OsString::from));
         }
+        if let Some(user) = self.user {
+            let (user, group) = (format!("--reuid={user}"), format!("--regid={user}"));
+            let nothing = ["--clear-groups", "--inh-caps=-all", "--bounding-set=-all", "--no-new-privs"];
+            words.extend(["setpriv", &user, &group].map(OsString::from));
+            words.extend(nothing.map(OsString::from));
+        }
+        words.push(program.into());
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]);
+        command
     }
 
     /// Runs a piece of the test there. Its sockets, and those of the threads that it starts, belong to the place.

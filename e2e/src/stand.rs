@@ -1,7 +1,9 @@
 //! A stand: routers and sidecars of several clusters on one machine, each pod with a place of its own.
 
 use std::fmt::Write as _;
+use std::fs::Permissions;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -9,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 
-use crate::{Place, Process, get};
+use crate::{Place, Process, Router, Sidecar};
 
 /// Programs, their files and their logs; all gone when dropped.
 pub struct Stand {
@@ -34,20 +36,6 @@ pub struct RouterOptions<'a> {
     pub trusts: Vec<&'a str>,
 }
 
-/// A router that runs.
-pub struct Router {
-    /// The process.
-    pub process: Process,
-    /// Where its admin endpoint listens.
-    pub admin: SocketAddr,
-    /// Its config file.
-    pub config: PathBuf,
-    /// The sidecars' socket.
-    pub socket: PathBuf,
-    place: Place,
-    name: String,
-}
-
 /// What a sidecar is started with.
 #[derive(Debug, Clone)]
 pub struct SidecarOptions<'a> {
@@ -67,21 +55,6 @@ pub struct SidecarOptions<'a> {
     pub exports: String,
     /// The annotation of its imports.
     pub imports: String,
-}
-
-/// A sidecar that runs.
-pub struct Sidecar {
-    /// The process.
-    pub process: Process,
-    /// Where its admin endpoint listens.
-    pub admin: SocketAddr,
-    /// Where its annotations are.
-    pub config: PathBuf,
-    /// Where it answers DNS.
-    pub dns: SocketAddr,
-    variables: Vec<(&'static str, String)>,
-    place: Place,
-    name: String,
 }
 
 /// An annotation with one port for each entry: (name, namespace, cluster or "", port, protocol, target port).
@@ -197,6 +170,7 @@ impl Stand {
         let authority = self.authority(options.cluster)?;
         let (from, to) = (authority.to_str().context("no UTF-8")?, dir.to_str().context("no UTF-8")?);
         self.pki(&["issue", "--dir", from, "--node", options.node, "--out", to])?;
+        self.give(&options.place, &dir)?;
         // In a namespace of its own every port is free.
         let admin = match options.place.netns {
             None => self.free_port()?,
@@ -244,8 +218,34 @@ impl Stand {
         Ok(text)
     }
 
+    /// Gives a directory, and what is in it, to the user of a place.
+    fn give(&self, place: &Place, dir: &Path) -> Result<()> {
+        let Some(user) = place.user else { return Ok(()) };
+        std::fs::set_permissions(self.dir(), Permissions::from_mode(0o711))?;
+        chown(dir, Some(user), Some(user))?;
+        for entry in std::fs::read_dir(dir)? {
+            let path = entry?.path();
+            chown(&path, Some(user), Some(user))?;
+        }
+        Ok(())
+    }
+
+    /// A command that runs a program of the project in a place.
+    fn command(&self, place: &Place, name: &str) -> Result<Command> {
+        let program = self.program(name);
+        if place.user.is_none() {
+            return Ok(place.command(&program));
+        }
+        // Another user may not look into the directory where the programs were built.
+        let copy = self.dir().join(name);
+        if !copy.exists() {
+            std::fs::copy(&program, &copy)?;
+        }
+        Ok(place.command(&copy))
+    }
+
     fn start_router(&self, place: &Place, name: &str, config: &Path) -> Result<Process> {
-        let mut command = place.command(&self.program("servicekeel-router"));
+        let mut command = self.command(place, "servicekeel-router")?;
         Process::start(self.dir(), name, command.arg("--config").arg(config))
     }
 
@@ -279,6 +279,7 @@ impl Stand {
         std::fs::create_dir_all(&config)?;
         std::fs::write(config.join("exported-services-config.yaml"), &options.exports)?;
         std::fs::write(config.join("imported-services-config.yaml"), &options.imports)?;
+        self.give(&options.place, &dir)?;
         let admin = match options.place.netns {
             None => self.free_port()?,
             Some(_) => SocketAddr::from(([127, 0, 0, 1], 15020)),
@@ -315,7 +316,7 @@ impl Stand {
         name: &str,
         variables: &[(&'static str, String)],
     ) -> Result<Process> {
-        let mut command = place.command(&self.program("servicekeel-sidecar"));
+        let mut command = self.command(place, "servicekeel-sidecar")?;
         command.envs(variables.iter().map(|(name, value)| (name, value)));
         Process::start(self.dir(), name, &mut command)
     }
@@ -327,92 +328,5 @@ impl Stand {
     pub fn restart_sidecar(&self, sidecar: &mut Sidecar) -> Result<()> {
         sidecar.process = self.run_sidecar(&sidecar.place, &sidecar.name, &sidecar.variables)?;
         sidecar.wait_ready()
-    }
-}
-
-/// Fetches a page of an admin endpoint in its place.
-fn page(place: &Place, addr: SocketAddr, path: &str) -> Result<(u16, String)> {
-    place.run(|| get(addr, path))
-}
-
-/// Waits until a program is ready. One that has ended never will be.
-fn ready(process: &mut Process, place: &Place, admin: SocketAddr) -> Result<()> {
-    let end = Instant::now() + Duration::from_secs(20);
-    loop {
-        let last = page(place, admin, "/readyz");
-        if matches!(last, Ok((200, _))) {
-            return Ok(());
-        }
-        if let Some(status) = process.ended()? {
-            bail!("{} ended before it was ready, with {status}; its log:\n{}", process.name(), process.log());
-        }
-        if Instant::now() > end {
-            bail!("{} is not ready after 20 s: {last:?}; its log:\n{}", process.name(), process.log());
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-impl Router {
-    fn wait_ready(&mut self) -> Result<()> {
-        ready(&mut self.process, &self.place, self.admin)
-    }
-
-    /// What `/status` says.
-    ///
-    /// # Errors
-    /// Where it says nothing.
-    pub fn status(&self) -> Result<serde_json::Value> {
-        Ok(serde_json::from_str(&page(&self.place, self.admin, "/status")?.1)?)
-    }
-
-    /// Waits until another router offers a port, such as `web.default.a.local:80/TCP`.
-    ///
-    /// # Errors
-    /// Where none does within 20 s; with the log.
-    pub fn wait_for_offer(&self, port: &str) -> Result<()> {
-        wait_for("an offer", Duration::from_secs(20), || {
-            let status = self.status()?;
-            let offers = status["offers"].as_array().context("no offers in the status")?;
-            Ok(offers.iter().any(|offer| offer["service"] == port).then_some(()))
-        })
-        .with_context(|| self.process.log())
-    }
-}
-
-impl Sidecar {
-    fn wait_ready(&mut self) -> Result<()> {
-        ready(&mut self.process, &self.place, self.admin)
-    }
-
-    /// What `/status` says.
-    ///
-    /// # Errors
-    /// Where it says nothing.
-    pub fn status(&self) -> Result<serde_json::Value> {
-        Ok(serde_json::from_str(&page(&self.place, self.admin, "/status")?.1)?)
-    }
-
-    /// Writes the annotation of its imports anew, as the kubelet does: a new file in the old one's place.
-    ///
-    /// # Errors
-    /// Where the file can't be written.
-    pub fn set_imports(&self, text: &str) -> Result<()> {
-        self.set("imported-services-config.yaml", text)
-    }
-
-    /// Writes the annotation of its exports anew.
-    ///
-    /// # Errors
-    /// Where the file can't be written.
-    pub fn set_exports(&self, text: &str) -> Result<()> {
-        self.set("exported-services-config.yaml", text)
-    }
-
-    fn set(&self, file: &str, text: &str) -> Result<()> {
-        let new = self.config.join(".new");
-        std::fs::write(&new, text)?;
-        std::fs::rename(new, self.config.join(file))?;
-        Ok(())
     }
 }

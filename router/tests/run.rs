@@ -1,5 +1,7 @@
 //! Whole routers on the kernel's loopback, with a stand-in for their sidecars: what changes while flows run.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "what these files hold is tests")]
+
 mod stand;
 
 use std::time::Duration;

@@ -42,7 +42,7 @@ impl World {
 
     /// The address of a port's Service, by its long name; `None` where the name has none now.
     pub async fn resolve(&self, pod: &str, port: &Port) -> Option<IpAddr> {
-        let transport = if self.draw() % 8 == 0 { Transport::Tcp } else { Transport::Udp };
+        let transport = if self.draw().is_multiple_of(8) { Transport::Tcp } else { Transport::Udp };
         match self.ask(pod, &port.long_name(), RecordType::A, transport).await {
             Ok(Answer { code: ResponseCode::NoError, addresses, .. }) => {
                 let address = *addresses.first()?;

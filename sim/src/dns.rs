@@ -44,6 +44,7 @@ impl Bound for SimDnsBound {
         self.addr
     }
 
+    #[allow(clippy::manual_async_fn, reason = "the trait asks for a future that is Send")]
     fn run(self, dns: Dns) -> impl Future<Output = io::Result<()>> + Send {
         async move {
             dns.listens_at(self.addr);

@@ -25,6 +25,8 @@
 //! Not simulated: the kernel (see `e2e` for network namespaces), files, the admin endpoint, upstream DNS, more than one
 //! thread.
 
+#![allow(clippy::panic, reason = "a simulation that sees a broken invariant ends there: it is a test")]
+
 pub mod client;
 pub mod content;
 pub mod datagram;

@@ -1,5 +1,7 @@
 //! Nothing goes wrong: every name, every order of speaking, every size.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "what these files hold is tests")]
+
 use std::time::Duration;
 
 use hickory_proto::op::ResponseCode;

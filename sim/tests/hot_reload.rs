@@ -1,5 +1,7 @@
 //! Annotations change while flows run.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "what these files hold is tests")]
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;

@@ -1,5 +1,7 @@
 //! A router dies and comes back, while the sidecars live on.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "what these files hold is tests")]
+
 use std::sync::Arc;
 use std::time::Duration;
 

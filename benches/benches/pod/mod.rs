@@ -28,7 +28,7 @@ pub(crate) fn imports(n: usize) -> Vec<Import> {
         service: ServiceName {
             name: format!("service-{i}").parse().unwrap(),
             namespace: format!("team-{}", i % 7).parse().unwrap(),
-            cluster: if i % 2 == 0 { "a.local" } else { "c.example" }.parse().unwrap(),
+            cluster: if i.is_multiple_of(2) { "a.local" } else { "c.example" }.parse().unwrap(),
         },
         ports: vec![port("web", 80, Protocol::Tcp), port("game", 7777, Protocol::Udp)],
     };

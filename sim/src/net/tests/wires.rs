@@ -1,5 +1,11 @@
 //! Between nodes: what [`Network`] does to connections.
 
+#![allow(
+    clippy::type_complexity,
+    clippy::let_and_return,
+    reason = "a story of faults reads best where it stands"
+)]
+
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
