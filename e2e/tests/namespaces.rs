@@ -261,8 +261,12 @@ fn real_clients_are_content() -> Result<()> {
     Ok(())
 }
 
-/// Whether dig complains of nothing.
+/// Whether dig complains of nothing. What it says of every name under `.local`, before it looks at the answer, is about
+/// the question.
 fn content(text: &str) -> Result<()> {
+    let text = text
+        .replace(";; WARNING: .local is reserved for Multicast DNS\n", "")
+        .replace(";; You are currently testing what happens when an mDNS query is leaked to DNS\n", "");
     ensure!(text.contains("status: NOERROR"), "{text}");
     for complaint in ["warning", "malformed", "mismatch", "truncated", "extra bytes", "timed out", "refused"]
     {
@@ -278,13 +282,15 @@ fn a_cut_fails_fast_and_heals_fast() -> Result<()> {
     let _echo = world.echo()?;
     let web = world.resolve("web.default", ECHO)?;
     let (net, a, b) = (&world.net, &world.a_node, &world.b_node);
-    type Cut<'a> = (&'a str, &'a dyn Fn(bool) -> Result<()>);
-    let cuts: [Cut<'_>; 3] = [
-        ("the consumer's link", &|up| net.set_link(b, up)),
-        ("the exporter's link", &|up| net.set_link(a, up)),
-        ("the way between, unseen", &|up| net.set_plugged(a, up)),
+    type Cut<'a> = (&'a str, Duration, &'a dyn Fn(bool) -> Result<()>);
+    let cuts: [Cut<'_>; 4] = [
+        ("the consumer's link", Duration::ZERO, &|up| net.set_link(b, up)),
+        ("the exporter's link", Duration::ZERO, &|up| net.set_link(a, up)),
+        ("the way between, unseen", Duration::ZERO, &|up| net.set_plugged(a, up)),
+        // Both routers dial again by now, and the kernel sends their SYNs more and more seldom.
+        ("the way between, for longer", Duration::from_secs(15), &|up| net.set_plugged(b, up)),
     ];
-    for (what, set) in cuts {
+    for (what, longer, set) in cuts {
         world.ping(web).with_context(|| format!("before {what} goes: {}", world.logs()))?;
         let mut flow = world.connect(web)?;
         bounce(&mut flow)?;
@@ -298,6 +304,7 @@ fn a_cut_fails_fast_and_heals_fast() -> Result<()> {
             // A name is not lost with the way to it.
             ensure!(world.resolve("web.default", ECHO)? == web);
         }
+        std::thread::sleep(longer);
         set(true)?;
         let start = Instant::now();
         wait_for("healing", LIMIT, || world.ping(web).map(Some))
@@ -305,7 +312,11 @@ fn a_cut_fails_fast_and_heals_fast() -> Result<()> {
         let took = start.elapsed();
         println!("{what} up: healed after {took:?}");
         ensure!(took < HEALED, "{what}: healed after {took:?}; {}", world.logs());
+        // Its connection is as it was: nothing has told the kernel of the cut.
+        flow.set_read_timeout(Some(Duration::from_secs(40)))?;
+        let start = Instant::now();
         bounce(&mut flow).with_context(|| format!("{what}: the flow that ran before the cut"))?;
+        println!("{what} up: the flow of before went on after {:?}", start.elapsed());
     }
     Ok(())
 }
