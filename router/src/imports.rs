@@ -1,7 +1,6 @@
 //! Imports: the listening sockets of pods, on which the router accepts.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use servicekeel_core::name::ServicePort;
@@ -11,20 +10,24 @@ use tracing::warn;
 
 use crate::node::Node;
 use crate::outbound;
+use crate::throttle::Throttle;
 
 /// How long to wait where the system can't give another descriptor.
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// How often it is told that the flows of an import find no endpoint.
+const TELL: Duration = Duration::from_secs(10);
+
 /// One import.
 pub(crate) struct Import {
     pub(crate) wanted: ServicePort,
-    /// Its last flow found no endpoint: that is told once, not for each flow.
-    pub(crate) failing: AtomicBool,
+    /// For the log: flows that found no endpoint.
+    pub(crate) failures: Throttle,
 }
 
 /// Accepts on one import for ever. At the bound of flows connections wait in the backlog.
 pub(crate) async fn serve<N: Net>(node: Arc<Node<N>>, listener: N::TcpListener, wanted: ServicePort) {
-    let import = Arc::new(Import { wanted, failing: AtomicBool::new(false) });
+    let import = Arc::new(Import { wanted, failures: Throttle::new(1, TELL) });
     let wanted = &import.wanted;
     let mut draining = node.draining.subscribe();
     let mut failing = false;

@@ -81,7 +81,7 @@ impl<N: Net> Node<N> {
             counters: Counters::default(),
             buffers: BufferPool::new(),
             flows: Arc::new(Semaphore::new(MAX_FLOWS)),
-            refusals: Throttle::default(),
+            refusals: Throttle::new(10, Duration::from_secs(1)),
             draining: watch::Sender::new(false),
             pods: Mutex::default(),
             endpoints: Mutex::default(),

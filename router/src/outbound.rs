@@ -1,7 +1,6 @@
 //! Flows of this node's pods: from the import's socket to a pod here, or to another router.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use servicekeel_core::flow::frame::Open;
@@ -9,7 +8,7 @@ use servicekeel_core::mesh::table::Candidate;
 use servicekeel_core::name::{RouterId, ServicePort};
 use servicekeel_runtime::net::{Net, Stream};
 use tokio::time::{Instant, timeout, timeout_at};
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use crate::endpoint;
 use crate::flow::{self, Answer};
@@ -42,10 +41,6 @@ pub(crate) async fn flow<N: Net>(node: Arc<Node<N>>, app: N::TcpStream, import: 
             match path {
                 Ok(path) => {
                     node.succeeded(wanted, &candidate);
-                    if import.failing.load(Ordering::Relaxed) && import.failing.swap(false, Ordering::Relaxed)
-                    {
-                        info!(%wanted, "flows find an endpoint again");
-                    }
                     return carry(&node, app, path, candidate, wanted).await;
                 }
                 Err(reason) => {
@@ -57,9 +52,9 @@ pub(crate) async fn flow<N: Net>(node: Arc<Node<N>>, app: N::TcpStream, import: 
         }
         // Endpoints that all refuse are an answer; no endpoint at all may be a blip.
         if route || timeout_at(deadline, changed.changed()).await.is_err() {
-            if !import.failing.swap(true, Ordering::Relaxed) {
+            if let Some(untold) = import.failures.permit() {
                 let reason = last.as_deref().unwrap_or("nobody offers it");
-                warn!(%wanted, reason, "no endpoint takes a flow: reset; it is told when one does again");
+                warn!(%wanted, reason, untold, "no endpoint takes a flow: reset");
             }
             node.counters.flows_failed.inc();
             app.reset();

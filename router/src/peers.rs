@@ -76,6 +76,8 @@ struct State<N: Net> {
     asked: (usize, Option<Instant>),
     waiting: usize,
     failures: u64,
+    /// Connections that came to the pool.
+    came: u64,
     failure: String,
     links: BTreeMap<LinkId, LinkState>,
     /// Since when there is no link; `None` while there is one.
@@ -110,6 +112,7 @@ impl<N: Net> Peer<N> {
             asked: (0, None),
             waiting: 0,
             failures: 0,
+            came: 0,
             failure: String::new(),
             links: BTreeMap::new(),
             down: Some(Instant::now()),
@@ -265,3 +268,6 @@ impl<N: Net> Peer<N> {
 fn dialled_at<N: Net>(state: &State<N>) -> Option<String> {
     state.links.values().find_map(|link| link.dialled.as_ref().map(|dialled| dialled.at.clone()))
 }
+
+#[cfg(test)]
+mod tests;

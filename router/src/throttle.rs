@@ -1,18 +1,17 @@
-//! Keeps a stranger who is refused again and again from filling the log.
+//! Keeps what happens again and again from filling the log.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// So many lines at once ...
-const BURST: u32 = 10;
-/// ... and one more for each of these.
-const INTERVAL: Duration = Duration::from_secs(1);
-
 /// Lines of one kind in the log.
 #[derive(Debug)]
-pub(crate) struct Throttle(Mutex<State>);
+pub(crate) struct Throttle {
+    burst: u32,
+    interval: Duration,
+    state: Mutex<State>,
+}
 
 #[derive(Debug)]
 struct State {
@@ -21,20 +20,20 @@ struct State {
     untold: u64,
 }
 
-impl Default for Throttle {
-    fn default() -> Self {
-        Self(Mutex::new(State { left: BURST, since: Instant::now(), untold: 0 }))
-    }
-}
-
 impl Throttle {
+    /// So many lines at once, and one more for each interval.
+    pub(crate) fn new(burst: u32, interval: Duration) -> Self {
+        let state = State { left: burst, since: Instant::now(), untold: 0 };
+        Self { burst, interval, state: Mutex::new(state) }
+    }
+
     /// Whether a line may be written, and how many were not since the last one.
     pub(crate) fn permit(&self) -> Option<u64> {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        let earned = ((now - state.since).as_millis() / INTERVAL.as_millis()) as u32;
+        let earned = ((now - state.since).as_millis() / self.interval.as_millis()) as u32;
         if earned > 0 {
-            state.left = state.left.saturating_add(earned).min(BURST);
+            state.left = state.left.saturating_add(earned).min(self.burst);
             state.since = now;
         }
         if state.left == 0 {
@@ -52,12 +51,13 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_burst_and_then_one_a_second() {
-        let throttle = Throttle::default();
+        let interval = Duration::from_secs(1);
+        let throttle = Throttle::new(10, interval);
         let told = |n| (0..n).filter_map(|_| throttle.permit()).collect::<Vec<_>>();
         assert_eq!(told(25), [0; 10]);
-        tokio::time::advance(INTERVAL).await;
+        tokio::time::advance(interval).await;
         assert_eq!(told(3), [15]);
-        tokio::time::advance(INTERVAL * 100).await;
+        tokio::time::advance(interval * 100).await;
         assert_eq!(told(25), [&[2][..], &[0; 9]].concat());
     }
 }

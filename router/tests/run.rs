@@ -6,7 +6,7 @@ mod stand;
 
 use std::time::Duration;
 
-use stand::{Stand, pattern, port};
+use stand::{Stand, pattern};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
@@ -120,13 +120,14 @@ async fn strangers_who_say_nothing_keep_nobody_out() {
     for flow in &mut flows {
         assert_eq!(says(flow, b"let me in").await.unwrap(), b"let me in");
     }
-    // The oldest of them were closed.
-    let closed = timeout(LIMIT, strangers[0].read(&mut [0])).await.expect("the oldest makes room");
+    // The oldest of them were closed, long before their time was over.
+    let soon = Duration::from_secs(2);
+    let closed = timeout(soon, strangers[0].read(&mut [0])).await.expect("the oldest makes room");
     assert!(matches!(closed, Ok(0) | Err(_)));
 }
 
 #[tokio::test]
-async fn a_session_that_only_listens_lives_and_closed_ones_make_room() {
+async fn datagrams_of_every_size_and_of_many_clients() {
     let stand = Stand::new().await;
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let mut buf = vec![0; 70_000];
@@ -161,5 +162,4 @@ async fn the_end_resets_what_still_runs_within_two_seconds() {
     let waiting = TcpStream::connect(stand.import_tcp).await.unwrap();
     let nothing = timeout(Duration::from_millis(200), async { waiting.readable().await }).await;
     assert!(nothing.is_err(), "a connection does not wait for the next router");
-    assert_ne!(port(80).port.get(), 0);
 }

@@ -14,8 +14,10 @@ use crate::links;
 use crate::node::Node;
 use crate::tls::Channel;
 
-/// How long a flow waits for a connection of the pool or a new one.
+/// How long a flow waits for a connection of the pool or a new one while none comes for any flow ...
 const CHECKOUT_TIMEOUT: Duration = Duration::from_secs(3);
+/// ... and how long while they do come, for others that wait.
+const CROWD_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a connection stays in the pool unused.
 pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// The most unused connections to one peer.
@@ -31,6 +33,8 @@ pub(crate) enum CheckoutError {
     Dial(RouterId, String),
     #[error("no connection to {0} came up within {limit} s", limit = CHECKOUT_TIMEOUT.as_secs())]
     Timeout(RouterId),
+    #[error("too many flows wait for a connection to {0}")]
+    Crowd(RouterId),
 }
 
 /// A connection that carries a flow. Dropped without [`Checkout::put_back`], it is closed.
@@ -93,17 +97,18 @@ impl<N: Net> Peer<N> {
     /// A connection to open a flow on.
     ///
     /// # Errors
-    /// [`CheckoutError`], within 3 s.
+    /// [`CheckoutError`], within 3 s where no connection comes up.
     pub(crate) async fn checkout(
         self: &Arc<Self>,
         node: &Arc<Node<N>>,
     ) -> Result<Checkout<N>, CheckoutError> {
         let busy = Busy::new(self.clone());
-        let deadline = Instant::now() + CHECKOUT_TIMEOUT;
-        let failures = {
+        let start = Instant::now();
+        let mut deadline = start + CHECKOUT_TIMEOUT;
+        let (failures, mut came) = {
             let mut state = self.lock();
             state.waiting += 1;
-            state.failures
+            (state.failures, state.came)
         };
         let _waiting = Waiting(self);
         loop {
@@ -144,7 +149,15 @@ impl<N: Net> Peer<N> {
                 }
             }
             if timeout_at(deadline, news).await.is_err() {
-                return Err(CheckoutError::Timeout(self.id.clone()));
+                let now_came = self.lock().came;
+                if now_came == came {
+                    return Err(CheckoutError::Timeout(self.id.clone()));
+                }
+                if start.elapsed() >= CROWD_TIMEOUT {
+                    return Err(CheckoutError::Crowd(self.id.clone()));
+                }
+                came = now_came;
+                deadline = Instant::now() + CHECKOUT_TIMEOUT;
             }
         }
     }
@@ -201,6 +214,7 @@ impl<N: Net> Peer<N> {
         let mut state = self.lock();
         if epoch == self.epoch() && state.idle.len() < MAX_IDLE {
             state.idle.push(Idle { channel, since: Instant::now() });
+            state.came += 1;
         }
         drop(state);
         self.news.notify_one();
