@@ -5,11 +5,10 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use ring::rand::{SecureRandom, SystemRandom};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use servicekeel_runtime::net::os::OsNet;
-use servicekeel_runtime::{logs, signal};
+use servicekeel_runtime::{limit, logs, signal};
 use tokio::runtime::Builder;
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
 use crate::settings::{self, follow::Follow};
 
@@ -32,7 +31,7 @@ pub(super) fn run(config: PathBuf) -> ExitCode {
 }
 
 fn serve(config: PathBuf) -> anyhow::Result<()> {
-    raise_descriptor_limit();
+    limit::raise_open_files();
     let mut seed = [0; 8];
     SystemRandom::new().fill(&mut seed).ok().context("the system gives no random numbers")?;
     let runtime = Builder::new_multi_thread().enable_all().build().context("can't start threads")?;
@@ -52,15 +51,4 @@ fn serve(config: PathBuf) -> anyhow::Result<()> {
     });
     runtime.shutdown_timeout(LAST_WAIT);
     served
-}
-
-/// Each flow has descriptors: takes as many as the system allows.
-fn raise_descriptor_limit() {
-    let limit = getrlimit(Resource::Nofile);
-    if limit.current != limit.maximum
-        && let Err(error) =
-            setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
-    {
-        warn!(%error, current = ?limit.current, "the limit of open files can't be raised");
-    }
 }
