@@ -14,6 +14,7 @@
 //! One message is one packet, CBOR, at most [`MAX_MESSAGE`] bytes and [`MAX_DESCRIPTORS`] descriptors.
 //! Fields are numbered and may be added; a message of an unknown number is skipped.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use minicbor::{Decode, Encode};
@@ -40,6 +41,17 @@ pub enum DescriptorKind {
     UdpBound,
     /// A UDP socket that is neither bound nor connected.
     UdpUnconnected,
+}
+
+impl fmt::Display for DescriptorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::TcpListener => "a listening TCP socket",
+            Self::TcpUnconnected => "an unconnected TCP socket",
+            Self::UdpBound => "a bound UDP socket",
+            Self::UdpUnconnected => "an unconnected UDP socket",
+        })
+    }
 }
 
 /// Names one import or export of one conversation; chosen by the sidecar.

@@ -42,7 +42,7 @@ impl SimDescriptor {
             })))),
             DescriptorKind::UdpUnconnected => Ok(Self(Socket::Udp(Udp::unbound(namespace)))),
             DescriptorKind::TcpListener | DescriptorKind::UdpBound => {
-                Err(invalid(format!("{} needs an address", name(kind))))
+                Err(invalid(format!("{kind} needs an address")))
             }
         }
     }
@@ -59,7 +59,7 @@ impl SimDescriptor {
             }
             DescriptorKind::UdpBound => Udp::bound(namespace, addr, shared_by).map(Socket::Udp).map(Self),
             DescriptorKind::TcpUnconnected | DescriptorKind::UdpUnconnected => {
-                Err(invalid(format!("{} has no address", name(kind))))
+                Err(invalid(format!("{kind} has no address")))
             }
         }
     }
@@ -129,9 +129,7 @@ impl Descriptor for SimDescriptor {
         };
         match fits {
             true => Ok(()),
-            false => {
-                Err(invalid(format!("the descriptor should be {}, but is {}", name(kind), self.found())))
-            }
+            false => Err(invalid(format!("the descriptor should be {kind}, but is {}", self.found()))),
         }
     }
 
@@ -147,13 +145,4 @@ impl Descriptor for SimDescriptor {
 
 fn invalid(text: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, text)
-}
-
-fn name(kind: DescriptorKind) -> &'static str {
-    match kind {
-        DescriptorKind::TcpListener => "a listening TCP socket",
-        DescriptorKind::TcpUnconnected => "an unconnected TCP socket",
-        DescriptorKind::UdpBound => "a bound UDP socket",
-        DescriptorKind::UdpUnconnected => "an unconnected UDP socket",
-    }
 }

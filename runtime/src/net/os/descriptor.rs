@@ -20,7 +20,7 @@ pub struct OsDescriptor(OwnedFd);
 
 /// A descriptor that is something else than it should be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the descriptor should be {}, but is {found}", name(*.wanted))]
+#[error("the descriptor should be {wanted}, but is {found}")]
 pub struct WrongKind {
     /// What it should be.
     pub wanted: DescriptorKind,
@@ -35,10 +35,7 @@ impl OsDescriptor {
             DescriptorKind::TcpUnconnected => tcp(Domain::IPV4)?,
             DescriptorKind::UdpUnconnected => udp(Domain::IPV4)?,
             DescriptorKind::TcpListener | DescriptorKind::UdpBound => {
-                return Err(io::Error::new(
-                    io::ErrorKind::InvalidInput,
-                    format!("{} needs an address", name(kind)),
-                ));
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{kind} needs an address")));
             }
         };
         Ok(Self(socket.into()))
@@ -51,10 +48,7 @@ impl OsDescriptor {
             DescriptorKind::TcpListener => tcp(domain)?,
             DescriptorKind::UdpBound => udp(domain)?,
             DescriptorKind::TcpUnconnected | DescriptorKind::UdpUnconnected => {
-                return Err(io::Error::new(
-                    io::ErrorKind::InvalidInput,
-                    format!("{} has no address", name(kind)),
-                ));
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{kind} has no address")));
             }
         };
         // A sidecar that comes back binds beside the socket of its earlier run, which the router still holds. The
@@ -120,15 +114,6 @@ fn tcp(domain: Domain) -> io::Result<Socket> {
 
 fn udp(domain: Domain) -> io::Result<Socket> {
     Socket::new(domain, Type::DGRAM.cloexec().nonblocking(), Some(Protocol::UDP))
-}
-
-fn name(kind: DescriptorKind) -> &'static str {
-    match kind {
-        DescriptorKind::TcpListener => "a listening TCP socket",
-        DescriptorKind::TcpUnconnected => "an unconnected TCP socket",
-        DescriptorKind::UdpBound => "a bound UDP socket",
-        DescriptorKind::UdpUnconnected => "an unconnected UDP socket",
-    }
 }
 
 /// What the kernel says of a descriptor. An address with port 0 counts as none.
