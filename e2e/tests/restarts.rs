@@ -90,6 +90,23 @@ fn flows_live_on_while_a_sidecar_restarts_and_addresses_stay() -> Result<()> {
 }
 
 #[test]
+fn a_crowd_of_new_flows_waits_for_the_exporters_sidecar() -> Result<()> {
+    let mut pair = Pair::start()?;
+    let _echo = Echo::start(pair.service)?;
+    let web = pair.resolve("web.default")?;
+    ping(web)?;
+    pair.server.process.kill()?;
+    // More than the router has sockets of the pod.
+    let waiting: Vec<_> = (0..40).map(|_| std::thread::spawn(move || ping(web))).collect();
+    std::thread::sleep(Duration::from_millis(200));
+    pair.stand.restart_sidecar(&mut pair.server)?;
+    for client in waiting {
+        client.join().expect("no panic").context("a connection that waited")?;
+    }
+    Ok(())
+}
+
+#[test]
 fn a_sidecar_starts_without_its_annotations_from_the_last_good_state() -> Result<()> {
     let mut pair = Pair::start()?;
     let _echo = Echo::start(pair.service)?;

@@ -49,18 +49,37 @@ impl<N: Net> PodPort<N> {
     }
 }
 
+/// Why an endpoint took no connection.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConnectError {
+    /// The application or the pod's network refused: an answer.
+    #[error("{0}")]
+    Refused(io::Error),
+    /// The router has no way into the pod just now, such as while its sidecar restarts: no answer yet.
+    #[error("{0}")]
+    Away(io::Error),
+}
+
+impl ConnectError {
+    /// Whether it is worth the wait for a change.
+    pub(crate) fn is_away(&self) -> bool {
+        matches!(self, Self::Away(_))
+    }
+}
+
 /// Connects to an endpoint.
 ///
 /// # Errors
 /// The last address's error, where none takes the connection.
-pub(crate) async fn connect<N: Net>(node: &Node<N>, id: EndpointId) -> io::Result<N::TcpStream> {
+pub(crate) async fn connect<N: Net>(node: &Node<N>, id: EndpointId) -> Result<N::TcpStream, ConnectError> {
     let endpoint = node.endpoints().get(&id).cloned();
     let Some(endpoint) = endpoint else {
-        return Err(io::Error::new(io::ErrorKind::NotFound, "the endpoint is gone"));
+        return Err(ConnectError::Away(io::Error::new(io::ErrorKind::NotFound, "the endpoint is gone")));
     };
     let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
     for (number, addr) in endpoint.addresses() {
-        let socket = endpoint.pod.stock.take(DescriptorKind::TcpUnconnected).await?;
+        let stock = &endpoint.pod.stock;
+        let socket = stock.take(DescriptorKind::TcpUnconnected).await.map_err(ConnectError::Away)?;
         match timeout(CONNECT_TIMEOUT, node.net.connect_descriptor(socket, addr)).await {
             Ok(Ok(stream)) => {
                 endpoint.answered(number);
@@ -70,5 +89,5 @@ pub(crate) async fn connect<N: Net>(node: &Node<N>, id: EndpointId) -> io::Resul
             Err(_) => last = io::Error::new(io::ErrorKind::TimedOut, format!("{addr}: no answer")),
         }
     }
-    Err(last)
+    Err(ConnectError::Refused(last))
 }

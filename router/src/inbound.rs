@@ -9,11 +9,11 @@ use servicekeel_core::mesh::table::{Candidate, Consumer};
 use servicekeel_core::name::{Protocol, RouterId};
 use servicekeel_runtime::net::{Listener, Net, Stream};
 use tokio::sync::oneshot;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{debug, warn};
 
 use crate::links::{self, Met};
-use crate::node::Node;
+use crate::node::{Node, ROUTE_PATIENCE};
 use crate::peers::{IDLE_TIMEOUT, Peer};
 use crate::tls::{Channel, ChannelError};
 use crate::{datagrams, endpoint, flow, link};
@@ -208,8 +208,15 @@ async fn connect<N: Net>(
     request: &Open,
 ) -> Result<(N::TcpStream, Candidate), Refused> {
     let wanted = &request.wanted;
-    let mut reason = format!("{wanted} is not TCP");
-    if wanted.protocol == Protocol::Tcp {
+    if wanted.protocol != Protocol::Tcp {
+        return Err(Refused { cause: Cause::Unreachable, reason: format!("{wanted} is not TCP") });
+    }
+    let deadline = Instant::now() + ROUTE_PATIENCE;
+    let mut changed = node.changed.subscribe();
+    loop {
+        changed.mark_unchanged();
+        let mut answered = false;
+        let mut reason = String::from("none is there");
         for candidate in admit(node, peer, request)? {
             let Candidate::Local(id) = candidate else { continue };
             match endpoint::connect(node, id).await {
@@ -219,10 +226,15 @@ async fn connect<N: Net>(
                 }
                 Err(error) => {
                     node.failed(wanted, &candidate);
-                    reason = format!("no endpoint of {wanted} at {} takes the connection: {error}", node.id);
+                    answered |= !error.is_away();
+                    reason = error.to_string();
                 }
             }
         }
+        // As for a flow of this node: a sidecar that restarts is a blip.
+        if answered || timeout_at(deadline, changed.changed()).await.is_err() {
+            let reason = format!("no endpoint of {wanted} at {} takes the connection: {reason}", node.id);
+            return Err(Refused { cause: Cause::Unreachable, reason });
+        }
     }
-    Err(Refused { cause: Cause::Unreachable, reason })
 }

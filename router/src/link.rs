@@ -9,8 +9,9 @@ use servicekeel_core::mesh::keepalive::Keepalive;
 use servicekeel_core::mesh::table::{LinkId, MAX_OFFERS};
 use servicekeel_core::mesh::{LinkMessage, Offer};
 use servicekeel_core::name::ServicePort;
+use servicekeel_runtime::latest;
 use servicekeel_runtime::net::Net;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
@@ -26,7 +27,7 @@ const MAX_DUE: usize = 4 * MAX_OFFERS;
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Resolves when the router ends.
-async fn drained(draining: &mut watch::Receiver<bool>) {
+async fn drained(draining: &mut latest::Receiver<bool>) {
     // The node holds the sender for as long as anything runs.
     let _ = draining.wait_for(|draining| *draining).await;
 }

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use servicekeel_core::flow::frame::{self, Kind, Preface, Purpose};
 use servicekeel_core::name::RouterId;
 use servicekeel_runtime::net::{Net, Stream};
@@ -16,6 +18,9 @@ use crate::tls::{self, Channel, ChannelError, HandshakeError};
 
 /// How long a peer may take to accept a TCP connection: a name with two addresses has time for both.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(11);
+/// How long one attempt is alone. The kernel sends a SYN again after 1, 3 and 7 s (RFC 6298), so that a path which came
+/// back is found the later the longer it was away; the next attempt finds it at once.
+const STAGGER: Duration = Duration::from_millis(1500);
 /// How long a peer may take to say who it is.
 const PREFACE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a connection may take to accept what is sent.
@@ -93,7 +98,7 @@ pub(crate) async fn dial<N: Net>(
     wanted: Option<&RouterId>,
 ) -> Result<Met<N>, LinkError> {
     let identity = node.settings().identity.clone().ok_or(LinkError::NoIdentity)?;
-    let stream = timeout(CONNECT_TIMEOUT, node.net.connect(address))
+    let stream = timeout(CONNECT_TIMEOUT, connect(&node.net, address))
         .await
         .map_err(|_| LinkError::ConnectTimeout)??;
     let at = stream.peer_addr()?.to_string();
@@ -125,6 +130,19 @@ pub(crate) async fn accept<N: Net>(
     let purpose = preface.purpose;
     say_preface(node, &mut channel, purpose).await?;
     meet(node, channel, chain, preface, purpose, from)
+}
+
+/// Connects by attempts that overlap: the first that is answered stays.
+async fn connect<N: Net>(net: &N, address: &str) -> std::io::Result<N::TcpStream> {
+    let mut attempts = FuturesUnordered::new();
+    attempts.push(net.connect(address));
+    loop {
+        match timeout(STAGGER, attempts.next()).await {
+            Ok(Some(answered)) => return answered,
+            // None is answered yet, and there is one at least.
+            Ok(None) | Err(_) => attempts.push(net.connect(address)),
+        }
+    }
 }
 
 fn meet<N: Net>(
@@ -183,7 +201,8 @@ pub(crate) async fn keep<N: Net>(node: Arc<Node<N>>, address: String) {
     let mut pause = BACKOFF.0;
     let mut told = None;
     loop {
-        match dial(&node, &address, Purpose::Link, None).await {
+        let began = Instant::now();
+        let rested = match dial(&node, &address, Purpose::Link, None).await {
             Ok(met) => {
                 told = None;
                 set_problem(&node, &address, None);
@@ -194,6 +213,7 @@ pub(crate) async fn keep<N: Net>(node: Arc<Node<N>>, address: String) {
                 if since.elapsed() >= GOOD_LINK {
                     pause = BACKOFF.0;
                 }
+                Duration::ZERO
             }
             Err(error) => {
                 let reason = error.to_string();
@@ -203,10 +223,12 @@ pub(crate) async fn keep<N: Net>(node: Arc<Node<N>>, address: String) {
                     warn!(peer = %address, %reason, "a peer can't be reached; trying again");
                     told = Some(reason);
                 }
+                // A dial that nobody answered was a pause for the peer too.
+                began.elapsed()
             }
-        }
+        };
         let jitter = Duration::from_millis(node.seed() % (pause.as_millis() as u64 / 2 + 1));
-        sleep(pause + jitter).await;
+        sleep((pause + jitter).saturating_sub(rested).max(BACKOFF.0)).await;
         pause = (pause * 2).min(BACKOFF.1);
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use servicekeel_core::mesh::table::{Candidate, Consumer, EndpointId, Table};
 use servicekeel_core::name::{RouterId, ServicePort};
+use servicekeel_runtime::latest;
 use servicekeel_runtime::net::Net;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
@@ -50,14 +51,14 @@ pub(crate) struct Node<N: Net> {
     /// For the log: peers and sidecars that are refused.
     pub(crate) refusals: Throttle,
     /// True from the moment in which the router ends.
-    pub(crate) draining: watch::Sender<bool>,
+    pub(crate) draining: latest::Sender<bool>,
     pub(crate) pods: Mutex<BTreeMap<u64, Arc<Pod<N>>>>,
     pub(crate) endpoints: Mutex<BTreeMap<EndpointId, Arc<crate::endpoint::PodPort<N>>>>,
     routes: Mutex<Routes>,
     /// Counts the changes of the table.
-    pub(crate) changed: watch::Sender<u64>,
+    pub(crate) changed: latest::Sender<u64>,
     /// Counts those that neighbours are told: this node's own exports.
-    pub(crate) exports: watch::Sender<u64>,
+    pub(crate) exports: latest::Sender<u64>,
     peers: Mutex<BTreeMap<RouterId, Arc<Peer<N>>>>,
     /// The addresses that are dialled, and why there is no link where there is none.
     dials: Mutex<BTreeMap<String, Option<String>>>,
@@ -82,12 +83,12 @@ impl<N: Net> Node<N> {
             buffers: BufferPool::new(),
             flows: Arc::new(Semaphore::new(MAX_FLOWS)),
             refusals: Throttle::new(10, Duration::from_secs(1)),
-            draining: watch::Sender::new(false),
+            draining: latest::Sender::new(false),
             pods: Mutex::default(),
             endpoints: Mutex::default(),
             routes: Mutex::default(),
-            changed: watch::Sender::new(0),
-            exports: watch::Sender::new(0),
+            changed: latest::Sender::new(0),
+            exports: latest::Sender::new(0),
             peers: Mutex::default(),
             dials: Mutex::default(),
             ids: AtomicU64::new(1),

@@ -27,13 +27,14 @@ pub(crate) async fn flow<N: Net>(node: Arc<Node<N>>, app: N::TcpStream, import: 
     let mut changed = node.changed.subscribe();
     loop {
         changed.mark_unchanged();
-        let candidates = node.candidates(wanted);
-        let route = !candidates.is_empty();
-        for candidate in candidates {
+        let mut answered = false;
+        for candidate in node.candidates(wanted) {
+            let mut away = false;
             let path = match &candidate {
-                Candidate::Local(id) => {
-                    endpoint::connect(&node, *id).await.map(Path::Here).map_err(|e| e.to_string())
-                }
+                Candidate::Local(id) => endpoint::connect(&node, *id).await.map(Path::Here).map_err(|e| {
+                    away = e.is_away();
+                    e.to_string()
+                }),
                 Candidate::Remote(router) => {
                     open(&node, router, wanted).await.map(|connection| Path::There(Box::new(connection)))
                 }
@@ -46,12 +47,13 @@ pub(crate) async fn flow<N: Net>(node: Arc<Node<N>>, app: N::TcpStream, import: 
                 Err(reason) => {
                     debug!(%wanted, ?candidate, %reason, "an endpoint does not take a flow; trying the next");
                     node.failed(wanted, &candidate);
+                    answered |= !away;
                     last = Some(reason);
                 }
             }
         }
-        // Endpoints that all refuse are an answer; no endpoint at all may be a blip.
-        if route || timeout_at(deadline, changed.changed()).await.is_err() {
+        // Endpoints that refuse are an answer; none, or only those of a sidecar that restarts, may be a blip.
+        if answered || timeout_at(deadline, changed.changed()).await.is_err() {
             if let Some(untold) = import.failures.permit() {
                 let reason = last.as_deref().unwrap_or("nobody offers it");
                 warn!(%wanted, reason, untold, "no endpoint takes a flow: reset");

@@ -7,8 +7,9 @@ use std::time::Duration;
 use rustls::pki_types::CertificateDer;
 use servicekeel_core::mesh::table::LinkId;
 use servicekeel_core::name::RouterId;
+use servicekeel_runtime::latest;
 use servicekeel_runtime::net::Net;
-use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::time::{Instant, sleep};
 use tracing::info;
 
@@ -95,9 +96,9 @@ pub(crate) struct Peer<N: Net> {
     /// A connection came to the pool, or a dial failed.
     news: Notify,
     /// Rises when the flows of before have lost their path for good.
-    epoch: watch::Sender<u64>,
+    epoch: latest::Sender<u64>,
     /// Flows that use the peer or wait for it.
-    pub(crate) busy: watch::Sender<usize>,
+    pub(crate) busy: latest::Sender<usize>,
     /// For its connections that carry no flow now.
     pub(crate) unused: Arc<Semaphore>,
     /// For the dials back that it asks for.
@@ -124,8 +125,8 @@ impl<N: Net> Peer<N> {
             id,
             state: Mutex::new(state),
             news: Notify::new(),
-            epoch: watch::Sender::new(0),
-            busy: watch::Sender::new(0),
+            epoch: latest::Sender::new(0),
+            busy: latest::Sender::new(0),
             unused: Arc::new(Semaphore::new(MAX_UNUSED)),
             dial_backs: Arc::new(Semaphore::new(MAX_DIALS)),
         }

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use servicekeel_core::handoff::{self, MessageError, SocketId, ToRouter, ToSidecar};
 use servicekeel_core::name::ServicePort;
+use servicekeel_runtime::latest;
 use servicekeel_runtime::net::{Handoff, HandoffListener, Net, PeerCredentials};
-use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
@@ -42,7 +42,7 @@ pub(crate) struct Pod<N: Net> {
     pub(crate) addresses: Vec<IpAddr>,
     pub(crate) stock: Stock<N::Descriptor>,
     /// How the conversation stands.
-    pub(crate) state: watch::Sender<State>,
+    pub(crate) state: latest::Sender<State>,
     pub(crate) imports: std::sync::Mutex<BTreeMap<SocketId, ServicePort>>,
 }
 
@@ -151,7 +151,7 @@ async fn session<N: Net>(
         credentials,
         addresses,
         stock: Stock::new(),
-        state: watch::Sender::new(State::Connected),
+        state: latest::Sender::new(State::Connected),
         imports: std::sync::Mutex::default(),
     });
     let name = format!("{}/{}", pod.claim.namespace, pod.claim.name);

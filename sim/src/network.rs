@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use turmoil::{Protocol, Segment, Sim};
+use turmoil::{LinkIter, Protocol, Segment, Sim};
 
 use crate::net::wire::WireTable;
 
@@ -38,12 +38,19 @@ struct Link {
 #[derive(Clone, Copy)]
 struct Waiting {
     since: Duration,
+    /// When it is sent again and comes through; `None` while the link is cut.
+    due: Option<Duration>,
     syn: bool,
 }
 
 impl Waiting {
+    /// When its sender gives up.
+    fn given_up(&self) -> Option<Duration> {
+        (!self.syn).then(|| self.since + USER_TIMEOUT)
+    }
+
     /// The first retransmission at `now` or later.
-    fn due(&self, now: Duration) -> Duration {
+    fn retransmission(&self, now: Duration) -> Duration {
         let (mut pause, mut at) = (if self.syn { SYN_RTO } else { RTO }, self.since);
         loop {
             at += pause;
@@ -55,8 +62,34 @@ impl Waiting {
     }
 }
 
+impl Link {
+    /// Sees what is sent on a cut link.
+    fn see(&mut self, sent: LinkIter<'_>, now: Duration) {
+        for sent in sent {
+            let syn = matches!(sent.protocol(), Protocol::Tcp(Segment::Syn(_)));
+            self.waiting.entry(sent.pair()).or_insert(Waiting { since: now, due: None, syn });
+        }
+    }
+
+    /// Lets through what is sent again by now.
+    fn send_again(&mut self, sent: LinkIter<'_>, now: Duration) {
+        let is_due = |waiting: &Waiting| waiting.due.is_some_and(|due| due <= now);
+        for sent in sent {
+            if self.waiting.get(&sent.pair()).is_some_and(is_due) {
+                sent.deliver();
+            }
+        }
+        self.waiting.retain(|_, waiting| !is_due(waiting));
+    }
+}
+
 fn pair(a: IpAddr, b: IpAddr) -> (IpAddr, IpAddr) {
     if a < b { (a, b) } else { (b, a) }
+}
+
+fn pair_of(sent: &LinkIter<'_>) -> (IpAddr, IpAddr) {
+    let (a, b) = sent.pair();
+    pair(a, b)
 }
 
 impl Network {
@@ -69,19 +102,22 @@ impl Network {
     pub fn cut(&mut self, sim: &Sim<'_>, a: IpAddr, b: IpAddr) {
         let link = self.links.entry(pair(a, b)).or_default();
         link.cut.get_or_insert(sim.elapsed());
+        link.waiting.values_mut().for_each(|waiting| waiting.due = None);
         sim.hold(a, b);
     }
 
     /// Joins them again. What was lost meanwhile comes when its sender tries it next, which after a long cut is long.
     pub fn heal(&mut self, sim: &Sim<'_>, a: IpAddr, b: IpAddr) {
-        if let Some(link) = self.links.get_mut(&pair(a, b)) {
-            link.cut = None;
-            let now = sim.elapsed();
-            for waiting in link.waiting.values_mut() {
-                *waiting = Waiting { since: waiting.due(now), syn: waiting.syn };
-            }
-            sim.repair(a, b);
+        let Some(link) = self.links.get_mut(&pair(a, b)) else { return };
+        let now = sim.elapsed();
+        link.cut = None;
+        sim.links(|all| {
+            all.filter(|sent| pair_of(sent) == pair(a, b)).for_each(|sent| link.see(sent, now));
+        });
+        for waiting in link.waiting.values_mut() {
+            waiting.due = Some(waiting.retransmission(now));
         }
+        sim.repair(a, b);
     }
 
     /// Whether the path between two nodes is cut.
@@ -100,39 +136,23 @@ impl Network {
         let Self { wires, links } = self;
         if !links.is_empty() {
             sim.links(|all| {
-                for mut turmoil_link in all {
-                    let (a, b) = turmoil_link.pair();
-                    let Some(link) = links.get_mut(&pair(a, b)).filter(|link| link.look <= now) else {
-                        continue;
-                    };
+                for sent in all {
+                    let link = links.get_mut(&pair_of(&sent)).filter(|link| link.look <= now);
+                    let Some(link) = link else { continue };
                     link.look = now + LOOK;
                     match link.cut {
-                        Some(_) => {
-                            for sent in turmoil_link.by_ref() {
-                                let syn = matches!(sent.protocol(), Protocol::Tcp(Segment::Syn(_)));
-                                link.waiting.entry(sent.pair()).or_insert(Waiting { since: now, syn });
-                            }
-                        }
-                        None => {
-                            for sent in turmoil_link.by_ref() {
-                                if link.waiting.get(&sent.pair()).is_some_and(|waiting| waiting.since <= now)
-                                {
-                                    sent.deliver();
-                                }
-                            }
-                            link.waiting.retain(|_, waiting| waiting.since > now);
-                        }
+                        Some(_) => link.see(sent, now),
+                        None => link.send_again(sent, now),
                     }
                 }
             });
         }
         for (&(a, b), link) in links.iter() {
-            let Some(cut) = link.cut else { continue };
-            if cut + USER_TIMEOUT <= now {
+            if link.cut.is_some_and(|cut| cut + USER_TIMEOUT <= now) {
                 wires.time_out_all(a, b);
             }
             for (&(from, to), waiting) in &link.waiting {
-                if !waiting.syn && waiting.since + USER_TIMEOUT <= now {
+                if waiting.given_up().is_some_and(|at| at <= now) {
                     wires.time_out(from, to);
                 }
             }

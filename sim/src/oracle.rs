@@ -257,6 +257,11 @@ impl Oracle {
         Ok(number)
     }
 
+    /// A pod's sidecar begins anew and knows nothing of what it gave.
+    pub(crate) fn forget_leases(&self, pod: &str) {
+        self.lock().leases.retain(|(other, _), _| other != pod);
+    }
+
     /// DNS gave an application of a pod an address for a Service (without its port).
     pub fn answer(&self, pod: &str, service: &str, address: IpAddr) {
         let before = {

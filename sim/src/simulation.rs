@@ -24,7 +24,7 @@ const LONGEST: Duration = Duration::from_secs(1200);
 /// How often the network hands over what has arrived.
 const TICK: Duration = Duration::from_millis(5);
 /// Lines of the trace that a failure shows.
-const SHOWN: usize = 60;
+const SHOWN: usize = 40;
 
 /// Something that is done to the network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,12 +83,15 @@ where
     if PANICKED.get() {
         wrong.push("a task panicked".into());
     }
-    assert!(
-        wrong.is_empty(),
-        "seed {seed}: {}\n{}\nRun it again: SEED={seed} cargo test -p sim",
-        wrong.join("; "),
-        trace.tail(SHOWN),
-    );
+    if !wrong.is_empty() {
+        let file = std::env::temp_dir().join(format!("servicekeel-sim-{seed}.trace"));
+        let whole = match std::fs::write(&file, trace.bytes()) {
+            Ok(()) => format!("The whole trace is in {}.", file.display()),
+            Err(error) => format!("The trace can't be kept: {error}."),
+        };
+        let (what, end) = (wrong.join("; "), trace.tail(SHOWN));
+        panic!("seed {seed}: {what}\n{end}\n{whole} Run it again: SEED={seed} cargo test -p sim");
+    }
     Report { trace: trace.bytes(), tally: oracle.tally() }
 }
 

@@ -205,6 +205,9 @@ impl World {
     pub async fn start_sidecar(&self, name: &'static str) {
         let pod = self.pod(name);
         self.oracle.change(format_args!("the sidecar of {name} starts"));
+        if pod.settings.state_dir.is_none() {
+            self.oracle.forget_leases(name);
+        }
         let net = pod.net.process(1337);
         let (running, shutdown, ended) = running(&net);
         let (settings, annotations, oracle) =

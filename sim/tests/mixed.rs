@@ -43,7 +43,8 @@ fn stage() -> Stage {
             pod("edge", "c-1", 4),
             pod("user", "b-1", 5),
         ],
-        state: true,
+        // The disk's threads have a time of their own, which no seed rules: see sidecar_restart.rs.
+        state: false,
     }
 }
 
@@ -217,7 +218,6 @@ fn run(seed: u64) -> Report {
 }
 
 #[test]
-#[ignore = "a seed is known that breaks it: whether the network or a program is at fault is not found yet"]
 fn whatever_happens_every_promise_is_kept() {
     let mut total = sim::oracle::Tally::default();
     for seed in seeds(20) {
@@ -232,7 +232,6 @@ fn whatever_happens_every_promise_is_kept() {
 }
 
 #[test]
-#[ignore = "a seed is known that breaks it: whether the network or a program is at fault is not found yet"]
 fn the_same_seed_gives_the_same_trace() {
     for seed in seeds(3) {
         let (one, other) = (run(seed).trace, run(seed).trace);

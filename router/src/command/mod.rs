@@ -28,7 +28,7 @@ pub struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Make an authority for a cluster, and certificates for its nodes.
-    #[command(subcommand)]
+    #[command(subcommand, after_long_help = pki::EXAMPLES)]
     Pki(pki::Command),
     /// Ask a router that runs how it is.
     Status(status::Arguments),
@@ -44,7 +44,7 @@ A first start, on one node of the cluster cluster-a.local:
   servicekeel-router pki issue --dir pki --node node-1 --out .
   servicekeel-router check router.yaml
   servicekeel-router --config router.yaml
-  servicekeel-router status
+  servicekeel-router status --config router.yaml
 
 The config, with what stands where nothing is said. Only `cluster` is required; without `identity` the router serves \
 its own node only:

@@ -22,6 +22,18 @@ const SECRET: u32 = 0o600;
 /// The most bytes of a file of an authority.
 const MAX_PEM: usize = 64 * 1024;
 
+/// What comes when.
+pub(super) const EXAMPLES: &str = "\
+Once for a cluster; keep the directory safe, it is not needed on the nodes:
+  servicekeel-router pki init --cluster cluster-a.local --dir pki
+
+For each node; what is printed goes into its config. With --force again before a year is over: the router takes the \
+new files while it runs:
+  servicekeel-router pki issue --dir pki --node node-1 --out node-1
+
+For the routers of other clusters, which take it into `trust`:
+  servicekeel-router pki bundle --dir pki > cluster-a.local.crt";
+
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Make the authority of a cluster: DIR/ca.crt, and DIR/ca.key, which is a secret. Who has the key is every router

@@ -12,12 +12,13 @@ use servicekeel_runtime::admin;
 
 use super::print;
 use crate::identity::Date;
-use crate::settings;
+use crate::settings::{self, DEFAULT_ADMIN, DEFAULT_PATH};
 use crate::status::{PeerStatus, Status};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// The router's config file, for its listen.admin.
+    /// The router's config file, for its listen.admin. Where none is named and none is at the usual place:
+    /// 127.0.0.1:7480.
     #[arg(long, value_name = "FILE", conflicts_with = "admin")]
     config: Option<PathBuf>,
     /// Where the router's admin endpoint listens.
@@ -32,12 +33,19 @@ impl Arguments {
     pub(super) fn run(self, config: &Path) -> anyhow::Result<ExitCode> {
         let addr = match self.admin {
             Some(addr) => addr,
-            None => admin_of(self.config.as_deref().unwrap_or(config))?,
+            None => match &self.config {
+                // Nobody named a config, and there is none where they usually are.
+                None if config == Path::new(DEFAULT_PATH) && !config.exists() => DEFAULT_ADMIN.parse()?,
+                named => admin_of(named.as_deref().unwrap_or(config))?,
+            },
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let (code, text) = runtime.block_on(admin::get(addr, "/status")).with_context(|| {
-            format!("no router answers at {addr}; does it run, and is this its listen.admin (--admin ADDR)?")
-        })?;
+        let (code, text) = match runtime.block_on(admin::get(addr, "/status")) {
+            Err(error) => bail!(
+                "no router answers at {addr}: {error}. Does it run, and is this its listen.admin? --config and --admin name another"
+            ),
+            Ok(answer) => answer,
+        };
         if code != 200 {
             bail!("{addr} answers with HTTP {code}: is this a router's listen.admin?");
         }
@@ -54,8 +62,8 @@ impl Arguments {
 
 /// The admin endpoint that a config names.
 fn admin_of(path: &Path) -> anyhow::Result<SocketAddr> {
-    let Some(mut addr) = settings::admin_of(path).context("--admin ADDR goes without a config")? else {
-        bail!("listen.admin is off in {}", path.display());
+    let Some(mut addr) = settings::admin_of(path)? else {
+        bail!("listen.admin is off in {}: the router can't be asked", path.display());
     };
     if addr.ip().is_unspecified() {
         addr.set_ip(IpAddr::V4(Ipv4Addr::LOCALHOST));

@@ -20,6 +20,8 @@ const CHECKOUT_TIMEOUT: Duration = Duration::from_secs(3);
 const CROWD_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a connection stays in the pool unused.
 pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// So many dials that failed while a flow waits, and it waits no more. One may be bad luck.
+const TRIES: u64 = 2;
 /// The most unused connections to one peer.
 pub(super) const MAX_IDLE: usize = 256;
 /// The most dials to one peer at once, and the most dials back that it has asked for.
@@ -137,14 +139,15 @@ impl<N: Net> Peer<N> {
                 if state.links.is_empty() {
                     return Err(CheckoutError::NoLink(self.id.clone()));
                 }
-                if state.failures != failures && state.dialling + state.asked.0 == 0 {
+                let failed = state.failures - failures >= TRIES;
+                if failed && state.dialling + state.asked.0 == 0 {
                     return Err(CheckoutError::Dial(self.id.clone(), state.failure.clone()));
                 }
                 if state.asked.1.is_some_and(|when| when + CHECKOUT_TIMEOUT <= Instant::now()) {
                     state.asked = (0, None);
                 }
                 let missing = state.waiting.saturating_sub(state.dialling + state.asked.0);
-                if state.failures == failures && missing > 0 {
+                if !failed && missing > 0 {
                     self.more(node, &mut state, missing);
                 }
             }

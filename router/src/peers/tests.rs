@@ -14,7 +14,7 @@ fn node() -> Arc<Node<OsNet>> {
     let RouterId { cluster, node } = id("a.local");
     let listen = Listen { sidecars: "/nowhere".into(), peers: None, admin: None };
     let config = Arc::new(Config { cluster, node, listen, peers: Vec::new() });
-    let (_, settings) = watch::channel(Arc::new(Settings { config, identity: None }));
+    let (_, settings) = tokio::sync::watch::channel(Arc::new(Settings { config, identity: None }));
     Node::new(OsNet::new(), id("a.local"), 1, settings)
 }
 

@@ -13,7 +13,8 @@ use super::text::{File, ListenText, Placed};
 pub const DEFAULT_PATH: &str = "/etc/servicekeel/router.yaml";
 const SIDECARS: &str = "/tmp/router.sock";
 const PEERS: &str = "0.0.0.0:7443";
-const ADMIN: &str = "127.0.0.1:7480";
+/// Where the admin endpoint listens where nobody says.
+pub const DEFAULT_ADMIN: &str = "127.0.0.1:7480";
 /// The most peers to dial, and the most clusters to trust.
 pub const MAX_PEERS: usize = 1024;
 /// What a Unix socket's address holds (unix(7)), less the final zero.
@@ -195,7 +196,7 @@ impl Reader<'_> {
             Some(value) => self.socket(value),
         };
         let peers = self.addr(listen.peers.as_ref(), "listen.peers", PEERS);
-        let admin = self.addr(listen.admin.as_ref(), "listen.admin", ADMIN);
+        let admin = self.addr(listen.admin.as_ref(), "listen.admin", DEFAULT_ADMIN);
         Some(Listen { sidecars: sidecars?, peers: peers?, admin: admin? })
     }
 

@@ -8,7 +8,7 @@ mod text;
 
 use std::sync::Arc;
 
-pub use config::{Config, DEFAULT_PATH, Listen, MAX_PEERS, Peer};
+pub use config::{Config, DEFAULT_ADMIN, DEFAULT_PATH, Listen, MAX_PEERS, Peer};
 pub use read::{Bad, Good, Reading, read};
 pub(crate) use read::{admin_of, host};
 pub use text::MAX_CONFIG;

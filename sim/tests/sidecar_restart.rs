@@ -1,0 +1,119 @@
+//! A sidecar dies and comes back, while the router lives on.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use sim::client::USES;
+use sim::flow::Outcome;
+use sim::oracle::SETTLED;
+use sim::random::{Random, seeds};
+use sim::simulation::simulate;
+use sim::stage::{CLUSTER_A, DATABASE, ECHO, METRICS, Port, SYSLOG, Stage, WEB, two_clusters};
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+/// How long a sidecar may take to be there again.
+const BACK: Duration = Duration::from_secs(2);
+
+const OTHERS: [Port; 3] =
+    [Port::tcp("aa", CLUSTER_A, 80), Port::tcp("mm", CLUSTER_A, 80), Port::tcp("zz", CLUSTER_A, 80)];
+
+#[test]
+fn flows_live_on_and_addresses_stay() {
+    for seed in seeds(20) {
+        simulate(seed, &Stage { state: true, ..two_clusters() }, |world| async move {
+            world.set_up().await;
+            let mut random = Random::new(world.random.lock().unwrap().draw());
+            // Addresses by a history that a start from nothing would not repeat.
+            let exports = [METRICS, SYSLOG];
+            let imports = |others: &[Port]| [&[WEB, DATABASE, ECHO], others].concat();
+            for _ in 0..3 {
+                let others: Vec<Port> = OTHERS.into_iter().filter(|_| random.chance(50)).collect();
+                world.annotate("client", &exports, &imports(&others));
+                sleep(Duration::from_millis(300)).await;
+            }
+            world.annotate("client", &exports, &imports(&OTHERS));
+            sleep(Duration::from_millis(300)).await;
+            let mut addresses = BTreeMap::new();
+            for port in imports(&OTHERS) {
+                addresses.insert(port, world.locate("client", &port).await);
+            }
+
+            let mut flows = JoinSet::new();
+            for (pod, port) in [("client", WEB), ("near", METRICS), ("near", WEB)] {
+                let to = world.locate(pod, &port).await;
+                let plan = world.plan(&port, 500_000, 500_000).paced(Duration::from_millis(200));
+                let world = world.clone();
+                flows.spawn_local(async move { (plan, world.flow(pod, to, plan).await) });
+            }
+            for pod in ["client", "server"] {
+                match random.chance(70) {
+                    true => world.kill_sidecar(pod).await,
+                    false => world.stop_sidecar(pod).await,
+                }
+                sleep(random.millis(10..1500)).await;
+                world.start_sidecar(pod).await;
+                sleep(BACK).await;
+                for port in imports(&OTHERS) {
+                    assert_eq!(world.locate("client", &port).await, addresses[&port], "{port} has moved");
+                }
+                for (pod, port) in USES {
+                    world.until_works(pod, &port, SETTLED).await;
+                }
+            }
+            while let Some(ended) = flows.join_next().await {
+                let (plan, outcome) = ended.unwrap();
+                // A sidecar that says Bye takes its pod's sockets with it.
+                assert!(matches!(outcome, Outcome::Complete | Outcome::Reset(_)), "{plan:?}: {outcome:?}");
+            }
+        });
+    }
+}
+
+#[test]
+fn of_a_killed_sidecar_no_flow_is_lost_and_no_consumer_is_refused() {
+    for seed in seeds(20) {
+        simulate(seed, &two_clusters(), |world| async move {
+            world.set_up().await;
+            let mut random = Random::new(world.random.lock().unwrap().draw());
+            let mut flows = JoinSet::new();
+            let begin = |pod: &'static str, port: Port, to, bytes, pace| {
+                let plan = world.plan(&port, bytes, bytes).paced(pace);
+                let world = world.clone();
+                async move { (port, plan, world.flow(pod, to, plan).await) }
+            };
+            let uses = [("client", WEB), ("near", METRICS), ("near", WEB)];
+            let mut located = Vec::new();
+            for (pod, port) in uses {
+                let to = world.locate(pod, &port).await;
+                located.push((pod, port, to));
+                flows.spawn_local(begin(pod, port, to, 500_000, Duration::from_millis(200)));
+            }
+            let killed = *random.pick(&["client", "server", "near"]);
+            world.kill_sidecar(killed).await;
+            for _ in 0..5 {
+                sleep(random.millis(0..400)).await;
+                for (pod, port, to) in &located {
+                    flows.spawn_local(begin(pod, *port, *to, 1000, Duration::ZERO));
+                }
+            }
+            world.start_sidecar(killed).await;
+            for _ in 0..10 {
+                sleep(random.millis(0..400)).await;
+                for (pod, port, to) in &located {
+                    flows.spawn_local(begin(pod, *port, *to, 1000, Duration::ZERO));
+                }
+            }
+            while let Some(ended) = flows.join_next().await {
+                let (port, plan, outcome) = ended.unwrap();
+                let exporter = if port == METRICS { "client" } else { "server" };
+                // Without its sidecar a pod has only the sockets in stock for new flows to it.
+                let may_fail = exporter == killed && plan.pace.is_zero();
+                assert!(
+                    outcome == Outcome::Complete || (may_fail && outcome == Outcome::Reset(0)),
+                    "{killed} killed, {port}: {plan:?}: {outcome:?}"
+                );
+            }
+        });
+    }
+}
