@@ -14,7 +14,7 @@ use tracing::{debug, warn};
 
 use crate::links::{self, Met};
 use crate::node::{Node, ROUTE_PATIENCE};
-use crate::peers::{IDLE_TIMEOUT, Peer};
+use crate::peers::{Busy, IDLE_TIMEOUT, Peer};
 use crate::tls::{Channel, ChannelError};
 use crate::{datagrams, endpoint, flow, link};
 
@@ -147,6 +147,7 @@ async fn flows<N: Net>(
             }
             continue;
         };
+        let busy = Busy::new(peer.clone());
         let done = match connect(node, &peer.id, &request).await {
             Ok((app, candidate)) => carry(node, &mut channel, app, candidate, peer, epoch).await,
             Err(refused) => {
@@ -154,7 +155,7 @@ async fn flows<N: Net>(
                 flow::refuse(&mut channel, &refused).await.is_ok()
             }
         };
-        drop(permit);
+        drop((busy, permit));
         if !done || *node.draining.borrow() {
             return;
         }

@@ -73,7 +73,11 @@ pub(crate) async fn run<N: Net>(node: &Arc<Node<N>>, met: Met<N>, dialled: Optio
     };
     match link.converse(asked).await {
         Ok(()) => info!(peer = %peer.id, "link closed"),
-        Err(error) => warn!(peer = %peer.id, %error, "link down"),
+        Err(error) => {
+            warn!(peer = %peer.id, %error, "link down");
+            // Of the same path and no better, whatever other link there is.
+            peer.close_unused();
+        }
     }
 }
 
@@ -109,15 +113,15 @@ impl<N: Net> Link<'_, N> {
         let node = self.node;
         let mut keepalive = Keepalive::new(Instant::now().into_std());
         let mut exports = node.exports.subscribe();
-        let mut busy = self.place.peer.busy.subscribe();
+        let mut uses = self.place.peer.activity.watch();
         let mut draining = node.draining.subscribe();
         let lost = self.place.peer.lost(self.place.peer.epoch());
         let mut lost = std::pin::pin!(lost);
         self.tell_exports()?;
         self.due.push_back(LinkMessage::Synced);
         loop {
+            uses.tell(&mut keepalive);
             let now = Instant::now().into_std();
-            keepalive.handle_busy(*busy.borrow_and_update() > 0, now);
             if keepalive.poll_ping(now) {
                 self.put(&LinkMessage::Ping)?;
             }
@@ -143,7 +147,7 @@ impl<N: Net> Link<'_, N> {
                 },
                 Ok(()) = exports.changed() => Event::Exports,
                 Some(ask) = asked.recv() => Event::Ask(ask),
-                Ok(()) = busy.changed() => Event::Timer,
+                () = uses.resumed() => Event::Timer,
                 () = drained(&mut draining) => Event::Ends,
                 () = &mut lost => Event::Lost,
                 () = sleep_until(keepalive.poll_timeout().into()) => Event::Timer,

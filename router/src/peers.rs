@@ -16,10 +16,14 @@ use tracing::info;
 use crate::datagrams::link::DatagramLink;
 use crate::identity::{Identity, PeerError};
 use crate::node::{FLOW_TIMEOUT, Node};
+use crate::tasks::AbortOnDrop;
 use crate::tls::Channel;
 
+mod activity;
 mod pool;
 
+use activity::Activity;
+pub(crate) use activity::Busy;
 use pool::MAX_IDLE;
 pub(crate) use pool::{Checkout, IDLE_TIMEOUT, MAX_DIALS};
 
@@ -86,7 +90,15 @@ struct State<N: Net> {
     boot: Option<u64>,
     /// The certificates that it showed last.
     chain: Vec<CertificateDer<'static>>,
-    datagrams: Option<DatagramLink<N>>,
+    /// With the task that serves it.
+    datagrams: Option<(DatagramLink<N>, AbortOnDrop)>,
+}
+
+impl<N: Net> State<N> {
+    fn close_unused(&mut self) {
+        self.idle.clear();
+        self.datagrams = None;
+    }
 }
 
 /// Another router.
@@ -97,8 +109,7 @@ pub(crate) struct Peer<N: Net> {
     news: Notify,
     /// Rises when the flows of before have lost their path for good.
     epoch: latest::Sender<u64>,
-    /// Flows that use the peer or wait for it.
-    pub(crate) busy: latest::Sender<usize>,
+    pub(crate) activity: Activity,
     /// For its connections that carry no flow now.
     pub(crate) unused: Arc<Semaphore>,
     /// For the dials back that it asks for.
@@ -126,7 +137,7 @@ impl<N: Net> Peer<N> {
             state: Mutex::new(state),
             news: Notify::new(),
             epoch: latest::Sender::new(0),
-            busy: latest::Sender::new(0),
+            activity: Activity::new(),
             unused: Arc::new(Semaphore::new(MAX_UNUSED)),
             dial_backs: Arc::new(Semaphore::new(MAX_DIALS)),
         }
@@ -198,8 +209,7 @@ impl<N: Net> Peer<N> {
         let since = Instant::now();
         state.down = Some(since);
         // An unused connection is worth nothing behind a path that is gone.
-        state.idle.clear();
-        state.datagrams = None;
+        state.close_unused();
         drop(state);
         self.news.notify_waiters();
         let (peer, epoch) = (self.clone(), self.epoch());
@@ -219,16 +229,21 @@ impl<N: Net> Peer<N> {
         self.cut(&mut self.lock());
     }
 
+    /// Closes the connections that carry no flow, and the one for UDP sessions, which loses nothing that a network
+    /// would not: all are made anew at need.
+    pub(crate) fn close_unused(&self) {
+        self.lock().close_unused();
+    }
+
     fn cut(&self, state: &mut State<N>) {
-        state.idle.clear();
-        state.datagrams = None;
+        state.close_unused();
         self.epoch.send_modify(|epoch| *epoch += 1);
     }
 
     /// The connection for UDP sessions, dialled or asked for where there is none yet.
     pub(crate) fn datagrams(self: &Arc<Self>, node: &Arc<Node<N>>) -> Option<DatagramLink<N>> {
         let mut state = self.lock();
-        if let Some(link) = &state.datagrams
+        if let Some((link, _)) = &state.datagrams
             && !link.is_closed()
         {
             return Some(link.clone());
@@ -238,20 +253,17 @@ impl<N: Net> Peer<N> {
         }
         let at = dialled_at(&state);
         let (link, receiver) = DatagramLink::new();
-        state.datagrams = Some(link.clone());
         if at.is_none() {
             self.ask(&mut state, Ask::Datagrams, 1);
         }
-        drop(state);
-        let (peer, owner) = (self.clone(), node.clone());
-        let task = crate::datagrams::link::run(node.clone(), peer, receiver, at);
-        owner.tasks.spawn(task);
+        let task = crate::datagrams::link::run(node.clone(), self.clone(), receiver, at);
+        state.datagrams = Some((link.clone(), AbortOnDrop(node.tasks.spawn(task))));
         Some(link)
     }
 
     /// The peer dialled back for UDP sessions.
     pub(crate) fn datagrams_dialled_back(&self, channel: Channel<N::TcpStream>) {
-        if let Some(link) = &self.lock().datagrams {
+        if let Some((link, _)) = &self.lock().datagrams {
             link.deliver(channel);
         }
     }
@@ -261,7 +273,7 @@ impl<N: Net> Peer<N> {
         let state = self.lock();
         let links = state.links.values();
         let links = links.map(|link| (link.dialled.as_ref().map(|d| d.address.clone()), link.since));
-        (links.collect(), state.idle.len(), *self.busy.borrow())
+        (links.collect(), state.idle.len(), self.activity.flows())
     }
 }
 

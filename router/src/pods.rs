@@ -1,8 +1,8 @@
 //! Sidecars: each hands over the sockets of one pod, and takes them back.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
-use std::sync::Arc;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use servicekeel_core::handoff::{self, MessageError, SocketId, ToRouter, ToSidecar};
@@ -13,7 +13,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
 use crate::node::Node;
-use crate::sockets::{MAX_SOCKETS, Sockets};
+use crate::sockets::{MAX_SOCKETS, Served, Sockets};
 use crate::stock::Stock;
 
 /// How long a sidecar may take to read what it is told.
@@ -43,7 +43,24 @@ pub(crate) struct Pod<N: Net> {
     pub(crate) stock: Stock<N::Descriptor>,
     /// How the conversation stands.
     pub(crate) state: latest::Sender<State>,
-    pub(crate) imports: std::sync::Mutex<BTreeMap<SocketId, ServicePort>>,
+    imports: Mutex<BTreeMap<SocketId, Served>>,
+}
+
+impl<N: Net> Pod<N> {
+    pub(crate) fn imports(&self) -> MutexGuard<'_, BTreeMap<SocketId, Served>> {
+        self.imports.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether this is what is left of an earlier conversation of the same pod.
+    pub(crate) fn came_before(&self, later: &Self) -> bool {
+        self.session < later.session && *self.state.borrow() != State::Connected && same_pod(self, later)
+    }
+
+    /// The pod's next sidecar has this Service at an address. One that lost its leases may have given it to another
+    /// Service than before, and the kernel shares new connections out among all sockets of an address.
+    pub(crate) fn give_way(&self, at: SocketAddr, wanted: &ServicePort) {
+        self.imports().retain(|_, served| served.at != at || served.wanted == *wanted);
+    }
 }
 
 /// How a conversation stands.
@@ -152,7 +169,7 @@ async fn session<N: Net>(
         addresses,
         stock: Stock::new(),
         state: latest::Sender::new(State::Connected),
-        imports: std::sync::Mutex::default(),
+        imports: Mutex::default(),
     });
     let name = format!("{}/{}", pod.claim.namespace, pod.claim.name);
     info!(pod = %name, ?credentials, "sidecar connected");
@@ -183,8 +200,13 @@ async fn session<N: Net>(
 async fn keep<N: Net>(node: &Node<N>, pod: &Pod<N>) {
     let mut state = pod.state.subscribe();
     // Its next one may have come before its end was seen.
-    let next = node.pods().values().any(|other| other.session > pod.session && same_pod(other, pod));
-    pod.state.send_replace(if next { State::Superseded } else { State::Gone });
+    let later = |other: &&Arc<Pod<N>>| other.session > pod.session && same_pod(other, pod);
+    let next: Vec<_> = node.pods().values().filter(later).cloned().collect();
+    pod.state.send_replace(if next.is_empty() { State::Gone } else { State::Superseded });
+    for next in next {
+        let moved: Vec<_> = next.imports().values().map(|s| (s.at, s.wanted.clone())).collect();
+        moved.iter().for_each(|(at, wanted)| pod.give_way(*at, wanted));
+    }
     // Either end is fine: the time is over, or the pod's next sidecar has come.
     let _ = timeout(GRACE, state.wait_for(|state| *state == State::Superseded)).await;
     if *pod.state.borrow() == State::Superseded {

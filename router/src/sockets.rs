@@ -1,7 +1,8 @@
 //! What one sidecar handed over: its imports are served, its exports offered.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError};
+use std::net::SocketAddr;
+use std::sync::Arc;
 
 use servicekeel_core::handoff::{SocketId, ToRouter};
 use servicekeel_core::mesh::table::{Endpoint, EndpointId};
@@ -17,17 +18,24 @@ use crate::{datagrams, imports};
 /// The most imports, and the most exports, of one sidecar.
 pub(crate) const MAX_SOCKETS: usize = 4096;
 
+/// One import in service. Dropped, its socket is closed; its flows go on.
+pub(crate) struct Served {
+    pub(crate) wanted: ServicePort,
+    /// Where the pod's applications connect.
+    pub(crate) at: SocketAddr,
+    _task: AbortOnDrop,
+}
+
 /// The sockets. Dropped, all of them are closed and withdrawn.
 pub(crate) struct Sockets<N: Net> {
     node: Arc<Node<N>>,
     pod: Arc<Pod<N>>,
-    imports: BTreeMap<SocketId, AbortOnDrop>,
     exports: BTreeMap<SocketId, EndpointId>,
 }
 
 impl<N: Net> Sockets<N> {
     pub(crate) fn new(node: Arc<Node<N>>, pod: Arc<Pod<N>>) -> Self {
-        Self { node, pod, imports: BTreeMap::new(), exports: BTreeMap::new() }
+        Self { node, pod, exports: BTreeMap::new() }
     }
 
     /// Takes a message; says which socket is refused, and why, where one is.
@@ -42,8 +50,11 @@ impl<N: Net> Sockets<N> {
                 if let Some(error) = wrong {
                     return Ok(Some((id, error.to_string())));
                 }
-                if self.imports.len() >= MAX_SOCKETS && !self.imports.contains_key(&id) {
-                    return Err(SessionError::TooMany);
+                {
+                    let imports = self.pod.imports();
+                    if imports.len() >= MAX_SOCKETS && !imports.contains_key(&id) {
+                        return Err(SessionError::TooMany);
+                    }
                 }
                 let Some(descriptor) = descriptors.pop() else { return Ok(None) };
                 if let Err(error) = self.import(id, wanted, descriptor) {
@@ -51,8 +62,7 @@ impl<N: Net> Sockets<N> {
                 }
             }
             ToRouter::Unimport { id } => {
-                self.imports.remove(&id);
-                self.pod.imports.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+                self.pod.imports().remove(&id);
             }
             ToRouter::Export { id, offered, target, allow } => {
                 if offered.service.cluster != self.node.id.cluster {
@@ -93,6 +103,10 @@ impl<N: Net> Sockets<N> {
         wanted: ServicePort,
         descriptor: N::Descriptor,
     ) -> std::io::Result<()> {
+        let at = descriptor.local_addr()?;
+        for old in self.node.pods().values().filter(|old| old.came_before(&self.pod)) {
+            old.give_way(at, &wanted);
+        }
         let task = match wanted.protocol {
             Protocol::Tcp => {
                 let listener = self.node.net.adopt_listener(descriptor)?;
@@ -103,8 +117,7 @@ impl<N: Net> Sockets<N> {
                 self.node.tasks.spawn(datagrams::import::serve(self.node.clone(), socket, wanted.clone()))
             }
         };
-        self.imports.insert(id, AbortOnDrop(task));
-        self.pod.imports.lock().unwrap_or_else(PoisonError::into_inner).insert(id, wanted);
+        self.pod.imports().insert(id, Served { wanted, at, _task: AbortOnDrop(task) });
         Ok(())
     }
 
@@ -119,6 +132,7 @@ impl<N: Net> Drop for Sockets<N> {
         for endpoint in std::mem::take(&mut self.exports).into_values() {
             self.withdraw(endpoint);
         }
+        self.pod.imports().clear();
         self.pod.stock.close();
         self.node.pods().remove(&self.pod.session);
     }

@@ -139,8 +139,7 @@ pub(crate) fn read<N: Net>(node: &Arc<Node<N>>) -> Status {
     let sidecars = sidecars.collect();
     let mut imports = Vec::new();
     for pod in &pods {
-        let wanted: Vec<_> =
-            pod.imports.lock().unwrap_or_else(std::sync::PoisonError::into_inner).values().cloned().collect();
+        let wanted: Vec<_> = pod.imports().values().map(|served| served.wanted.clone()).collect();
         for service in wanted {
             let route = node.candidates(&service).first().map(|candidate| match candidate {
                 servicekeel_core::mesh::table::Candidate::Local(_) => "this node".to_owned(),

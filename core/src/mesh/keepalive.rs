@@ -2,25 +2,28 @@
 
 use std::time::{Duration, Instant};
 
-/// How often a silent link is asked while nothing depends on it: often enough for a NAT's table.
+/// When a silent link is asked for the first time while nothing uses it: often enough for a NAT's table.
 pub const IDLE_INTERVAL: Duration = Duration::from_secs(5);
-/// How often a silent link is asked while flows use it or wait for it.
+/// The same for a link in use; and how long any link has for an answer until it is asked again.
 pub const BUSY_INTERVAL: Duration = Duration::from_secs(1);
-/// So many intervals without a word and the link is dead.
+/// So many intervals without a word and the link is dead: 3 s in use, 7 s else.
 pub const MISSES: u32 = 3;
+/// How long a link counts as used after its last use: who used it now will again, and the side that can't dial waits
+/// until the other one has found out.
+pub const LINGER: Duration = Duration::from_secs(15);
 
 /// The machine of one link: what to send, and when to give up.
 #[derive(Debug)]
 pub struct Keepalive {
     heard: Instant,
     asked: Option<Instant>,
-    busy: bool,
+    used_until: Instant,
 }
 
 impl Keepalive {
     /// A link that came up at `now`.
     pub fn new(now: Instant) -> Self {
-        Self { heard: now, asked: None, busy: false }
+        Self { heard: now, asked: None, used_until: now }
     }
 
     /// Something came from the neighbour.
@@ -29,28 +32,29 @@ impl Keepalive {
         self.asked = None;
     }
 
-    /// Whether flows use the neighbour now. A link that turns busy and was silent for longer than a busy link may
-    /// be is asked at once, and has the time of a busy link to answer.
-    pub fn handle_busy(&mut self, busy: bool, now: Instant) {
-        if busy && !self.busy && now.saturating_duration_since(self.heard) > BUSY_INTERVAL {
+    /// The neighbour is used now, by either side. A link that was not, and was silent for longer than a used one may
+    /// be, is asked at once, and has the time of a used link to answer.
+    pub fn handle_use(&mut self, now: Instant) {
+        if !self.is_used(now) && now.saturating_duration_since(self.heard) > BUSY_INTERVAL {
             self.heard = now - BUSY_INTERVAL;
             self.asked = None;
         }
-        self.busy = busy;
+        self.used_until = now + LINGER;
+    }
+
+    /// Whether the link counts as used.
+    pub fn is_used(&self, now: Instant) -> bool {
+        now < self.used_until
     }
 
     /// When to call [`Self::poll_ping`] and [`Self::is_dead`] next.
     pub fn poll_timeout(&self) -> Instant {
-        match self.asked {
-            None => self.heard + self.interval(),
-            Some(asked) => (asked + self.interval()).min(self.dead_at()),
-        }
+        self.ask_at().min(self.dead_at())
     }
 
     /// Whether a Ping is due; it counts as sent.
     pub fn poll_ping(&mut self, now: Instant) -> bool {
-        let due = self.asked.unwrap_or(self.heard) + self.interval();
-        let ask = now >= due && !self.is_dead(now);
+        let ask = now >= self.ask_at() && !self.is_dead(now);
         if ask {
             self.asked = Some(now);
         }
@@ -62,12 +66,17 @@ impl Keepalive {
         self.asked.is_some() && now >= self.dead_at()
     }
 
-    fn interval(&self) -> Duration {
-        if self.busy { BUSY_INTERVAL } else { IDLE_INTERVAL }
+    /// How long after the neighbour's last word it is asked.
+    fn silence(&self) -> Duration {
+        if self.is_used(self.heard) { BUSY_INTERVAL } else { IDLE_INTERVAL }
+    }
+
+    fn ask_at(&self) -> Instant {
+        self.asked.map_or(self.heard + self.silence(), |asked| asked + BUSY_INTERVAL)
     }
 
     fn dead_at(&self) -> Instant {
-        self.heard + self.interval() * MISSES
+        self.heard + self.silence() + BUSY_INTERVAL * (MISSES - 1)
     }
 }
 
@@ -102,19 +111,28 @@ mod tests {
         assert_eq!(run(Keepalive::new(start), start, Duration::from_secs(60), true), (12, None));
         assert_eq!(
             run(Keepalive::new(start), start, Duration::from_secs(60), false).1,
-            Some(IDLE_INTERVAL * MISSES)
+            Some(IDLE_INTERVAL + BUSY_INTERVAL * 2)
         );
-        let mut busy = Keepalive::new(start);
-        busy.handle_busy(true, start);
-        assert_eq!(run(busy, start, Duration::from_secs(60), false).1, Some(BUSY_INTERVAL * MISSES));
+        let mut used = Keepalive::new(start);
+        used.handle_use(start);
+        assert_eq!(run(used, start, Duration::from_secs(60), false).1, Some(BUSY_INTERVAL * MISSES));
     }
 
     #[test]
-    fn a_silent_link_that_turns_busy_is_found_dead_within_three_seconds() {
+    fn a_used_link_is_watched_for_a_while_after_its_use() {
+        let start = Instant::now();
+        let mut link = Keepalive::new(start);
+        link.handle_use(start);
+        // Once a second for 15 s, once in 5 s for the 45 s that are left.
+        assert_eq!(run(link, start, Duration::from_secs(60), true), (15 + 9, None));
+    }
+
+    #[test]
+    fn a_silent_link_that_is_used_again_is_found_dead_within_three_seconds() {
         let start = Instant::now();
         let mut link = Keepalive::new(start);
         let now = start + Duration::from_millis(4_900);
-        link.handle_busy(true, now);
+        link.handle_use(now);
         let (pings, died) = run(link, now, Duration::from_secs(60), false);
         assert!(pings >= 1);
         assert!(died.unwrap() <= Duration::from_secs(3), "{died:?}");

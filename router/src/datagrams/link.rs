@@ -189,6 +189,7 @@ impl<N: Net> Link<'_, N> {
             }
             Outgoing::Data { session, bytes } => {
                 if self.replies.touch(&session, now).is_some() {
+                    self.peer.activity.note();
                     self.channel.send_payload(Kind::Datagram, session, &bytes)?;
                 } else {
                     self.node.counters.datagrams_dropped.inc();
@@ -217,6 +218,7 @@ async fn handle<N: Net>(
         Kind::Datagram => match replies.touch(&session, Instant::now().into_std()) {
             Some(reply) if reply.socket.send_to(payload, reply.client).await.is_ok() => {
                 reply.signs.answer();
+                peer.activity.note();
                 node.counters.datagrams.inc();
             }
             _ => {

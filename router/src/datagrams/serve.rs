@@ -121,6 +121,7 @@ impl<N: Net> Served<'_, N> {
                 return Ok(self.open(session, open));
             }
             Kind::Datagram => {
+                self.peer.activity.note();
                 let sent = self.sessions.touch(&session, now).map(|s| s.queue.try_send(payload.into()));
                 match sent {
                     Some(Ok(())) => {}
@@ -168,6 +169,7 @@ impl<N: Net> Served<'_, N> {
     /// Puts an answer of a pod to what is sent.
     fn answer(&mut self, channel: &mut Channel<N::TcpStream>, answer: Outgoing<N>) -> Result<(), LinkError> {
         if let Outgoing::Data { session, bytes } = answer {
+            self.peer.activity.note();
             self.sessions.touch(&session, Instant::now().into_std());
             if channel.is_full() {
                 self.node.counters.datagrams_dropped.inc();

@@ -9,6 +9,7 @@ use servicekeel_runtime::net::Net;
 use tokio::time::{Instant, timeout_at};
 use tracing::debug;
 
+use super::activity::Busy;
 use super::{Ask, Idle, Peer, State, dialled_at};
 use crate::links;
 use crate::node::Node;
@@ -53,28 +54,6 @@ impl<N: Net> Checkout<N> {
     /// Gives the connection back for the next flow.
     pub(crate) fn put_back(self) {
         self.peer.put(self.channel, self.epoch);
-    }
-}
-
-/// Counts a flow in [`Peer::busy`]. Only whether there is any is news.
-struct Busy<N: Net>(Arc<Peer<N>>);
-
-impl<N: Net> Busy<N> {
-    fn new(peer: Arc<Peer<N>>) -> Self {
-        peer.busy.send_if_modified(|n| {
-            *n += 1;
-            *n == 1
-        });
-        Self(peer)
-    }
-}
-
-impl<N: Net> Drop for Busy<N> {
-    fn drop(&mut self) {
-        self.0.busy.send_if_modified(|n| {
-            *n -= 1;
-            *n == 0
-        });
     }
 }
 

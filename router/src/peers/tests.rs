@@ -97,5 +97,5 @@ async fn without_a_link_a_flow_fails_at_once_and_with_one_in_time() {
     assert!(refused.contains("within 3 s"), "{refused}");
     assert_eq!(start.elapsed(), Duration::from_secs(3));
     assert!(matches!(asked.try_recv(), Ok(Ask::Flows(1))));
-    assert_eq!((*peer.busy.borrow(), peer.lock().waiting), (0, 0));
+    assert_eq!((peer.activity.flows(), peer.lock().waiting), (0, 0));
 }
