@@ -216,7 +216,8 @@ impl Flow {
             return None;
         }
         let due = self.delivered - self.ack_sent;
-        if due >= self.ack_every || (due > 0 && self.peer_ended()) {
+        // The last one waits for our own end, which goes out with it: until then the peer needs it for nothing.
+        if due >= self.ack_every || (due > 0 && self.peer_ended() && self.fin.is_some()) {
             self.ack_sent = self.delivered;
             return frame(Kind::Ack, self.delivered);
         }
