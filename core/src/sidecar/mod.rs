@@ -16,19 +16,19 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
-use crate::annotation::{self, Defaults, Export, Finding, Import};
-use crate::dns::Zone;
+use crate::annotation::{Defaults, Export, Finding, Import};
 use crate::handoff::{self, DescriptorKind, Pod, SocketId, ToRouter, ToSidecar};
-use crate::lease::{LeaseError, Leases, RangeError, Snapshot};
-use crate::name::{ClusterName, Protocol, RouterId, ServicePort};
+use crate::lease::{Leases, RangeError, Snapshot};
+use crate::name::{ClusterName, Protocol, RouterId};
 
 mod conversation;
+mod decisions;
 mod document;
 mod exports;
 mod imports;
@@ -37,8 +37,10 @@ mod model;
 mod status;
 #[cfg(test)]
 mod tests;
+mod texts;
 
 pub use conversation::{FIRST_RETRY, LAST_RETRY, REFUSED_RETRY, WELCOME_TIMEOUT};
+pub use decisions::{Command, Notice, Outgoing, Unserved};
 pub use status::{Counts, ExportStatus, Findings, ImportStatus, PortState, PortStatus, RouterStatus};
 
 use conversation::{Conversation, Turn};
@@ -111,122 +113,6 @@ pub enum ClusterSource {
     Saved,
     /// Nobody.
     Fallback,
-}
-
-/// Why a well-written entry is not served.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Unserved {
-    /// The range is full.
-    #[error(transparent)]
-    NoAddress(#[from] LeaseError),
-    /// Too many sockets.
-    #[error(
-        "the entries before it have so many ports that its own do not fit; {} is the most in one annotation",
-        handoff::MAX_SOCKETS
-    )]
-    TooManyPorts,
-    /// Its rules do not fit into a message to the router.
-    #[error(
-        "its `allow` takes {bytes} bytes where {} is the most; write fewer rules, such as whole clusters",
-        handoff::MAX_MESSAGE
-    )]
-    TooLong {
-        /// With all its rules.
-        bytes: usize,
-    },
-}
-
-/// Something to do, at once and in the order in which it comes.
-#[derive(Debug)]
-pub enum Command {
-    /// Make a socket, and say what came of it by [`Sidecar::handle_made`].
-    Make {
-        /// Its number from now on.
-        id: SocketId,
-        /// [`DescriptorKind::TcpListener`] or [`DescriptorKind::UdpBound`].
-        kind: DescriptorKind,
-        /// Where it is bound.
-        addr: SocketAddrV4,
-    },
-    /// Close a socket.
-    Close {
-        /// Its number.
-        id: SocketId,
-    },
-    /// Answer DNS from this zone from now on.
-    SetZone(Zone),
-    /// Keep this for the next start.
-    Save(Saved),
-    /// Dial the router; say what came of it by [`Sidecar::handle_connected`] or [`Sidecar::handle_disconnected`].
-    Connect,
-    /// Close the connection to the router.
-    Disconnect,
-}
-
-/// Something to send to the router.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outgoing {
-    /// A message.
-    Plain(ToRouter),
-    /// A message with the socket of this number.
-    WithSocket(ToRouter, SocketId),
-    /// So many unconnected sockets, to be made for it. What can't be made is said by [`Sidecar::handle_short`].
-    Stock {
-        /// TCP sockets.
-        tcp: u16,
-        /// UDP sockets.
-        udp: u16,
-    },
-}
-
-/// Something that changed, for the log.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Notice {
-    /// There is no file of annotations. What was served still is.
-    Absent,
-    /// Another text of this annotation is in service, or the same one means something else. See [`Sidecar::findings`].
-    Applied(Annotation),
-    /// A new text of this annotation can't be used as a whole, and the last good one stays. See
-    /// [`Sidecar::findings`].
-    Unusable(Annotation),
-    /// The same entries, and other Services of them than before are not served. See [`Sidecar::findings`].
-    Unserved(Annotation),
-    /// The pod counts itself to this cluster.
-    Cluster(ClusterName, ClusterSource),
-    /// The router serves another cluster than the one that is configured.
-    OtherCluster {
-        /// The router's.
-        router: ClusterName,
-    },
-    /// The socket of an import can't be made.
-    MakeFailed {
-        /// The import.
-        port: ServicePort,
-        /// Where its socket should be.
-        addr: SocketAddrV4,
-        /// Why.
-        reason: String,
-        /// When it is tried again, from now.
-        retry: Duration,
-    },
-    /// The socket of an import is there, after it could not be made.
-    Made {
-        /// The import.
-        port: ServicePort,
-    },
-    /// There is a conversation with this router.
-    RouterUp(RouterId),
-    /// The conversation ended, or there was none at the start.
-    RouterDown(String),
-    /// The router does not serve an import or export.
-    Refused {
-        /// Which.
-        port: ServicePort,
-        /// Why.
-        reason: String,
-    },
-    /// A lease of an earlier run is not kept.
-    LeaseDropped(String),
 }
 
 /// The machine. See the module for how it is driven.
@@ -466,104 +352,6 @@ impl Sidecar {
         self.notices.pop_front()
     }
 
-    fn take(&mut self, annotation: Annotation, given: Given, now: Instant) {
-        let Some(defaults) = &self.defaults else { return self.wait(annotation, given) };
-        let taken = match annotation {
-            Annotation::Exports => {
-                self.exports_text.take(given, |text| annotation::parse_exports(text, defaults))
-            }
-            Annotation::Imports => {
-                self.imports_text.take(given, |text| annotation::parse_imports(text, defaults))
-            }
-        };
-        self.unsaved |= taken.text;
-        if taken.entries {
-            self.apply(annotation, now);
-        }
-        let unusable = self.findings(annotation).error.is_some();
-        if taken.error && unusable {
-            self.notices.push_back(Notice::Unusable(annotation));
-        } else if taken.entries || taken.error {
-            self.notices.push_back(Notice::Applied(annotation));
-        }
-    }
-
-    /// Keeps what came before the cluster is known: the last text that is good, and why a later one is not.
-    fn wait(&mut self, annotation: Annotation, given: Given) {
-        let given = match given {
-            Given::Text(text) => match self.whole_error(annotation, &text) {
-                Some(finding) => Given::Unusable(finding),
-                None => Given::Text(text),
-            },
-            other => other,
-        };
-        let is_text = |given: &Given| matches!(given, Given::Text(_));
-        let replaces = is_text(&given);
-        self.waiting.retain(|(which, earlier)| *which != annotation || (is_text(earlier) && !replaces));
-        self.waiting.push((annotation, given));
-    }
-
-    /// Why a text can't be used as a whole; that depends on no cluster.
-    fn whole_error(&self, annotation: Annotation, text: &str) -> Option<Finding> {
-        let any = Defaults { namespace: self.config.pod.namespace.clone(), cluster: ClusterName::fallback() };
-        match annotation {
-            Annotation::Exports => annotation::parse_exports(text, &any).err(),
-            Annotation::Imports => annotation::parse_imports(text, &any).err(),
-        }
-    }
-
-    fn apply(&mut self, annotation: Annotation, now: Instant) {
-        match annotation {
-            Annotation::Exports => self.apply_exports(),
-            Annotation::Imports => self.apply_imports(true, now),
-        }
-    }
-
-    fn apply_exports(&mut self) {
-        let Some(parsed) = self.exports_text.parsed() else { return };
-        let steps = self.exports.apply(&parsed.entries, &mut self.next_id);
-        steps.over.into_iter().for_each(|id| self.conversation.exports.end(id));
-        steps.tell.into_iter().for_each(|id| self.conversation.exports.tell(id));
-    }
-
-    /// `anew`: for a new text, which has a notice of its own.
-    fn apply_imports(&mut self, anew: bool, now: Instant) {
-        let (Some(defaults), Some(parsed)) = (&self.defaults, self.imports_text.parsed()) else { return };
-        let steps = self.imports.apply(&parsed.entries, &mut self.next_id, now);
-        self.unsaved |= steps.leases;
-        if steps.unserved && !anew {
-            self.notices.push_back(Notice::Unserved(Annotation::Imports));
-        }
-        let zone = (steps.zone || !self.zone_set).then(|| {
-            let served: Vec<(Import, Ipv4Addr)> =
-                self.imports.served().map(|(import, address)| (import.clone(), address)).collect();
-            Zone::new(defaults, &self.config.search, self.imports.leases().range(), &served)
-        });
-        steps.make.into_iter().for_each(|id| self.make(id));
-        if let Some(zone) = zone {
-            self.commands.push_back(Command::SetZone(zone));
-            self.zone_set = true;
-        }
-        for (id, held) in steps.over {
-            self.conversation.imports.end(id);
-            if held {
-                self.commands.push_back(Command::Close { id });
-            }
-        }
-    }
-
-    /// While there has never been an annotation DNS answers for the names of others all the same.
-    fn set_empty_zone(&mut self) {
-        if let Some(defaults) = &self.defaults
-            && self.absent
-            && !self.zone_set
-        {
-            let zone = Zone::new(defaults, &self.config.search, self.imports.leases().range(), &[]);
-            self.commands.push_back(Command::SetZone(zone));
-            self.zone_set = true;
-        }
-    }
-
     fn make(&mut self, id: SocketId) {
         if let Some((port, socket)) = self.imports.get(id) {
             let kind = match port.protocol {
@@ -571,39 +359,6 @@ impl Sidecar {
                 Protocol::Udp => DescriptorKind::UdpBound,
             };
             self.commands.push_back(Command::Make { id, kind, addr: socket.addr });
-        }
-    }
-
-    fn set_cluster(&mut self, cluster: ClusterName, source: ClusterSource, now: Instant) {
-        self.cluster_wait = None;
-        // The router's word is saved, also where it says what was assumed.
-        self.unsaved |= source == ClusterSource::Router && self.cluster_source == ClusterSource::Fallback;
-        let known = self.defaults.as_ref().map(|defaults| &defaults.cluster);
-        let (first, other) = (known.is_none(), known != Some(&cluster));
-        self.cluster_source = source;
-        if !other {
-            return;
-        }
-        self.notices.push_back(Notice::Cluster(cluster.clone(), source));
-        let defaults = Defaults { namespace: self.config.pod.namespace.clone(), cluster };
-        if first {
-            self.defaults = Some(defaults);
-            for (annotation, given) in std::mem::take(&mut self.waiting) {
-                self.take(annotation, given, now);
-            }
-            return self.set_empty_zone();
-        }
-        // What the texts leave open means another cluster now.
-        self.unsaved = true;
-        self.zone_set = false;
-        let exports = self.exports_text.parse_again(|text| annotation::parse_exports(text, &defaults));
-        let imports = self.imports_text.parse_again(|text| annotation::parse_imports(text, &defaults));
-        self.defaults = Some(defaults);
-        for (annotation, read) in [(Annotation::Exports, exports), (Annotation::Imports, imports)] {
-            if read {
-                self.apply(annotation, now);
-                self.notices.push_back(Notice::Applied(annotation));
-            }
         }
     }
 

@@ -1,13 +1,14 @@
 //! A sidecar under any sequence of edits, failures and reconnects, beside a model of the kernel and of a router.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddrV4;
 use std::num::NonZeroU16;
 
 use proptest::prelude::*;
 
 use super::*;
-use crate::dns::{Answer, Name, Record, record_type};
-use crate::name::{Label, ServiceName};
+use crate::dns::{Answer, Name, Record, Zone, record_type};
+use crate::name::{Label, ServiceName, ServicePort};
 
 /// An entry: number of the Service, its cluster where it says one, its ports (even ones are UDP) and what to add to a
 /// port for its target.

@@ -1,7 +1,9 @@
 //! Stories of one sidecar.
 
+use std::net::SocketAddrV4;
+
 use super::*;
-use crate::dns::{Answer, Name, Record, record_type};
+use crate::dns::{Answer, Name, Record, Zone, record_type};
 
 #[allow(clippy::disallowed_methods)]
 fn start() -> Instant {
