@@ -64,3 +64,14 @@ counters! {
     /// Conversations with sidecars that were refused or broken off for a violation.
     sidecars_refused: Counter = "sidecars_refused";
 }
+
+impl Counters {
+    /// Bytes of a TCP flow went from its client to its service, and back.
+    pub(crate) fn count_bytes(&self, sent: u64, received: u64) {
+        for (counter, bytes) in [(&self.bytes_sent, sent), (&self.bytes_received, received)] {
+            if bytes > 0 {
+                counter.inc_by(bytes);
+            }
+        }
+    }
+}

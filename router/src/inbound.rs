@@ -176,14 +176,13 @@ async fn carry<N: Net>(
         app.reset();
         return false;
     }
-    let carried = flow::carry(channel, app, peer.lost(epoch)).await;
-    node.counters.bytes_sent.inc_by(carried.received);
-    node.counters.bytes_received.inc_by(carried.sent);
-    if let Err(error) = &carried.end {
+    let count = |received, sent| node.counters.count_bytes(sent, received);
+    let carried = flow::carry(channel, app, peer.lost(epoch), count).await;
+    if let Err(error) = &carried {
         debug!(peer = %peer.id, %error, "a flow lost its path");
         node.counters.flows_lost.inc();
     }
-    carried.end.is_ok()
+    carried.is_ok()
 }
 
 /// Whether a peer's consumer may use what it wants here, or why not.

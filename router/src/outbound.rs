@@ -78,13 +78,11 @@ async fn carry<N: Net>(
     wanted: &ServicePort,
 ) {
     let _carrying = node.carrying(candidate);
+    let count = |sent, received| node.counters.count_bytes(sent, received);
     match path {
         Path::Here(service) => {
             node.counters.flows_local.inc();
-            let (sent, received, end) = node.net.splice(app, service).await;
-            node.counters.bytes_sent.inc_by(sent);
-            node.counters.bytes_received.inc_by(received);
-            if let Err(error) = end {
+            if let Err(error) = node.net.splice(app, service, count).await {
                 debug!(%wanted, %error, "a flow ended by a reset");
             }
         }
@@ -92,10 +90,7 @@ async fn carry<N: Net>(
             node.counters.flows_outbound.inc();
             let lost = connection.peer.clone();
             let lost = lost.lost(connection.epoch);
-            let carried = flow::carry(&mut connection.channel, app, lost).await;
-            node.counters.bytes_sent.inc_by(carried.sent);
-            node.counters.bytes_received.inc_by(carried.received);
-            match carried.end {
+            match flow::carry(&mut connection.channel, app, lost, count).await {
                 Ok(()) => connection.put_back(),
                 Err(error) => {
                     debug!(%wanted, peer = %connection.peer.id, %error, "a flow lost its path: reset");

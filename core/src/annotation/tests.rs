@@ -269,7 +269,8 @@ fn a_bomb_is_refused_fast() {
         let result = parse_exports(&bomb, &defaults());
         let took = start.elapsed();
         assert!(result.is_err(), "{}", &bomb[..40]);
-        assert!(took < Duration::from_secs(5), "{took:?} for {}", &bomb[..40]);
+        // One that goes off takes hours; seconds are a debug build on a busy machine.
+        assert!(took < Duration::from_secs(60), "{took:?} for {}", &bomb[..40]);
     }
 }
 

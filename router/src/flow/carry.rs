@@ -24,23 +24,19 @@ const BATCH: usize = 16;
 /// Bytes that are read from the application at once: four records.
 const READ: usize = 4 * MAX_DATA;
 
-/// How a flow went.
-#[derive(Debug)]
-pub struct Carried {
-    /// Bytes from this side's application.
-    pub sent: u64,
-    /// Bytes to this side's application.
-    pub received: u64,
-    /// Ok: the connection is free for the next flow. Err: it is of no use any more, and the application was reset.
-    pub end: Result<(), ChannelError>,
-}
-
-/// Carries a flow to its end. When `lost` resolves, its path is lost for good.
+/// Carries a flow to its end. When `lost` resolves, its path is lost for good. `count` is told meanwhile how many more
+/// bytes came from this side's application, and went to it.
+///
+/// Ok: the connection is free for the next flow.
+///
+/// # Errors
+/// [`ChannelError`]: it is of no use any more, and the application was reset.
 pub async fn carry<S: Stream, A: Stream>(
     channel: &mut Channel<S>,
     app: A,
     lost: impl Future<Output = ()>,
-) -> Carried {
+    count: impl Fn(u64, u64),
+) -> Result<(), ChannelError> {
     let buffers = channel.buffers();
     let mut carry = Carry {
         channel,
@@ -56,20 +52,26 @@ pub async fn carry<S: Stream, A: Stream>(
         resetting: None,
     };
     let mut lost = std::pin::pin!(lost);
+    let mut counted = (0, 0);
     let end = poll_fn(|cx| {
         if lost.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Err(ChannelError::Lost));
         }
-        carry.poll(cx)
+        let polled = carry.poll(cx);
+        let (sent, received) = carry.flow.counts();
+        if counted != (sent, received) {
+            count(sent - counted.0, received - counted.1);
+            counted = (sent, received);
+        }
+        polled
     })
     .await;
-    let (sent, received) = carry.flow.counts();
     if end.is_ok()
         && let Some(app) = carry.app.take()
     {
         app.close();
     }
-    Carried { sent, received, end }
+    end
 }
 
 /// Dropped before its end, it resets the application, which would else take what it has for all.

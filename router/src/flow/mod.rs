@@ -2,7 +2,7 @@
 
 mod carry;
 
-pub use carry::{Carried, carry};
+pub use carry::carry;
 use servicekeel_core::flow::frame::{self, Kind, Open, Refused};
 use servicekeel_runtime::net::Stream;
 

@@ -25,6 +25,25 @@ fn request() -> Open {
     Open { flow: 1, wanted, namespace: None }
 }
 
+/// How a flow went, and what was counted meanwhile.
+struct Carried {
+    sent: u64,
+    received: u64,
+    end: Result<(), ChannelError>,
+}
+
+async fn carry_until(
+    channel: &mut Channel<OsStream>,
+    app: OsStream,
+    lost: impl Future<Output = ()>,
+) -> Carried {
+    let counted = std::cell::Cell::new((0, 0));
+    let count = |sent, received| counted.set((counted.get().0 + sent, counted.get().1 + received));
+    let end = carry(channel, app, lost, count).await;
+    let (sent, received) = counted.get();
+    Carried { sent, received, end }
+}
+
 /// Opens a flow and carries it between two applications, each given as what it does with its stream.
 async fn flow<A, B>(
     near: &mut Channel<OsStream>,
@@ -39,12 +58,12 @@ where
     let ((client_app, router_near), (router_far, service_app)) = (streams().await, streams().await);
     let near = async {
         assert!(matches!(open(near, &request()).await.unwrap(), Answer::Opened));
-        carry(near, router_near, std::future::pending()).await
+        carry_until(near, router_near, std::future::pending()).await
     };
     let far = async {
         assert_eq!(next_open(far).await.unwrap(), Some(request()));
         accept(far).await.unwrap();
-        carry(far, router_far, std::future::pending()).await
+        carry_until(far, router_far, std::future::pending()).await
     };
     let all = async { tokio::join!(near, far, client(client_app), service(service_app)) };
     timeout(Duration::from_secs(20), all).await.expect("the flow ends")
@@ -161,13 +180,13 @@ async fn a_lost_path_resets_the_application() {
     app.write_all(b"x").await.unwrap();
     // The other router dies.
     drop(b);
-    let carried = carry(&mut a, router, std::future::pending()).await;
+    let carried = carry_until(&mut a, router, std::future::pending()).await;
     assert!(carried.end.is_err());
     assert!(app.read(&mut [0]).await.is_err(), "the loss looks like an end");
 
     let (mut a, _b) = channels().await;
     let (mut app, router) = streams().await;
-    let carried = carry(&mut a, router, std::future::ready(())).await;
+    let carried = carry_until(&mut a, router, std::future::ready(())).await;
     assert!(matches!(carried.end, Err(ChannelError::Lost)));
     assert!(app.read(&mut [0]).await.is_err(), "the loss looks like an end");
 }
@@ -194,7 +213,8 @@ async fn one_that_writes_all_before_it_reads_is_not_stopped_by_what_it_does_not_
 async fn a_flow_that_is_dropped_resets_the_application() {
     let (mut a, _b) = channels().await;
     let (mut app, router) = streams().await;
-    let carried = timeout(Duration::from_millis(50), carry(&mut a, router, std::future::pending())).await;
+    let carried =
+        timeout(Duration::from_millis(50), carry_until(&mut a, router, std::future::pending())).await;
     assert!(carried.is_err());
     assert!(app.read(&mut [0]).await.is_err(), "the router's end looks like the service's");
 }

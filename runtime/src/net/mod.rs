@@ -61,14 +61,15 @@ pub trait Net: Clone + Send + Sync + 'static {
     /// Connects to a router at a path.
     fn handoff_connect(&self, path: &Path) -> impl Future<Output = io::Result<Self::Handoff>> + Send;
 
-    /// Carries bytes both ways between two streams of this machine until both have ended, then says how many went
-    /// from `a` to `b` and from `b` to `a`. An end of one side is passed on as an end, and the other direction goes
-    /// on; a reset is passed on as a reset.
+    /// Carries bytes both ways between two streams of this machine until both have ended. `count` is told meanwhile
+    /// how many more went from `a` to `b`, and from `b` to `a`. An end of one side is passed on as an end, and the
+    /// other direction goes on; a reset is passed on as a reset.
     fn splice(
         &self,
         a: Self::TcpStream,
         b: Self::TcpStream,
-    ) -> impl Future<Output = (u64, u64, io::Result<()>)> + Send;
+        count: impl Fn(u64, u64) + Send + Sync,
+    ) -> impl Future<Output = io::Result<()>> + Send;
 }
 
 /// A TCP stream.

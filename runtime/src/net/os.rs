@@ -77,8 +77,13 @@ impl Net for OsNet {
         OsHandoff::connect(path).await
     }
 
-    async fn splice(&self, a: OsStream, b: OsStream) -> (u64, u64, io::Result<()>) {
-        splice::splice(&self.pipes, a, b).await
+    async fn splice(
+        &self,
+        a: OsStream,
+        b: OsStream,
+        count: impl Fn(u64, u64) + Send + Sync,
+    ) -> io::Result<()> {
+        splice::splice(&self.pipes, a, b, count).await
     }
 }
 

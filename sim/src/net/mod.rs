@@ -165,8 +165,13 @@ impl Net for SimNet {
         SimHandoff::connect(&self.kernel, path, self.process.credentials).await
     }
 
-    async fn splice(&self, a: SimStream, b: SimStream) -> (u64, u64, io::Result<()>) {
-        splice::splice(a, b).await
+    async fn splice(
+        &self,
+        a: SimStream,
+        b: SimStream,
+        count: impl Fn(u64, u64) + Send + Sync,
+    ) -> io::Result<()> {
+        splice::splice(a, b, count).await
     }
 }
 

@@ -28,11 +28,14 @@ impl Drop for Ends {
 }
 
 /// See [`servicekeel_runtime::net::Net::splice`].
-pub(super) async fn splice(a: SimStream, b: SimStream) -> (u64, u64, io::Result<()>) {
-    let (mut forth, mut back) = (0, 0);
+pub(super) async fn splice(
+    a: SimStream,
+    b: SimStream,
+    count: impl Fn(u64, u64) + Send + Sync,
+) -> io::Result<()> {
     let mut ends = Ends(Some((a, b)));
     let outcome = match &ends.0 {
-        Some((a, b)) => both_ways(a, b, &mut forth, &mut back).await,
+        Some((a, b)) => both_ways(a, b, &count).await,
         None => Ok(()),
     };
     if outcome.is_ok()
@@ -41,12 +44,12 @@ pub(super) async fn splice(a: SimStream, b: SimStream) -> (u64, u64, io::Result<
         a.close();
         b.close();
     }
-    (forth, back, outcome)
+    outcome
 }
 
-async fn both_ways(a: &SimStream, b: &SimStream, forth: &mut u64, back: &mut u64) -> io::Result<()> {
-    let mut forth = pin!(carry(a, b, forth));
-    let mut back = pin!(carry(b, a, back));
+async fn both_ways(a: &SimStream, b: &SimStream, count: &(impl Fn(u64, u64) + Sync)) -> io::Result<()> {
+    let mut forth = pin!(carry(a, b, |n| count(n, 0)));
+    let mut back = pin!(carry(b, a, |n| count(0, n)));
     // A side that has ended is not read any more, so only its error tells that it is gone.
     select! {
         biased;
@@ -70,7 +73,7 @@ async fn both_ways(a: &SimStream, b: &SimStream, forth: &mut u64, back: &mut u64
 }
 
 /// Carries bytes one way until `from` ends, and then ends `to`.
-async fn carry(from: &SimStream, to: &SimStream, carried: &mut u64) -> io::Result<()> {
+async fn carry(from: &SimStream, to: &SimStream, count: impl Fn(u64)) -> io::Result<()> {
     let mut buffer = vec![0; BURST];
     loop {
         let mut read = ReadBuf::new(&mut buffer);
@@ -86,7 +89,7 @@ async fn carry(from: &SimStream, to: &SimStream, carried: &mut u64) -> io::Resul
                 written => written,
             })
             .await?;
-            *carried += n as u64;
+            count(n as u64);
             bytes = &bytes[n..];
         }
         tokio::task::coop::consume_budget().await;

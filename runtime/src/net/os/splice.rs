@@ -116,11 +116,15 @@ impl Drop for Ends {
 }
 
 /// See [`crate::net::Net::splice`].
-pub(super) async fn splice(pipes: &Pipes, a: OsStream, b: OsStream) -> (u64, u64, io::Result<()>) {
-    let (mut forth, mut back) = (0, 0);
+pub(super) async fn splice(
+    pipes: &Pipes,
+    a: OsStream,
+    b: OsStream,
+    count: impl Fn(u64, u64) + Send + Sync,
+) -> io::Result<()> {
     let mut ends = Ends(Some((a, b)));
     let outcome = match &ends.0 {
-        Some((a, b)) => both_ways(pipes, a.tokio(), b.tokio(), &mut forth, &mut back).await,
+        Some((a, b)) => both_ways(pipes, a.tokio(), b.tokio(), &count).await,
         None => Ok(()),
     };
     if outcome.is_ok()
@@ -129,18 +133,17 @@ pub(super) async fn splice(pipes: &Pipes, a: OsStream, b: OsStream) -> (u64, u64
         a.close();
         b.close();
     }
-    (forth, back, outcome)
+    outcome
 }
 
 async fn both_ways(
     pipes: &Pipes,
     a: &TcpStream,
     b: &TcpStream,
-    forth: &mut u64,
-    back: &mut u64,
+    count: &(impl Fn(u64, u64) + Sync),
 ) -> io::Result<()> {
-    let mut forth = pin!(carry(pipes, a, b, forth));
-    let mut back = pin!(carry(pipes, b, a, back));
+    let mut forth = pin!(carry(pipes, a, b, |n| count(n, 0)));
+    let mut back = pin!(carry(pipes, b, a, |n| count(0, n)));
     // A side that has ended is not read any more, so only its error tells that it is gone.
     select! {
         biased;
@@ -164,11 +167,11 @@ async fn both_ways(
 }
 
 /// Carries bytes one way until `from` ends, and then ends `to`.
-async fn carry(pipes: &Pipes, from: &TcpStream, to: &TcpStream, carried: &mut u64) -> io::Result<()> {
+async fn carry(pipes: &Pipes, from: &TcpStream, to: &TcpStream, count: impl Fn(u64)) -> io::Result<()> {
     loop {
         from.readable().await?;
         let mut pipe = pipes.take().await;
-        let ended = burst(&mut pipe, from, to, carried).await?;
+        let ended = burst(&mut pipe, from, to, &count).await?;
         pipes.put_back(pipe);
         if ended {
             return SockRef::from(to).shutdown(Shutdown::Write);
@@ -180,7 +183,7 @@ async fn carry(pipes: &Pipes, from: &TcpStream, to: &TcpStream, carried: &mut u6
 ///
 /// Bytes are read into an empty pipe only, so EAGAIN has one meaning each time: into the pipe, that `from` has
 /// nothing; out of it, that `to` has no room.
-async fn burst(pipe: &mut Pipe, from: &TcpStream, to: &TcpStream, carried: &mut u64) -> io::Result<bool> {
+async fn burst(pipe: &mut Pipe, from: &TcpStream, to: &TcpStream, count: &impl Fn(u64)) -> io::Result<bool> {
     let mut share = SHARE;
     loop {
         match from.try_io(Interest::READABLE, || pipe.fill(from)) {
@@ -192,7 +195,7 @@ async fn burst(pipe: &mut Pipe, from: &TcpStream, to: &TcpStream, carried: &mut 
         let filled = pipe.held;
         while pipe.held > 0 {
             match to.try_io(Interest::WRITABLE, || pipe.drain(to)) {
-                Ok(n) => *carried += n as u64,
+                Ok(n) => count(n as u64),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     select! {
                         biased;

@@ -1,3 +1,5 @@
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use servicekeel_runtime::net::Stream;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
@@ -16,7 +18,15 @@ async fn flow() -> Flow {
     let (client, a) = pair(&net).await;
     let (server, b) = pair(&net).await;
     let mut between = JoinSet::new();
-    between.spawn(async move { net.splice(a, b).await });
+    between.spawn(async move {
+        let (forth, back) = (AtomicU64::new(0), AtomicU64::new(0));
+        let count = |n, m| {
+            forth.fetch_add(n, Ordering::Relaxed);
+            back.fetch_add(m, Ordering::Relaxed);
+        };
+        let outcome = net.splice(a, b, count).await;
+        (forth.into_inner(), back.into_inner(), outcome)
+    });
     Flow { client, server, between }
 }
 

@@ -1,3 +1,4 @@
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -31,7 +32,15 @@ async fn flow() -> Flow {
     let (server, b) = pair(&net).await;
     let mut between = JoinSet::new();
     let spliced = net.clone();
-    between.spawn(async move { spliced.splice(a, b).await });
+    between.spawn(async move {
+        let (forth, back) = (AtomicU64::new(0), AtomicU64::new(0));
+        let count = |n, m| {
+            forth.fetch_add(n, Ordering::Relaxed);
+            back.fetch_add(m, Ordering::Relaxed);
+        };
+        let outcome = spliced.splice(a, b, count).await;
+        (forth.into_inner(), back.into_inner(), outcome)
+    });
     Flow { net, client, server, between }
 }
 
