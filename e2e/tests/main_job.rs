@@ -82,6 +82,27 @@ fn datagrams_keep_their_boundaries_at_every_size() -> Result<()> {
     Ok(())
 }
 
+fn metric(admin: SocketAddr, name: &str) -> Result<u64> {
+    let (_, metrics) = e2e::get(admin, "/metrics")?;
+    let line = metrics.lines().find(|line| line.starts_with(name)).with_context(|| metrics.clone())?;
+    Ok(line.rsplit(' ').next().context("no value")?.parse()?)
+}
+
+#[test]
+fn bytes_are_counted_while_the_flow_runs() -> Result<()> {
+    let pair = Pair::start()?;
+    let _echo = Echo::start(pair.service)?;
+    let mut stream = connect(pair.resolve("web.default")?)?;
+    stream.write_all(&pattern(100_000))?;
+    stream.read_exact(&mut vec![0; 100_000])?;
+    for router in [&pair.a, &pair.b] {
+        for name in ["servicekeel_router_sent_bytes_total", "servicekeel_router_received_bytes_total"] {
+            wait_for(name, LIMIT, || Ok((metric(router.admin, name)? == 100_000).then_some(())))?;
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn many_flows_reuse_connections() -> Result<()> {
     let pair = Pair::start()?;
@@ -91,13 +112,10 @@ fn many_flows_reuse_connections() -> Result<()> {
         let bytes = pattern(i * 100);
         ensure!(exchange(web, &bytes)? == bytes, "flow {i}");
     }
-    let (_, metrics) = e2e::get(pair.b.admin, "/metrics")?;
-    let count = |name: &str| -> Result<u64> {
-        let line = metrics.lines().find(|line| line.starts_with(name)).with_context(|| metrics.clone())?;
-        Ok(line.rsplit(' ').next().context("no value")?.parse()?)
-    };
-    let (dialled, reused) =
-        (count("servicekeel_router_pool_dialled_total")?, count("servicekeel_router_pool_reused_total")?);
+    let (dialled, reused) = (
+        metric(pair.b.admin, "servicekeel_router_pool_dialled_total")?,
+        metric(pair.b.admin, "servicekeel_router_pool_reused_total")?,
+    );
     ensure!(dialled <= 8 && reused >= 190, "dialled {dialled}, reused {reused}");
     Ok(())
 }
