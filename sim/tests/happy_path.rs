@@ -151,6 +151,15 @@ fn datagrams_of_every_size_come_whole() {
                 for size in sizes {
                     assert!(world.exchange(pod, to, &port, size).await, "{size} bytes to {port} from {pod}");
                 }
+                // Several clients of one import at once: each hears what answers its own.
+                let mut clients = JoinSet::new();
+                for size in 600..608 {
+                    let world = world.clone();
+                    clients.spawn_local(async move { world.exchange(pod, to, &port, size).await });
+                }
+                while let Some(answered) = clients.join_next().await {
+                    assert!(answered.unwrap(), "{port} from {pod}");
+                }
             }
         });
     }
