@@ -44,9 +44,9 @@ impl World {
     pub async fn resolve(&self, pod: &str, port: &Port) -> Option<IpAddr> {
         let transport = if self.draw().is_multiple_of(8) { Transport::Tcp } else { Transport::Udp };
         match self.ask(pod, &port.long_name(), RecordType::A, transport).await {
-            Ok(Answer { code: ResponseCode::NoError, addresses, .. }) => {
+            Ok(Answer { code: ResponseCode::NoError, addresses, ttl, .. }) => {
                 let address = *addresses.first()?;
-                self.oracle.answer(pod, &port.long_name(), address);
+                self.oracle.answer(pod, &port.long_name(), address, ttl);
                 Some(address)
             }
             Ok(answer) => {

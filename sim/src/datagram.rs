@@ -27,6 +27,7 @@ pub async fn serve(net: SimNet, at: SocketAddr, service: Service, oracle: Oracle
 /// A client with a socket of its own.
 pub struct Client {
     socket: SimDatagrams,
+    number: u64,
     oracle: Oracle,
     buf: Vec<u8>,
 }
@@ -38,7 +39,8 @@ impl Client {
     /// Those of bind(2).
     pub fn new(net: &SimNet, oracle: &Oracle) -> io::Result<Self> {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        Ok(Self { socket: net.bind_udp(any)?, oracle: oracle.clone(), buf: vec![0; usize::from(u16::MAX)] })
+        let (number, buf) = (oracle.begin_client(), vec![0; usize::from(u16::MAX)]);
+        Ok(Self { socket: net.bind_udp(any)?, number, oracle: oracle.clone(), buf })
     }
 
     /// Sends a datagram of `len` bytes and waits for its answer; false where none comes within `patience`.
@@ -52,7 +54,7 @@ impl Client {
         len: usize,
         patience: Duration,
     ) -> io::Result<bool> {
-        let (number, bytes) = self.oracle.send_datagram(service, len);
+        let (number, bytes) = self.oracle.send_datagram(self.number, service, len);
         let until = Instant::now() + patience;
         self.socket.send_to(&bytes, to).await?;
         loop {
@@ -63,7 +65,7 @@ impl Client {
             if from != to {
                 self.oracle.violate(format_args!("what was sent to {to} is answered by {from}"));
             }
-            match self.oracle.receive_answer(service, &self.buf[..got]) {
+            match self.oracle.receive_answer(self.number, service, &self.buf[..got]) {
                 // A late answer to an earlier one is fine.
                 Some(answered) if answered != number && answered != 0 => {}
                 Some(0) if got != len => {}

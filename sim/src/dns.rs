@@ -74,6 +74,8 @@ pub struct Answer {
     pub code: ResponseCode,
     /// The addresses of A records.
     pub addresses: Vec<IpAddr>,
+    /// The shortest TTL of the answers.
+    pub ttl: Duration,
     /// The ports of SRV records.
     pub ports: Vec<u16>,
 }
@@ -116,6 +118,7 @@ pub async fn ask(
                 _ => None,
             })
             .collect(),
+        ttl: Duration::from_secs(answer.answers.iter().map(|record| record.ttl).min().unwrap_or(0).into()),
         ports: data()
             .filter_map(|data| match data {
                 RData::SRV(srv) => Some(srv.port),

@@ -27,16 +27,25 @@ pub enum Shape {
     Both,
     /// The service reads to the end, and then answers.
     Answer,
-    /// The service says all and ends, and then the client begins.
+    /// The client says nothing, not even what it wants, before the service has greeted it; the service says all and ends,
+    /// and then the client begins.
     ServiceFirst,
+    /// The client says all as fast as it goes and reads nothing before; the service takes its time to read.
+    ClientReadsLate,
     /// The client resets after half of its bytes.
     ClientResets,
     /// The service resets after half of its bytes.
     ServiceResets,
 }
 
-const SHAPES: [Shape; 5] =
-    [Shape::Both, Shape::Answer, Shape::ServiceFirst, Shape::ClientResets, Shape::ServiceResets];
+const SHAPES: [Shape; 6] = [
+    Shape::Both,
+    Shape::Answer,
+    Shape::ServiceFirst,
+    Shape::ClientReadsLate,
+    Shape::ClientResets,
+    Shape::ServiceResets,
+];
 
 /// One flow.
 #[derive(Debug, Clone, Copy)]
@@ -120,8 +129,9 @@ async fn client(
         writer.write_all(&header).await?;
         match plan.shape {
             Shape::ServiceFirst => {}
-            Shape::ClientResets => send(&mut writer, number, UP, plan.up / 2, plan.pace).await?,
-            _ => say(&mut writer, number, UP, plan.up, plan.pace).await?,
+            Shape::ClientResets => send(&mut writer, number, UP, plan.up / 2, plan.pace, oracle).await?,
+            Shape::ClientReadsLate => say(&mut writer, number, UP, plan.up, Duration::ZERO, oracle).await?,
+            _ => say(&mut writer, number, UP, plan.up, plan.pace, oracle).await?,
         }
         Ok(())
     };
@@ -133,18 +143,23 @@ async fn client(
             return Ok(());
         }
         Shape::ServiceFirst => {
-            sending.await?;
             greeted(&mut reader, plan.service, oracle).await?;
-            hear(&mut reader, incoming).await?;
-            say(&mut writer, number, UP, plan.up, plan.pace).await?;
+            sending.await?;
+            hear(&mut reader, incoming, Duration::ZERO).await?;
+            say(&mut writer, number, UP, plan.up, plan.pace, oracle).await?;
             // The service ended long ago; it closes when it has all.
             return Ok(());
+        }
+        Shape::ClientReadsLate => {
+            sending.await?;
+            greeted(&mut reader, plan.service, oracle).await?;
+            return hear(&mut reader, incoming, Duration::ZERO).await;
         }
         Shape::Both | Shape::Answer | Shape::ServiceResets => {}
     }
     let receiving = async {
         greeted(&mut reader, plan.service, oracle).await?;
-        hear(&mut reader, incoming).await
+        hear(&mut reader, incoming, Duration::ZERO).await
     };
     tokio::try_join!(biased; sending, receiving).map(|_: ((), ())| ())
 }
@@ -174,6 +189,7 @@ async fn send(
     direction: u64,
     total: u64,
     pace: Duration,
+    oracle: &Oracle,
 ) -> io::Result<()> {
     let content = Content::new(number, direction);
     let mut sent = 0;
@@ -181,6 +197,7 @@ async fn send(
         let block = content.at(sent, BLOCK.min((total - sent) as usize));
         writer.write_all(block).await?;
         sent += block.len() as u64;
+        oracle.said(number, direction, sent);
         if !pace.is_zero() {
             sleep(pace).await;
         }
@@ -194,12 +211,17 @@ async fn say(
     direction: u64,
     total: u64,
     pace: Duration,
+    oracle: &Oracle,
 ) -> io::Result<()> {
-    send(writer, number, direction, total, pace).await?;
+    send(writer, number, direction, total, pace, oracle).await?;
     writer.shutdown().await
 }
 
-async fn hear(reader: &mut ReadHalf<SimStream>, incoming: &mut Incoming<'_>) -> io::Result<()> {
+async fn hear(
+    reader: &mut ReadHalf<SimStream>,
+    incoming: &mut Incoming<'_>,
+    pace: Duration,
+) -> io::Result<()> {
     let mut block = vec![0; BLOCK];
     loop {
         match reader.read(&mut block).await? {
@@ -208,6 +230,9 @@ async fn hear(reader: &mut ReadHalf<SimStream>, incoming: &mut Incoming<'_>) -> 
                 return Ok(());
             }
             n => incoming.take(&block[..n]),
+        }
+        if !pace.is_zero() {
+            sleep(pace).await;
         }
     }
 }
@@ -249,21 +274,23 @@ async fn attend(stream: SimStream, own: Service, oracle: &Oracle) -> io::Result<
     let mut incoming = Incoming::new(oracle, id, UP, up);
     match shape {
         Shape::Answer => {
-            hear(&mut reader, &mut incoming).await?;
-            say(&mut writer, id, DOWN, down, pace).await?;
+            hear(&mut reader, &mut incoming, Duration::ZERO).await?;
+            say(&mut writer, id, DOWN, down, pace, oracle).await?;
         }
         Shape::ServiceFirst => {
-            say(&mut writer, id, DOWN, down, pace).await?;
-            hear(&mut reader, &mut incoming).await?;
+            say(&mut writer, id, DOWN, down, pace, oracle).await?;
+            hear(&mut reader, &mut incoming, Duration::ZERO).await?;
         }
         Shape::ServiceResets => {
-            send(&mut writer, id, DOWN, down / 2, pace).await?;
+            send(&mut writer, id, DOWN, down / 2, pace, oracle).await?;
             reader.unsplit(writer).reset();
             return Ok(());
         }
-        Shape::Both | Shape::ClientResets => {
-            let hearing = hear(&mut reader, &mut incoming);
-            let saying = say(&mut writer, id, DOWN, down, pace);
+        Shape::Both | Shape::ClientReadsLate | Shape::ClientResets => {
+            let (saying, hearing) =
+                if shape == Shape::ClientReadsLate { (Duration::ZERO, pace) } else { (pace, Duration::ZERO) };
+            let hearing = hear(&mut reader, &mut incoming, hearing);
+            let saying = say(&mut writer, id, DOWN, down, saying, oracle);
             tokio::try_join!(biased; saying, hearing)?;
         }
     }

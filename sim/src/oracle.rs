@@ -1,7 +1,9 @@
 //! The oracle: what must hold whatever happens, checked with every byte, datagram, answer and step.
 //!
 //! - A flow's bytes come in order, once, and completely, or it is reset: an end says that all has come.
-//! - A flow and a datagram reach the Service that was meant, at most once; a datagram is one that was sent, whole.
+//! - A reader that is slow stops its writer: what is on its way is bounded.
+//! - A flow and a datagram reach the Service that was meant, at most once; a datagram is one that was sent, whole, and
+//!   its answer comes to its sender.
 //! - An address that DNS gave for one Service is not given for another while anybody may remember it.
 //! - What was quiet for [`SETTLED`] works.
 
@@ -11,13 +13,16 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use servicekeel_core::sidecar::REST;
+use servicekeel_core::flow::machine::WINDOW;
 use tracing::{debug, error, info};
 
 use crate::content::Content;
 
 /// After so long without a change, a name that has a reachable endpoint works.
 pub const SETTLED: Duration = Duration::from_secs(5);
+/// The most bytes of one direction that are said and not heard yet: what the routers let pass unacknowledged, and the
+/// sockets' buffers around it.
+const UNDER_WAY: u64 = WINDOW + (1 << 20);
 /// Number, Service and length before the content of a datagram.
 pub(crate) const DATAGRAM_HEADER: usize = 16;
 
@@ -28,9 +33,12 @@ pub struct Service(pub(crate) u32);
 struct Flow {
     service: Service,
     accepted: bool,
+    /// Bytes that came, up and down.
+    heard: [u64; 2],
 }
 
 struct Datagram {
+    client: u64,
     service: Service,
     len: usize,
     received: bool,
@@ -46,6 +54,8 @@ pub struct Tally {
     pub accepted: u64,
     /// Bytes that came, in both directions.
     pub bytes: u64,
+    /// The most that were on their way in one direction of a flow.
+    pub under_way: u64,
     /// Datagrams that were sent to a Service.
     pub datagrams: u64,
     /// Datagrams that it received.
@@ -65,6 +75,7 @@ struct State {
     datagrams: BTreeMap<u64, Datagram>,
     /// Datagrams too short for a number: sent and received.
     short: BTreeMap<(Service, usize), (u64, u64)>,
+    /// For whom an address was given last, and until when that may be remembered.
     leases: BTreeMap<(String, IpAddr), (String, Duration)>,
     tally: Tally,
     next: u64,
@@ -138,7 +149,7 @@ impl Oracle {
         state.next += 1;
         state.tally.flows += 1;
         let number = state.next;
-        state.flows.insert(number, Flow { service, accepted: false });
+        state.flows.insert(number, Flow { service, accepted: false, heard: [0; 2] });
         number
     }
 
@@ -169,12 +180,37 @@ impl Oracle {
         }
     }
 
-    fn count_bytes(&self, n: usize) {
-        self.lock().tally.bytes += n as u64;
+    /// A side has said so many bytes by now.
+    pub(crate) fn said(&self, number: u64, direction: u64, bytes: u64) {
+        let under_way = {
+            let mut state = self.lock();
+            let Some(flow) = state.flows.get(&number) else { return };
+            let under_way = bytes.saturating_sub(flow.heard[direction as usize]);
+            state.tally.under_way = state.tally.under_way.max(under_way);
+            under_way
+        };
+        if under_way > UNDER_WAY {
+            self.violate(format_args!("flow {number}: {under_way} bytes are on their way to a slow reader"));
+        }
     }
 
-    /// A datagram for a Service, `len` bytes long: its bytes.
-    pub(crate) fn send_datagram(&self, service: Service, len: usize) -> (u64, Vec<u8>) {
+    fn hear(&self, number: u64, direction: u64, n: u64) {
+        let mut state = self.lock();
+        state.tally.bytes += n;
+        if let Some(flow) = state.flows.get_mut(&number) {
+            flow.heard[direction as usize] += n;
+        }
+    }
+
+    /// A number for a client of datagrams.
+    pub(crate) fn begin_client(&self) -> u64 {
+        let mut state = self.lock();
+        state.next += 1;
+        state.next
+    }
+
+    /// A datagram for a Service, `len` bytes long: its number and its bytes.
+    pub(crate) fn send_datagram(&self, client: u64, service: Service, len: usize) -> (u64, Vec<u8>) {
         let mut state = self.lock();
         state.tally.datagrams += 1;
         state.next += 1;
@@ -183,7 +219,7 @@ impl Oracle {
             state.short.entry((service, len)).or_default().0 += 1;
             return (number, short(len));
         }
-        state.datagrams.insert(number, Datagram { service, len, received: false, answered: false });
+        state.datagrams.insert(number, Datagram { client, service, len, received: false, answered: false });
         let mut bytes = Vec::with_capacity(len);
         bytes.extend(number.to_be_bytes());
         bytes.extend(service.0.to_be_bytes());
@@ -229,8 +265,8 @@ impl Oracle {
     }
 
     /// The sender of a datagram received an answer: the number of what it answers.
-    pub(crate) fn receive_answer(&self, service: Service, bytes: &[u8]) -> Option<u64> {
-        let answered = self.answered(service, bytes);
+    pub(crate) fn receive_answer(&self, client: u64, service: Service, bytes: &[u8]) -> Option<u64> {
+        let answered = self.answered(client, service, bytes);
         match answered {
             Ok(number) => Some(number),
             Err(wrong) => {
@@ -240,7 +276,7 @@ impl Oracle {
         }
     }
 
-    fn answered(&self, service: Service, bytes: &[u8]) -> Result<u64, String> {
+    fn answered(&self, client: u64, service: Service, bytes: &[u8]) -> Result<u64, String> {
         let mut state = self.lock();
         state.tally.datagrams_answered += 1;
         if bytes.len() < DATAGRAM_HEADER {
@@ -250,6 +286,9 @@ impl Oracle {
         let datagram = state.datagrams.get_mut(&number).ok_or("nobody sent it")?;
         if datagram.service != service || datagram.len != bytes.len() || !datagram.received {
             return Err(format!("number {number} was sent to {:?}", datagram.service));
+        }
+        if datagram.client != client {
+            return Err(format!("number {number} was sent by another client"));
         }
         if std::mem::replace(&mut datagram.answered, true) {
             return Err(format!("number {number} is answered twice"));
@@ -262,18 +301,19 @@ impl Oracle {
         self.lock().leases.retain(|(other, _), _| other != pod);
     }
 
-    /// DNS gave an application of a pod an address for a Service (without its port).
-    pub fn answer(&self, pod: &str, service: &str, address: IpAddr) {
+    /// DNS gave an application of a pod an address for a Service (without its port), to be remembered for `ttl`.
+    pub fn answer(&self, pod: &str, service: &str, address: IpAddr, ttl: Duration) {
         let before = {
             let mut state = self.lock();
             state.tally.answers += 1;
-            let before = state.leases.insert((pod.into(), address), (service.into(), now()));
-            before.filter(|(other, last)| other != service && *last + REST > now())
+            let until = now() + ttl;
+            let before = state.leases.insert((pod.into(), address), (service.into(), until));
+            before.filter(|(other, until)| other != service && *until > now())
         };
-        if let Some((other, last)) = before {
+        if let Some((other, until)) = before {
             self.violate(format_args!(
-                "{pod} has {address} for {service}, which was for {other} {:?} ago",
-                now() - last
+                "{pod} has {address} for {service}, which may be remembered for {other} {:?} more",
+                until - now()
             ));
         }
     }
@@ -306,6 +346,7 @@ pub fn now() -> Duration {
 pub(crate) struct Incoming<'a> {
     oracle: &'a Oracle,
     number: u64,
+    direction: u64,
     content: Content,
     total: u64,
     received: u64,
@@ -313,12 +354,12 @@ pub(crate) struct Incoming<'a> {
 
 impl<'a> Incoming<'a> {
     pub(crate) fn new(oracle: &'a Oracle, number: u64, direction: u64, total: u64) -> Self {
-        Self { oracle, number, content: Content::new(number, direction), total, received: 0 }
+        Self { oracle, number, direction, content: Content::new(number, direction), total, received: 0 }
     }
 
     /// Bytes came.
     pub(crate) fn take(&mut self, bytes: &[u8]) {
-        self.oracle.count_bytes(bytes.len());
+        self.oracle.hear(self.number, self.direction, bytes.len() as u64);
         if let Some(at) = self.content.differs(self.received, bytes) {
             self.oracle.violate(format_args!("flow {}: byte {at} is another than was sent", self.number));
         }
@@ -343,5 +384,104 @@ impl<'a> Incoming<'a> {
 
     pub(crate) fn received(&self) -> u64 {
         self.received
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How many violations there are more than at the last call.
+    struct Seen(Oracle, usize);
+
+    impl Seen {
+        fn more(&mut self) -> usize {
+            let all = self.0.violations().len();
+            all - std::mem::replace(&mut self.1, all)
+        }
+    }
+
+    fn watched() -> (Oracle, Seen, Service, Service) {
+        let oracle = Oracle::default();
+        let (one, other) = (oracle.service("one"), oracle.service("other"));
+        (oracle.clone(), Seen(oracle, 0), one, other)
+    }
+
+    #[test]
+    fn a_flow_that_goes_astray_is_seen() {
+        let (oracle, mut seen, one, other) = watched();
+        let number = oracle.begin_flow(one);
+        oracle.accept_flow(number, one.0, other);
+        assert_eq!(seen.more(), 1);
+        oracle.accept_flow(number, other.0, one);
+        assert_eq!(seen.more(), 1);
+        oracle.accept_flow(number + 1, one.0, one);
+        assert_eq!(seen.more(), 1);
+        oracle.accept_flow(number, one.0, one);
+        assert_eq!(seen.more(), 0);
+        oracle.accept_flow(number, one.0, one);
+        assert_eq!(seen.more(), 1);
+    }
+
+    #[test]
+    fn bytes_that_are_changed_missing_too_many_or_unread_are_seen() {
+        let (oracle, mut seen, one, _) = watched();
+        let number = oracle.begin_flow(one);
+        let content = Content::new(number, 0);
+        let mut incoming = Incoming::new(&oracle, number, 0, 100);
+        incoming.take(content.at(0, 60));
+        assert_eq!(seen.more(), 0);
+        incoming.end();
+        assert_eq!(seen.more(), 1);
+        incoming.take(content.at(59, 40));
+        assert_eq!(seen.more(), 1);
+        incoming.end();
+        assert_eq!(seen.more(), 0);
+        incoming.take(content.at(100, 1));
+        assert_eq!(seen.more(), 1);
+        oracle.said(number, 0, 101 + UNDER_WAY);
+        assert_eq!(seen.more(), 0);
+        oracle.said(number, 0, 102 + UNDER_WAY);
+        assert_eq!(seen.more(), 1);
+    }
+
+    #[test]
+    fn a_datagram_that_is_not_what_was_sent_or_comes_elsewhere_is_seen() {
+        let (oracle, mut seen, one, other) = watched();
+        let (number, bytes) = oracle.send_datagram(7, one, 500);
+        assert_eq!(oracle.receive_answer(7, one, &bytes), None);
+        assert_eq!(seen.more(), 1);
+        oracle.receive_datagram(other, &bytes);
+        oracle.receive_datagram(one, &bytes[..499]);
+        oracle.receive_datagram(one, &[&bytes[..499], &[!bytes[499]]].concat());
+        assert_eq!(seen.more(), 3);
+        oracle.receive_datagram(one, &bytes);
+        assert_eq!(seen.more(), 0);
+        oracle.receive_datagram(one, &bytes);
+        assert_eq!(seen.more(), 1);
+        assert_eq!(oracle.receive_answer(8, one, &bytes), None);
+        assert_eq!(oracle.receive_answer(7, other, &bytes), None);
+        assert_eq!(seen.more(), 2);
+        assert_eq!(oracle.receive_answer(7, one, &bytes), Some(number));
+        assert_eq!(seen.more(), 0);
+        assert_eq!(oracle.receive_answer(7, one, &bytes), None);
+        assert_eq!(seen.more(), 1);
+        oracle.receive_datagram(one, &[]);
+        assert_eq!(seen.more(), 1);
+    }
+
+    #[test]
+    fn an_address_that_may_be_remembered_for_another_service_is_seen() {
+        let (oracle, mut seen, ..) = watched();
+        let (address, ttl) = (IpAddr::from([127, 0, 66, 1]), Duration::from_secs(5));
+        oracle.answer("pod", "one", address, ttl);
+        oracle.answer("pod", "one", address, ttl);
+        oracle.answer("another pod", "other", address, ttl);
+        assert_eq!(seen.more(), 0);
+        oracle.answer("pod", "other", address, ttl);
+        assert_eq!(seen.more(), 1);
+        oracle.forget_leases("pod");
+        oracle.answer("pod", "one", address, ttl);
+        assert_eq!(seen.more(), 0);
     }
 }

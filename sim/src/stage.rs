@@ -40,6 +40,8 @@ pub struct Stage {
     pub pods: Vec<PodSpec>,
     /// Whether sidecars keep their leases over a restart.
     pub state: bool,
+    /// Whether the pods' imports have six addresses only.
+    pub narrow: bool,
 }
 
 /// One port of a Service.
@@ -124,6 +126,7 @@ pub fn two_clusters() -> Stage {
             pod("client", "b-1", Ipv4Addr::new(10, 2, 0, 2)),
         ],
         state: false,
+        narrow: false,
     }
 }
 

@@ -16,7 +16,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::dns::SimDns;
 use crate::host::{self, Host, Programs};
-use crate::net::wire::Wires;
+use crate::net::wire::{WINDOWS, Wires};
 use crate::net::{Kernel, Process, SimNet};
 use crate::network::Network;
 use crate::oracle::Oracle;
@@ -121,7 +121,7 @@ impl World {
             };
             let settings =
                 watch::Sender::new(Arc::new(router::Settings { config: Arc::new(config), identity }));
-            let wires = Wires::new(network.wires(), &kernel);
+            let wires = Wires::new(network.wires(), &kernel, *random.pick(&WINDOWS));
             let (random, router) = (Mutex::new(random.fork()), Mutex::default());
             nodes.insert(spec.name, Node { spec: *spec, kernel, programs, wires, settings, random, router });
         }
@@ -129,7 +129,8 @@ impl World {
         for spec in &stage.pods {
             let node: &Node = nodes.get(spec.node).expect("the pod's node");
             let state_dir = state.as_ref().map(|directory| directory.path().join(spec.name));
-            let settings = sidecar_settings(spec, node.spec.cluster, state_dir);
+            let range = if stage.narrow { "127.0.66.0/29" } else { "127.0.66.0/24" };
+            let settings = sidecar_settings(spec, node.spec.cluster, range, state_dir);
             let net = SimNet::pod(&node.kernel, &[spec.address.into()]);
             let annotations = watch::Sender::default();
             let (sidecar, wanted) = Default::default();
@@ -415,11 +416,16 @@ fn running(net: &SimNet) -> (Running, impl Future<Output = ()> + Send + 'static,
     (Running { process: net.process_of(), stop, ended }, shutdown, done)
 }
 
-fn sidecar_settings(spec: &PodSpec, cluster: &str, state_dir: Option<std::path::PathBuf>) -> Settings {
+fn sidecar_settings(
+    spec: &PodSpec,
+    cluster: &str,
+    range: &str,
+    state_dir: Option<std::path::PathBuf>,
+) -> Settings {
     let namespace = spec.namespace;
     let search = [format!("{namespace}.svc.{cluster}"), format!("svc.{cluster}"), cluster.to_owned()];
     Settings {
-        range: "127.0.66.0/24".parse().expect("a range"),
+        range: range.parse().expect("a range"),
         dns_addr: Some(DNS),
         upstreams: Vec::new(),
         router: SOCKET.into(),

@@ -45,6 +45,7 @@ fn stage() -> Stage {
         ],
         // The disk's threads have a time of their own, which no seed rules: see sidecar_restart.rs.
         state: false,
+        narrow: false,
     }
 }
 
@@ -158,8 +159,14 @@ impl Schedule {
     async fn flow(&mut self) {
         let (pod, port) = (*self.random.pick(&PODS), *self.random.pick(&[SHOP, PAY, EDGE]));
         let Some(address) = self.world.resolve(pod, &port).await else { return };
-        let shapes =
-            [Shape::Both, Shape::Answer, Shape::ServiceFirst, Shape::ClientResets, Shape::ServiceResets];
+        let shapes = [
+            Shape::Both,
+            Shape::Answer,
+            Shape::ServiceFirst,
+            Shape::ClientReadsLate,
+            Shape::ClientResets,
+            Shape::ServiceResets,
+        ];
         let plan = self
             .world
             .plan(&port, self.random.within(0..400_000), self.random.within(0..400_000))

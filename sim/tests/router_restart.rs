@@ -35,17 +35,26 @@ fn restart(node: &'static str, kill: bool) {
                 begin(&world, &mut before, pod, slow(port), port).await;
             }
             sleep(random.millis(500..2500)).await;
-            if kill {
-                world.kill_router(node).await;
-            } else {
-                world.stop_router(node).await;
-            }
-            for _ in 0..4 {
-                for (pod, port) in [("client", WEB), ("near", METRICS), ("near", WEB)] {
-                    begin(&world, &mut meanwhile, pod, world.plan(&port, 1000, 1000), port).await;
+            let away = async {
+                if kill {
+                    world.kill_router(node).await;
+                } else {
+                    world.stop_router(node).await;
                 }
-                sleep(random.millis(0..300)).await;
-            }
+            };
+            let begin_meanwhile = async {
+                // The others have heard its goodbye, and it is about to end for more than a second.
+                sleep(Duration::from_millis(200)).await;
+                for _ in 0..4 {
+                    for (pod, port) in [("client", WEB), ("near", METRICS), ("near", WEB)] {
+                        // Longer than an end may take: a router that ends must not begin to carry it.
+                        let plan = world.plan(&port, 100_000, 100_000).paced(Duration::from_millis(300));
+                        begin(&world, &mut meanwhile, pod, plan, port).await;
+                    }
+                    sleep(random.millis(0..300)).await;
+                }
+            };
+            tokio::join!(biased; away, begin_meanwhile);
             world.start_router(node).await;
 
             // Nobody is refused. Whose own router was away waits for it, and is served then.

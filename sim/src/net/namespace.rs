@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use super::datagrams::Udp;
 use super::kernel::Kernel;
 use super::local::Listening;
+use crate::random::Random;
 
 /// Ports that the kernel gives out (ip_local_port_range).
 const EPHEMERAL: std::ops::RangeInclusive<u16> = 32_768..=60_999;
@@ -150,9 +151,8 @@ pub(super) fn choose<T>(mut sockets: Vec<T>, from: SocketAddr) -> Option<T> {
     if sockets.is_empty() {
         return None;
     }
-    // Fibonacci hashing, so that neighbouring ports are spread.
-    let hash = u64::from(from.port()).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-    let chosen = hash as usize % sockets.len();
+    // Mixed well: by a multiplication alone, clients that alternate would each meet the same socket again and again.
+    let chosen = Random::new(from.port().into()).draw() as usize % sockets.len();
     Some(sockets.swap_remove(chosen))
 }
 

@@ -22,10 +22,11 @@ use super::kernel::{Counted, Kernel};
 
 /// Bytes of a segment.
 const SEGMENT: usize = 8 << 10;
-/// Segments that are sent and not read yet. turmoil needs a capacity above this one.
-const WINDOW: usize = 64;
+/// Segments that a node sends at most before they are read: less than what a flow may have on its way, and more, as a
+/// kernel's buffers are. turmoil needs a capacity above both.
+pub(crate) const WINDOWS: [usize; 2] = [64, 1024];
 /// turmoil's bound of segments, and of connections that wait for an accept.
-pub(crate) const CAPACITY: usize = 4 * WINDOW;
+pub(crate) const CAPACITY: usize = 4 * WINDOWS[1];
 /// Bytes that a sender takes on a path that loses them all.
 const SWALLOWED: usize = 64 << 10;
 
@@ -191,13 +192,14 @@ impl WireTable {
 pub(crate) struct Wires {
     table: WireTable,
     kernel: Kernel,
+    window: usize,
     /// Dials: a program that gives one up must not leave a connection half made, so they are the node's.
     dials: Arc<Mutex<JoinSet<()>>>,
 }
 
 impl Wires {
-    pub(crate) fn new(table: &WireTable, kernel: &Kernel) -> Self {
-        Self { table: table.clone(), kernel: kernel.clone(), dials: Arc::default() }
+    pub(crate) fn new(table: &WireTable, kernel: &Kernel, window: usize) -> Self {
+        Self { table: table.clone(), kernel: kernel.clone(), window, dials: Arc::default() }
     }
 
     pub(super) async fn listen(&self, addr: SocketAddr) -> io::Result<WireListener> {
@@ -242,6 +244,7 @@ impl Wires {
             table: self.table.clone(),
             stream: Mutex::new(stream),
             own,
+            window: self.window,
             _open: self.kernel.count("stream between nodes"),
         }
     }
@@ -273,6 +276,7 @@ pub(super) struct Wire {
     table: WireTable,
     /// 0: the client's end.
     own: usize,
+    window: usize,
     peer: SocketAddr,
     _open: Counted,
 }
@@ -337,7 +341,7 @@ impl Wire {
             own.swallowed += n;
             return Poll::Ready(Ok(n));
         }
-        if own.in_flight.len() >= WINDOW {
+        if own.in_flight.len() >= self.window {
             if gone {
                 return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
             }

@@ -14,7 +14,7 @@ use servicekeel_runtime::net::Stream;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, sleep};
 
-use super::wire::{CAPACITY, Wires};
+use super::wire::{CAPACITY, WINDOWS, Wires};
 use super::*;
 use crate::network::Network;
 
@@ -37,7 +37,8 @@ where
         .build();
     let mut network = Network::default();
     let kernels = [Kernel::new(0), Kernel::new(0)];
-    let nets = kernels.clone().map(|kernel| SimNet::node(&kernel, Wires::new(network.wires(), &kernel)));
+    let nets =
+        kernels.clone().map(|kernel| SimNet::node(&kernel, Wires::new(network.wires(), &kernel, WINDOWS[0])));
     let [server, client_net] = nets;
     sim.host("server", move || {
         let net = server.clone();
