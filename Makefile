@@ -1,4 +1,5 @@
-# `make` or `make help` prints the targets. Nothing is needed but Rust and a C compiler.
+# `make` or `make help` prints the targets. Nothing is needed but Rust and a C compiler; `make lint` takes cargo-deny
+# too, and `make e2e` root, iproute2, iptables, dig and curl.
 
 CARGO ?= cargo
 PROGRAMS := -p servicekeel-sidecar -p servicekeel-router
@@ -26,7 +27,7 @@ bench: ## Measure by criterion: annotations, leases, DNS answers, frames, TLS re
 
 compare: ## Measure beside direct loopback and rathole, on an idle machine: speed and memory, as ratios. About five minutes.
 	$(CARGO) build --locked --release $(PROGRAMS) -p benches
-	@$${CARGO_TARGET_DIR:-target}/release/compare --install-peers
+	@$${CARGO_TARGET_DIR:-target}/release/compare --install-peers --check
 
 lint: ## Check format, clippy, and what the workspace depends on.
 	$(CARGO) fmt --all --check

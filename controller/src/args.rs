@@ -25,7 +25,7 @@ Ports of TCP and UDP are exported, headless Services too; a named targetPort is 
 Services without a selector and other protocols are left out, and the log says why. On a Service:
 
   servicekeel.io/export: \"false\"                               not exported; on a namespace: none of its Services
-  servicekeel.io/allow: \"cluster-b.local,cluster-c.local/prod\"  who may use it; absent: every member of the mesh";
+  servicekeel.io/allow: \"cluster-b.local,cluster-c.local\"  who may use it; absent: every member of the mesh";
 const EXAMPLES: &str = "\
 It finds the API by KUBECONFIG or ~/.kube/config, else by the pod's service account, which needs:
 

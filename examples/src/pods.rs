@@ -83,6 +83,7 @@ impl Pods {
         let imports =
             sound(annotation::parse_imports(&client.imports, &defaults(&client, CLIENT_CLUSTER)?), &client)?;
 
+        first_address_is_free(client.variable("SIDECAR_IP_RANGE")?, &imports)?;
         let mut changed = Vec::new();
         let mut change = |pod: &Pod, variable, to: &dyn ToString, why: &str| -> Result<()> {
             let from = pod.variable(variable)?.to_owned();
@@ -157,6 +158,19 @@ fn options<'a>(pod: &'a Pod, range: &'a str, dns: SocketAddr, addresses: Vec<IpA
     }
 }
 
+/// Two sidecars of one user can listen at one address, and the kernel shares connections out between them.
+fn first_address_is_free(range: &str, imports: &[Import]) -> Result<()> {
+    let first = range.split('/').next().unwrap_or(range).parse().map(next);
+    let first = first.with_context(|| format!("the range {range}"))?;
+    for port in imports.first().into_iter().flat_map(Import::sockets) {
+        let addr = SocketAddr::new(first, port.port.get());
+        TcpListener::bind(addr).with_context(|| {
+            format!("{addr} is taken: end what listens there, such as another demo or sidecar, and try again")
+        })?;
+    }
+    Ok(())
+}
+
 fn next(ip: IpAddr) -> IpAddr {
     match ip {
         IpAddr::V4(v4) => Ipv4Addr::from_bits(v4.to_bits().wrapping_add(1)).into(),
@@ -203,6 +217,18 @@ mod tests {
         assert_ne!(server.range, client.range);
         assert_ne!(server.dns, client.dns);
         assert_eq!(client.range, "127.0.66.0/24");
+    }
+
+    #[test]
+    fn another_sidecar_at_the_address_is_told() {
+        let import = "services: [{name: web, cluster: b.local, ports: [{port: 28080}]}]";
+        let defaults =
+            Defaults { namespace: "default".parse().unwrap(), cluster: "a.local".parse().unwrap() };
+        let imports = annotation::parse_imports(import, &defaults).unwrap().entries;
+        first_address_is_free("127.0.69.0/24", &imports).unwrap();
+        let _other = TcpListener::bind("127.0.69.1:28080").unwrap();
+        let told = format!("{:#}", first_address_is_free("127.0.69.0/24", &imports).unwrap_err());
+        assert!(told.contains("127.0.69.1:28080 is taken"), "{told}");
     }
 
     #[test]

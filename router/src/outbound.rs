@@ -55,7 +55,7 @@ pub(crate) async fn flow<N: Net>(node: Arc<Node<N>>, app: N::TcpStream, import: 
         // Endpoints that refuse are an answer; none, or only those of a sidecar that restarts, may be a blip.
         if answered || timeout_at(deadline, changed.changed()).await.is_err() {
             if let Some(untold) = import.failures.permit() {
-                let reason = last.as_deref().unwrap_or("nobody offers it");
+                let reason = last.as_deref().unwrap_or_else(|| node.absence(wanted));
                 warn!(%wanted, reason, untold, "no endpoint takes a flow: reset");
             }
             node.counters.flows_failed.inc();

@@ -1,4 +1,5 @@
-//! Authorities and the certificates that they issue (Ed25519, RFC 8410).
+//! Authorities and the certificates that they issue (ECDSA P-256, which every TLS
+//! library and tool reads).
 //!
 //! Made for clusters that have no public key infrastructure of their own; where there is one, any certificate will do
 //! whose only URI is `spiffe://<cluster>/router/<node>` and whose extended key usages are serverAuth and clientAuth.
@@ -8,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, PKCS_ED25519, SanType,
+    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType,
 };
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -83,7 +84,7 @@ impl Authority {
     /// # Errors
     /// [`PkiError::Days`].
     pub fn generate(cluster: &ClusterName, days: u32, now: SystemTime) -> Result<Self, PkiError> {
-        let key = KeyPair::generate_for(&PKCS_ED25519)?;
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let mut params = params(&format!("ServiceKeel authority of {cluster}"))?;
         let not_after = validity(&mut params, days, now, None)?;
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
@@ -142,7 +143,7 @@ impl Authority {
         now: SystemTime,
     ) -> Result<Issued, PkiError> {
         let id = RouterId { cluster: self.cluster.clone(), node: node.clone() };
-        let key = KeyPair::generate_for(&PKCS_ED25519)?;
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let mut params = params(&format!("ServiceKeel router of {node}"))?;
         let not_after = validity(&mut params, days, now, Some(self.not_after))?;
         if self.not_after < now + DAY {

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,28 +29,23 @@ const SWEEP: Duration = Duration::from_secs(10);
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     /// The sidecars' socket.
-    #[error("can't listen for sidecars at {}: {source} (listen.sidecars)", path.display())]
-    Sidecars {
-        /// Its path.
-        path: PathBuf,
-        /// The reason.
-        source: std::io::Error,
-    },
+    #[error("no sidecar can be served (listen.sidecars): {0}")]
+    Sidecars(std::io::Error),
     /// The port for peers.
-    #[error("can't listen for peers at {addr}: {source} (listen.peers)")]
+    #[error("can't listen for peers at {addr}: {reason} (listen.peers)")]
     Peers {
         /// Its address.
         addr: std::net::SocketAddr,
         /// The reason.
-        source: std::io::Error,
+        reason: std::io::Error,
     },
     /// The admin port.
-    #[error("can't listen at {addr}: {source} (listen.admin)")]
+    #[error("can't listen at {addr}: {reason} (listen.admin)")]
     Admin {
         /// Its address.
         addr: std::net::SocketAddr,
         /// The reason.
-        source: std::io::Error,
+        reason: std::io::Error,
     },
 }
 
@@ -85,17 +79,13 @@ pub async fn run<N: Net>(
     let _end_all = EndAll(node.clone());
 
     let path = &config.listen.sidecars;
-    let sidecars = node
-        .net
-        .handoff_listen(path)
-        .await
-        .map_err(|source| RunError::Sidecars { path: path.clone(), source })?;
+    let sidecars = node.net.handoff_listen(path).await.map_err(RunError::Sidecars)?;
     let mut peers = Peers::new(node.clone(), first);
     peers.listen().await?;
     let readiness = Readiness::new();
     if let Some(addr) = config.listen.admin {
         let admin = admin(&node, readiness.clone());
-        let serving = admin::bind(addr, admin).await.map_err(|source| RunError::Admin { addr, source })?;
+        let serving = admin::bind(addr, admin).await.map_err(|reason| RunError::Admin { addr, reason })?;
         node.tasks.spawn(async move {
             if let Err(error) = serving.run().await {
                 error!(%error, "the admin endpoint ended");
@@ -160,13 +150,15 @@ struct Peers<N: Net> {
     node: Arc<Node<N>>,
     settings: Arc<Settings>,
     listening: Option<AbortHandle>,
+    /// Why nothing listens, as the log has it: whether there is an address, and an identity.
+    told: Option<(bool, bool)>,
     /// The tasks that keep a link to each address of the config.
     dialling: BTreeMap<String, AbortOnDrop>,
 }
 
 impl<N: Net> Peers<N> {
     fn new(node: Arc<Node<N>>, settings: Arc<Settings>) -> Self {
-        Self { node, settings, listening: None, dialling: BTreeMap::new() }
+        Self { node, settings, listening: None, told: None, dialling: BTreeMap::new() }
     }
 
     /// Listens, once there is an identity to show.
@@ -175,12 +167,20 @@ impl<N: Net> Peers<N> {
             _ if self.listening.is_some() => {}
             (Some(addr), Some(_)) => {
                 let listener =
-                    self.node.net.listen(addr).await.map_err(|source| RunError::Peers { addr, source })?;
+                    self.node.net.listen(addr).await.map_err(|reason| RunError::Peers { addr, reason })?;
                 self.listening = Some(self.node.tasks.spawn(inbound::listen(self.node.clone(), listener)));
                 info!(%addr, "listening for peers");
             }
-            (_, None) => info!("no identity: this router serves its own node only"),
-            (None, _) => info!("listen.peers is off: peers can't dial this router"),
+            (addr, identity) => {
+                let off = (addr.is_some(), identity.is_some());
+                // Told again only where it has become another one.
+                if self.told.replace(off) != Some(off) {
+                    match identity {
+                        None => info!("no identity: this router serves its own node only"),
+                        Some(_) => info!("listen.peers is off: peers can't dial this router"),
+                    }
+                }
+            }
         }
         Ok(())
     }

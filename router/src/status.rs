@@ -69,8 +69,10 @@ pub(crate) struct SidecarStatus {
 pub(crate) struct ImportStatus {
     pub(crate) service: String,
     pub(crate) pod: String,
-    /// Where its next flow goes first; absent where nothing offers it.
+    /// Where its next flow goes first.
     pub(crate) route: Option<String>,
+    /// Why it goes nowhere, where it does.
+    pub(crate) reason: Option<String>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -145,7 +147,9 @@ pub(crate) fn read<N: Net>(node: &Arc<Node<N>>) -> Status {
                 servicekeel_core::mesh::table::Candidate::Local(_) => "this node".to_owned(),
                 servicekeel_core::mesh::table::Candidate::Remote(router) => router.to_string(),
             });
-            imports.push(ImportStatus { service: service.to_string(), pod: pod.claim.name.clone(), route });
+            let reason = route.is_none().then(|| node.absence(&service).to_owned());
+            let (service, pod) = (service.to_string(), pod.claim.name.clone());
+            imports.push(ImportStatus { service, pod, route, reason });
         }
     }
     let pod_of = |id| node.endpoints().get(&id).map(|e| e.pod.claim.name.clone()).unwrap_or_default();

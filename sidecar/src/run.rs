@@ -38,7 +38,7 @@ const KEEP_WAIT: Duration = Duration::from_secs(2);
 pub enum RunError {
     /// The range of addresses.
     #[error("{0} (SIDECAR_IP_RANGE)")]
-    Range(#[from] RangeError),
+    Range(RangeError),
     /// The address of DNS.
     #[error("DNS can't be answered: {0} (SIDECAR_DNS_ADDR)")]
     Dns(io::Error),
@@ -46,12 +46,12 @@ pub enum RunError {
     #[error("DNS ended: {0}")]
     DnsEnded(io::Error),
     /// The address of the admin endpoint.
-    #[error("can't listen at {addr}: {source} (SIDECAR_ADMIN_ADDR; `off` does without)")]
+    #[error("can't listen at {addr}: {reason} (SIDECAR_ADMIN_ADDR; `off` does without)")]
     Admin {
         /// The address.
         addr: SocketAddr,
         /// The reason.
-        source: io::Error,
+        reason: io::Error,
     },
 }
 
@@ -77,7 +77,8 @@ pub async fn run<N: Net, D: Serve>(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), RunError> {
     let store = settings.state_dir.as_deref().map(|directory| Store::new(directory, &settings.pod));
-    let sidecar = Sidecar::new(config(&settings), load(store.as_ref()), Instant::now().into_std())?;
+    let sidecar = Sidecar::new(config(&settings), load(store.as_ref()), Instant::now().into_std())
+        .map_err(RunError::Range)?;
     if settings.upstreams.is_empty() && settings.dns_addr.is_some() {
         warn!("no upstream for DNS: names that are not imported can't be resolved (SIDECAR_DNS_UPSTREAM)");
     }
@@ -99,7 +100,7 @@ pub async fn run<N: Net, D: Serve>(
     if let Some(addr) = settings.admin {
         let shared = shared.clone();
         let admin = Admin::new(readiness, registry, move || shared.json());
-        let serving = admin::bind(addr, admin).await.map_err(|source| RunError::Admin { addr, source })?;
+        let serving = admin::bind(addr, admin).await.map_err(|reason| RunError::Admin { addr, reason })?;
         tasks.spawn(async move { Ended::Admin(serving.run().await) });
     }
 

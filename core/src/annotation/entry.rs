@@ -268,8 +268,16 @@ impl Reader<'_> {
         if list.is_empty() {
             self.findings.warn(node, path, "an empty list lets nobody use the export");
         }
-        let rules: Vec<Option<AllowRule>> =
-            list.iter().enumerate().map(|(i, rule)| self.parse(rule, &format!("{path}[{i}]"))).collect();
+        let mut rules = Vec::new();
+        for (i, rule) in list.iter().enumerate() {
+            let path = format!("{path}[{i}]");
+            let parsed: Option<AllowRule> = self.parse(rule, &path);
+            if parsed.as_ref().is_some_and(|rule| rule.namespace.is_some()) {
+                let reason = "lets nobody in yet, since nothing attests a consumer's namespace; name the whole cluster";
+                self.findings.warn(rule, &path, reason);
+            }
+            rules.push(parsed);
+        }
         rules.into_iter().collect::<Option<_>>().map(Some)
     }
 

@@ -208,6 +208,11 @@ impl Table {
         )
     }
 
+    /// Whether anybody offers the port, whoever may use it.
+    pub fn is_offered(&self, wanted: &ServicePort) -> bool {
+        self.by_port.get(wanted).is_some_and(|ids| !ids.is_empty()) || self.offers.contains_key(wanted)
+    }
+
     /// The endpoints of this node for a flow, in the order in which to try them: the better of two drawn by `seed`
     /// first (the one with less `load`), those that fail last.
     pub fn local_candidates(

@@ -182,8 +182,12 @@ fn put(key: &Path, secret: &[u8], certificate: &Path, public: &[u8], force: bool
     for path in [key, certificate] {
         if !force && path.symlink_metadata().is_ok() {
             bail!(
-                "{} is there already; --force replaces it, and what hangs on it is worth nothing then",
-                path.display()
+                "{} is there already; --force replaces it{}",
+                path.display(),
+                match key.file_stem().is_some_and(|stem| stem == "ca") {
+                    true => ", and every certificate that it issued is worth nothing then",
+                    false => ", and a router that runs takes the new one by itself",
+                }
             );
         }
     }

@@ -111,7 +111,8 @@ fn render(status: &Status) -> String {
         &mut text,
         ["IMPORT", "POD", "ROUTE"],
         status.imports.iter().map(|i| {
-            let route = i.route.clone().unwrap_or("none: nobody offers it".into());
+            let reason = || format!("none: {}", i.reason.as_deref().unwrap_or("nobody offers it"));
+            let route = i.route.clone().unwrap_or_else(reason);
             [i.service.clone(), i.pod.clone(), route]
         }),
     );

@@ -16,7 +16,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
 use super::{BufferPool, Channel, RecordError};
-use crate::identity::server_name;
+use crate::identity::{PeerError, server_name};
 
 /// How long a handshake may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -48,7 +48,7 @@ pub enum HandshakeError {
     #[error("refused by the other side with the TLS alert {0:?}: its log says why")]
     Alert(AlertDescription),
     /// Refused here: such as a certificate that is not trusted.
-    #[error("{0}")]
+    #[error("{}", reason(.0))]
     Tls(rustls::Error),
     /// A protocol that is not ours.
     #[error("does not speak {}", String::from_utf8_lossy(ALPN))]
@@ -65,6 +65,11 @@ impl From<rustls::Error> for HandshakeError {
             error => Self::Tls(error),
         }
     }
+}
+
+/// What rustls carries of ours it would show as Rust's debug text.
+fn reason(error: &rustls::Error) -> String {
+    PeerError::of(error).map_or_else(|| error.to_string(), ToString::to_string)
 }
 
 /// Gives the next traffic keys.

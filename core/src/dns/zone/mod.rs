@@ -193,8 +193,10 @@ impl Zone {
     /// Names of RFC 2782: `_port._protocol.<form>` and `_protocol.<form>`.
     fn answer_port(&self, name: &[u8], qtype: u16) -> Option<Answer<'_>> {
         let (first, rest) = split_label(name)?;
-        if let Some(protocol) = protocol(first) {
-            let service = self.find(rest)?;
+        // A port may be named `tcp` or `udp` too: then this label is not the last before the form.
+        if let Some(protocol) = protocol(first)
+            && let Some(service) = self.find(rest)
+        {
             let apex = labels(rest);
             let exists = service.ports.iter().any(|port| port.protocol == protocol);
             return Some(if exists { Answer::NoData { apex } } else { Answer::NoName { apex } });

@@ -161,6 +161,21 @@ fn one_service_in_two_entries_has_the_ports_of_both() {
 }
 
 #[test]
+fn a_port_may_be_named_as_a_protocol() {
+    let (web, lease) = import("web", "default", "cluster-b.local", 2);
+    let ports = vec![port(Some("tcp"), 80, Protocol::Tcp), port(Some("udp"), 53, Protocol::Udp)];
+    let zone = zone(&[(Import { ports, ..web }, lease)]);
+    for (name, number) in [("_tcp._tcp.web", 80), ("_udp._udp.web.default.svc", 53)] {
+        let Answer::Record(Record::Srv { port, .. }) = ask(&zone, name, record_type::SRV) else {
+            panic!("{name}: {:?}", ask(&zone, name, record_type::SRV))
+        };
+        assert_eq!(port.get(), number);
+    }
+    assert!(matches!(ask(&zone, "_udp._tcp.web", record_type::SRV), Answer::NoName { .. }));
+    assert_eq!(ask(&zone, "_tcp._tcp.other", record_type::SRV), Answer::NotOurs);
+}
+
+#[test]
 fn reverse() {
     let imports = [import("web", "default", "cluster-b.local", 2)];
     let zone = zone(&imports);
