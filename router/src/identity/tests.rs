@@ -351,7 +351,7 @@ fn a_stolen_certificate_without_its_key() {
     let (_, b, of_a, of_b) = pair();
     let shown = b.issue(&name("n2"), &[], 10, SystemTime::now()).unwrap();
     let chain = bundle::certificates(shown.certificate.as_bytes(), &Part::Certificate).unwrap();
-    let thief = KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
+    let thief = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
     // rustls refuses to build such a config, so the resolver is ours.
     let key = rustls::crypto::ring::sign::any_supported_type(&private(&thief)).unwrap();
     let mut client = (*of_b.client()).clone();
