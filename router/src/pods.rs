@@ -227,9 +227,15 @@ fn supersede<N: Net>(node: &Node<N>, pod: &Pod<N>) {
     }
 }
 
-/// The same uid of the pod by both words, and the same user by the kernel's.
+/// The same user by the kernel's word, and the same pod by both sidecars': its uid, or its name where neither has one.
 fn same_pod<N: Net>(a: &Pod<N>, b: &Pod<N>) -> bool {
-    !a.claim.uid.is_empty() && a.claim.uid == b.claim.uid && a.credentials.uid == b.credentials.uid
+    let same = match (a.claim.uid.as_str(), b.claim.uid.as_str()) {
+        ("", "") => {
+            !a.claim.name.is_empty() && a.claim.namespace == b.claim.namespace && a.claim.name == b.claim.name
+        }
+        (one, other) => one == other,
+    };
+    same && a.credentials.uid == b.credentials.uid
 }
 
 async fn hello<H: Handoff>(conversation: &H) -> Result<Option<(handoff::Pod, Vec<IpAddr>)>, SessionError> {
