@@ -169,6 +169,21 @@ async fn a_sidecar_without_a_uid_takes_its_old_place() {
 }
 
 #[tokio::test]
+async fn one_that_comes_and_goes_keeps_no_sidecar_out() {
+    let stand = Stand::new().await;
+    let mut flow = stand.connect().await;
+    for i in 0..5000 {
+        stand.come_and_go().await;
+        if i % 1000 == 0 {
+            assert_eq!(says(&mut flow, b"meanwhile").await.unwrap(), b"meanwhile");
+        }
+    }
+    let (_sidecar, at) = stand.nameless(stand::port(80), "127.0.0.1:0".parse().unwrap()).await;
+    let mut flow = TcpStream::connect(at).await.unwrap();
+    assert_eq!(says(&mut flow, b"x").await.unwrap(), b"x");
+}
+
+#[tokio::test]
 async fn the_end_resets_what_still_runs_within_two_seconds() {
     let mut stand = Stand::new().await;
     let mut flow = stand.connect().await;

@@ -227,6 +227,12 @@ impl Stand {
         (conversation, at)
     }
 
+    /// A conversation with the router of b.local that says Hello and no more.
+    pub(crate) async fn come_and_go(&self) {
+        let pod = Pod { name: "rogue".into(), namespace: "default".parse().unwrap(), uid: String::new() };
+        drop(say_hello(&OsNet::new(), &self.b.listen.sidecars, pod).await);
+    }
+
     pub(crate) async fn connect(&self) -> TcpStream {
         TcpStream::connect(self.import_tcp).await.unwrap()
     }
