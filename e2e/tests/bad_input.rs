@@ -218,6 +218,39 @@ fn sidecars_that_send_rubbish() -> Result<()> {
 }
 
 #[test]
+fn a_router_without_descriptors_blames_no_sidecar() -> Result<()> {
+    use rustix::process::{Pid, Resource, Rlimit, prlimit};
+    use servicekeel_core::handoff::{Pod, ToRouter};
+    let pair = Pair::start()?;
+    let _echo = Echo::start(pair.service)?;
+    works(pair.resolve("web.default")?)?;
+    let pod = Pod { name: "late".into(), namespace: "default".parse()?, uid: String::new() };
+    let hello = ToRouter::Hello { version: 1, pod, addresses: Vec::new() }.encode();
+    let late = seqpacket(&pair.a.socket)?;
+    send(&late, &hello, &[])?;
+    wait_for_log(&pair.a.process, "late")?;
+    let pid = Pid::from_raw(pair.a.process.pid().try_into()?);
+    let maximum = rustix::process::getrlimit(Resource::Nofile).maximum;
+    let before = prlimit(pid, Resource::Nofile, Rlimit { current: Some(3), maximum })?;
+    let file = std::fs::File::open("/dev/null")?;
+    send(&late, &ToRouter::Stock { tcp: 1, udp: 0 }.encode(), &[file.as_fd()])?;
+    wait_for_log(&pair.a.process, "no descriptor left")?;
+    prlimit(pid, Resource::Nofile, before)?;
+    // What it is told is Welcome and perhaps More, and then the end.
+    let mut buf = [0; 4096];
+    loop {
+        let (n, _) = rustix::net::recv(&late, &mut buf, rustix::net::RecvFlags::empty())?;
+        if n == 0 {
+            break;
+        }
+        let message = servicekeel_core::handoff::ToSidecar::decode(&buf[..n])?;
+        ensure!(!format!("{message:?}").contains("Refused"), "{message:?}");
+    }
+    works(pair.resolve("web.default")?)?;
+    sound(&pair)
+}
+
+#[test]
 fn annotations_that_are_wrong() -> Result<()> {
     let pair = Pair::start()?;
     let _echo = Echo::start(pair.service)?;

@@ -94,6 +94,13 @@ pub(crate) enum SessionError {
     Stuck,
 }
 
+impl SessionError {
+    /// Whether it is this router that is short of something.
+    fn is_shortage(&self) -> bool {
+        matches!(self, Self::Io(error) if error.kind() == std::io::ErrorKind::QuotaExceeded)
+    }
+}
+
 /// Counts a conversation, however it ends.
 struct Conversing<N: Net>(Arc<Node<N>>);
 
@@ -186,7 +193,14 @@ async fn session<N: Net>(
     let ended = converse(&node, &pod, &conversation, &mut sockets).await;
     drop(counted);
     pod.stock.close();
-    if let Err(error) = &ended {
+    if let Err(error) = &ended
+        && error.is_shortage()
+    {
+        // Not refused, the sidecar comes back soon.
+        if let Some(untold) = node.shortage.permit() {
+            warn!(pod = %name, %error, untold, "a sidecar's sockets can't be taken; it is to come again");
+        }
+    } else if let Err(error) = &ended {
         if let Some(untold) = node.refusals.permit() {
             warn!(pod = %name, %error, untold, "the sidecar broke the conversation");
         }

@@ -153,7 +153,8 @@ pub trait Handoff: Send + Sync + 'static {
     ) -> impl Future<Output = io::Result<()>> + Send;
     /// Receives one message; `None` when the other side has closed. Every descriptor that came is owned by what is
     /// returned, or closed. A message that is too long, or has too many descriptors, is
-    /// [`io::ErrorKind::InvalidData`].
+    /// [`io::ErrorKind::InvalidData`]; one whose descriptors this process has no room for is
+    /// [`io::ErrorKind::QuotaExceeded`]. Both are lost.
     ///
     /// Cancel safe: a message is taken whole or not at all.
     fn recv(&self) -> impl Future<Output = io::Result<Received<Self::Descriptor>>> + Send;
