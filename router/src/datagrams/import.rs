@@ -14,7 +14,7 @@ use tracing::{debug, warn};
 
 use super::link::{DatagramLink, Outgoing, Reply};
 use super::pod::{self, Answers};
-use super::{Counted, MAX_DATAGRAM, MAX_SESSIONS, SESSION_IDLE, Signs};
+use super::{Counted, MAX_SESSIONS, SESSION_IDLE, Signs, receive};
 use crate::node::Node;
 use crate::tasks::AbortOnDrop;
 
@@ -61,7 +61,6 @@ pub(crate) async fn serve<N: Net>(node: Arc<Node<N>>, socket: N::UdpSocket, want
     let (socket, wanted) = (Arc::new(socket), Arc::new(wanted));
     let mut sessions: Sessions<SocketAddr, Session<N>> = Sessions::new(MAX_SESSIONS, SESSION_IDLE);
     let mut counted = Counted::new(node.clone());
-    let mut buf = vec![0; MAX_DATAGRAM];
     let (mut failing, mut full) = (false, false);
     loop {
         let now = Instant::now().into_std();
@@ -76,9 +75,9 @@ pub(crate) async fn serve<N: Net>(node: Arc<Node<N>>, socket: N::UdpSocket, want
         full &= sessions.len() >= MAX_SESSIONS;
         counted.set(sessions.len());
         let expiry = sessions.poll_timeout().map(Instant::from_std);
-        let (len, client) = tokio::select! {
+        let (datagram, client) = tokio::select! {
             biased;
-            received = socket.recv_from(&mut buf) => match received {
+            received = receive(&*socket, &node.buffers) => match received {
                 Ok(received) => {
                     failing = false;
                     received
@@ -107,7 +106,7 @@ pub(crate) async fn serve<N: Net>(node: Arc<Node<N>>, socket: N::UdpSocket, want
             }
         }
         if let Some(session) = sessions.touch(&client, now)
-            && !session.send(buf[..len].into())
+            && !session.send(datagram.to_vec())
         {
             node.counters.datagrams_dropped.inc();
         }

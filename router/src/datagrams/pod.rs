@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use super::link::Outgoing;
-use super::{MAX_DATAGRAM, QUEUE, Signs};
+use super::{QUEUE, Signs, receive};
 use crate::node::Node;
 
 /// How long an endpoint may take to refuse the first datagram, which then goes to the next address.
@@ -94,7 +94,6 @@ async fn converse<N: Net>(
     answered: impl Fn(),
 ) -> io::Result<()> {
     let mut heard = false;
-    let mut buf = vec![0; MAX_DATAGRAM];
     socket.send_to(first, addr).await?;
     node.counters.datagrams.inc();
     // One that refuses does so at once; what is quiet has taken it, as many protocols never answer.
@@ -102,13 +101,13 @@ async fn converse<N: Net>(
     loop {
         tokio::select! {
             biased;
-            received = socket.recv_from(&mut buf) => match received {
-                Ok((len, _)) => {
+            received = receive(socket, &node.buffers) => match received {
+                Ok((datagram, _)) => {
                     if !heard {
                         heard = true;
                         answered();
                     }
-                    let sent = answers.send(&buf[..len]).await;
+                    let sent = answers.send(&datagram).await;
                     if sent { node.counters.datagrams.inc() } else { node.counters.datagrams_dropped.inc() };
                 }
                 // An ICMP refusal: the port is closed. One that answered before may only be restarting.

@@ -2,8 +2,10 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::task::{Context, Poll};
 
 use servicekeel_core::handoff::DescriptorKind;
+use tokio::io::ReadBuf;
 use tokio::net::UdpSocket;
 
 use super::OsDescriptor;
@@ -24,8 +26,8 @@ impl OsDatagrams {
 }
 
 impl Datagrams for OsDatagrams {
-    async fn recv_from(&self, buf: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
-        self.0.recv_from(buf).await
+    fn poll_recv_from(&self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<SocketAddr>> {
+        self.0.poll_recv_from(cx, buf)
     }
 
     async fn send_to(&self, buf: &[u8], to: SocketAddr) -> io::Result<()> {
