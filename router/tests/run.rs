@@ -149,6 +149,26 @@ async fn datagrams_of_every_size_and_of_many_clients() {
 }
 
 #[tokio::test]
+async fn many_new_clients_at_once_are_all_answered() {
+    let stand = Stand::new().await;
+    let mut clients = Vec::new();
+    for _ in 0..200 {
+        clients.push(std::net::UdpSocket::bind("127.0.0.1:0").unwrap());
+    }
+    // Before anything of the routers has its turn.
+    for client in &clients {
+        client.send_to(b"first", stand.import_udp).unwrap();
+    }
+    let (mut answered, deadline) = (0, tokio::time::Instant::now() + LIMIT);
+    for client in clients {
+        client.set_nonblocking(true).unwrap();
+        let client = UdpSocket::from_std(client).unwrap();
+        answered += usize::from(tokio::time::timeout_at(deadline, client.recv(&mut [0; 8])).await.is_ok());
+    }
+    assert_eq!(answered, 200);
+}
+
+#[tokio::test]
 async fn a_sidecar_without_a_uid_takes_its_old_place() {
     let stand = Stand::new().await;
     let (first, at) = stand.nameless(stand::port(80), "127.0.0.1:0".parse().unwrap()).await;

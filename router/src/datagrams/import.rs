@@ -7,12 +7,12 @@ use servicekeel_core::flow::frame::Open;
 use servicekeel_core::mesh::table::Candidate;
 use servicekeel_core::name::ServicePort;
 use servicekeel_core::session::Sessions;
-use servicekeel_runtime::net::{Datagrams, Net};
+use servicekeel_runtime::net::Net;
 use tokio::sync::mpsc;
 use tokio::time::{Duration, Instant, sleep, sleep_until};
 use tracing::{debug, warn};
 
-use super::link::{DatagramLink, Outgoing, Reply};
+use super::link::{DatagramLink, Reply};
 use super::pod::{self, Answers};
 use super::{Counted, MAX_SESSIONS, SESSION_IDLE, Signs, receive};
 use crate::node::Node;
@@ -40,9 +40,7 @@ impl<N: Net> Session<N> {
     fn send(&self, datagram: Vec<u8>) -> bool {
         match self {
             Self::Here { queue, .. } => queue.try_send(datagram).is_ok(),
-            Self::There { link, session, .. } => {
-                link.send(Outgoing::Data { session: *session, bytes: datagram })
-            }
+            Self::There { link, session, .. } => link.send(*session, datagram),
         }
     }
 }
@@ -50,8 +48,7 @@ impl<N: Net> Session<N> {
 impl<N: Net> Drop for Session<N> {
     fn drop(&mut self) {
         if let Self::There { link, session, .. } = self {
-            // Where the queue is full, the session ends there by its idle time.
-            link.send(Outgoing::Close { session: *session });
+            link.close(*session);
         }
     }
 }

@@ -29,6 +29,10 @@ pub(crate) const SESSION_IDLE: Duration = Duration::from_secs(60);
 pub(crate) const MAX_SESSIONS: usize = 4096;
 /// Datagrams that wait for a slow receiver; further ones are dropped, as a network would.
 pub(crate) const QUEUE: usize = 128;
+/// What waits for a connection between two routers: all its sessions may begin at once, each with a datagram ...
+pub(crate) const LINK_QUEUE: usize = 2 * MAX_SESSIONS;
+/// ... and the most bytes of the datagrams among it.
+pub(crate) const LINK_BYTES: usize = 8 << 20;
 
 /// A datagram, in a buffer that goes back to the pool.
 pub(crate) struct Received {

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::debug;
 
-use super::link::Outgoing;
+use super::link::Outbox;
 use super::{QUEUE, Signs, receive};
 use crate::node::Node;
 
@@ -25,7 +25,7 @@ pub(crate) enum Answers<N: Net> {
     /// To a client of this node, from the import's own socket.
     Client(Arc<N::UdpSocket>, SocketAddr, Signs),
     /// To another router.
-    Session(mpsc::Sender<Outgoing<N>>, u64),
+    Session(Outbox<N>, u64),
 }
 
 impl<N: Net> Answers<N> {
@@ -35,9 +35,7 @@ impl<N: Net> Answers<N> {
                 signs.answer();
                 socket.send_to(datagram, *client).await.is_ok()
             }
-            Self::Session(sender, session) => {
-                sender.try_send(Outgoing::Data { session: *session, bytes: datagram.into() }).is_ok()
-            }
+            Self::Session(outbox, session) => outbox.send_datagram(*session, datagram.into()),
         }
     }
 }

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, warn};
 
-use super::link::Outgoing;
+use super::link::{Outbox, Outgoing};
 use super::pod::{self, Answers};
 use super::{Counted, MAX_SESSIONS, QUEUE, SESSION_IDLE};
 use crate::inbound;
@@ -50,7 +50,7 @@ async fn serve<N: Net>(
 ) -> Result<(), LinkError> {
     let lost = peer.lost(epoch);
     let mut lost = std::pin::pin!(lost);
-    let (answers, mut answered) = mpsc::channel::<Outgoing<N>>(QUEUE);
+    let (answers, mut answered) = Outbox::new();
     let mut served = Served {
         node,
         peer,
@@ -62,6 +62,9 @@ async fn serve<N: Net>(
     loop {
         // What waits goes out together, also while datagrams come without a pause.
         for _ in 0..QUEUE {
+            if channel.is_full() {
+                break;
+            }
             let Ok(answer) = answered.try_recv() else { break };
             served.answer(&mut channel, answer)?;
         }
@@ -70,6 +73,7 @@ async fn serve<N: Net>(
         }
         served.counted.set(served.sessions.len());
         let expiry = served.sessions.poll_timeout().map(Instant::from_std);
+        let full = channel.is_full();
         let due = tokio::select! {
             biased;
             next = channel.next() => match next? {
@@ -77,7 +81,7 @@ async fn serve<N: Net>(
                 Next::Flushed => None,
                 Next::Closed => return Ok(()),
             },
-            Some(answer) = answered.recv() => {
+            Some(answer) = answered.recv(), if !full => {
                 served.answer(&mut channel, answer)?;
                 None
             }
@@ -103,7 +107,7 @@ enum Due {
 struct Served<'a, N: Net> {
     node: &'a Arc<Node<N>>,
     peer: &'a Peer<N>,
-    answers: mpsc::Sender<Outgoing<N>>,
+    answers: Outbox<N>,
     sessions: Sessions<u64, Session>,
     counted: Counted<N>,
     /// That the bound is reached was told.
@@ -168,14 +172,10 @@ impl<N: Net> Served<'_, N> {
 
     /// Puts an answer of a pod to what is sent.
     fn answer(&mut self, channel: &mut Channel<N::TcpStream>, answer: Outgoing<N>) -> Result<(), LinkError> {
-        if let Outgoing::Data { session, bytes } = answer {
+        if let Outgoing::Data { session, bytes, room: _room } = answer {
             self.peer.activity.note();
             self.sessions.touch(&session, Instant::now().into_std());
-            if channel.is_full() {
-                self.node.counters.datagrams_dropped.inc();
-            } else {
-                channel.send_payload(Kind::Datagram, session, &bytes)?;
-            }
+            channel.send_payload(Kind::Datagram, session, &bytes)?;
         }
         Ok(())
     }
