@@ -303,6 +303,32 @@ fn a_thousand_services_on_a_small_range() -> Result<()> {
 }
 
 #[test]
+fn datagrams_that_nobody_takes_are_told() -> Result<()> {
+    let pair = Pair::start()?;
+    let socket = UdpSocket::bind("127.0.0.1:0")?;
+    // Offered, and nothing listens.
+    let closed = pair.resolve("dgram.default")?;
+    wait_for("the refusal in the log", LIMIT, || {
+        socket.send_to(b"x", closed)?;
+        Ok(pair.b.process.log().contains("refused (os error").then_some(()))
+    })
+    .with_context(|| pair.b.process.log())?;
+    let text = annotation(&[("nobody", "default", "a.local", Pair::PORT, "UDP", Pair::PORT)]);
+    pair.client.set_imports(&text)?;
+    let nobody = wait_for("the import", LIMIT, || Ok(pair.resolve("nobody.default").ok()))?;
+    wait_for("nobody in the log", LIMIT, || {
+        socket.send_to(b"x", nobody)?;
+        Ok(pair.b.process.log().contains("nobody offers it").then_some(()))
+    })
+    .with_context(|| pair.b.process.log())?;
+    for log in [pair.a.process.log(), pair.b.process.log()] {
+        ensure!(!log.contains("untold=0"), "{log}");
+        ensure!(log.matches("no endpoint takes datagrams").count() <= 2 + 2, "not throttled: {log}");
+    }
+    sound(&pair)
+}
+
+#[test]
 fn noise_at_the_dns_port() -> Result<()> {
     let pair = Pair::start()?;
     let socket = UdpSocket::bind("127.0.0.1:0")?;

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use servicekeel_core::flow::frame::{self, Kind, Open, Purpose, Refused};
 use servicekeel_core::mesh::table::Candidate;
-use servicekeel_core::name::ServicePort;
 use servicekeel_core::session::Sessions;
 use servicekeel_runtime::net::{Datagrams, Net};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -14,6 +13,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, warn};
 
 use super::{LINK_BYTES, LINK_QUEUE, MAX_SESSIONS, QUEUE, SESSION_IDLE, Signs};
+use crate::imports::Import;
 use crate::links::{self, LinkError};
 use crate::node::Node;
 use crate::peers::Peer;
@@ -28,7 +28,7 @@ const KEPT: Duration = SESSION_IDLE.saturating_mul(3);
 pub(crate) struct Reply<N: Net> {
     pub(crate) socket: Arc<N::UdpSocket>,
     pub(crate) client: SocketAddr,
-    pub(crate) wanted: Arc<ServicePort>,
+    pub(crate) import: Arc<Import>,
     pub(crate) signs: Signs,
 }
 
@@ -42,6 +42,7 @@ impl<N: Net> Drop for Reply<N> {
 pub(crate) enum Outgoing<N: Net> {
     Open { session: u64, open: Open, reply: Reply<N> },
     Data { session: u64, bytes: Vec<u8>, room: OwnedSemaphorePermit },
+    Refused { session: u64, refused: Refused },
     Close { session: u64 },
 }
 
@@ -230,6 +231,8 @@ impl<N: Net> Link<'_, N> {
                     self.node.counters.datagrams_dropped.inc();
                 }
             }
+            // Said by the side that serves.
+            Outgoing::Refused { .. } => {}
             Outgoing::Close { session } => {
                 if self.replies.remove(&session).is_some() {
                     self.channel.send_payload(Kind::Close, session, &[])?;
@@ -264,8 +267,8 @@ async fn handle<N: Net>(
             let refused: Refused =
                 frame::decode_payload(payload).map_err(|e| LinkError::Malformed(e.to_string()))?;
             if let Some(reply) = replies.remove(&session) {
-                debug!(wanted = %reply.wanted, peer = %peer.id, reason = %refused.reason, "a UDP session is refused");
-                node.failed(&reply.wanted, &Candidate::Remote(peer.id.clone()));
+                reply.import.tell_no_session(&refused.reason);
+                node.failed(&reply.import.wanted, &Candidate::Remote(peer.id.clone()));
             }
         }
         Kind::Close => {

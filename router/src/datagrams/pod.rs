@@ -45,40 +45,52 @@ pub(crate) fn queue() -> (mpsc::Sender<Vec<u8>>, mpsc::Receiver<Vec<u8>>) {
     mpsc::channel(QUEUE)
 }
 
-/// Carries one session until its queue closes or its endpoint is gone.
+/// Carries one session until its queue closes or its endpoint is gone; says why no endpoint takes its first datagram.
 pub(crate) async fn run<N: Net>(
-    node: Arc<Node<N>>,
-    wanted: Arc<ServicePort>,
+    node: &Arc<Node<N>>,
+    wanted: &ServicePort,
     candidates: Vec<Candidate>,
     mut queue: mpsc::Receiver<Vec<u8>>,
     answers: Answers<N>,
-) {
+) -> Result<(), String> {
     let Ok(_permit) = node.flows.clone().try_acquire_owned() else {
         node.counters.datagrams_dropped.inc();
-        return;
+        return Err("the router carries as many flows as it may".into());
     };
     // Kept until something answers: it is sent again to the next address where one refuses.
-    let Some(first) = queue.recv().await else { return };
+    let Some(first) = queue.recv().await else { return Ok(()) };
+    let mut reason = String::from("none is there");
     for candidate in candidates {
         let Candidate::Local(id) = candidate else { continue };
         let Some(endpoint) = node.endpoints().get(&id).cloned() else { continue };
-        let Ok(descriptor) = endpoint.pod.stock.take(DescriptorKind::UdpUnconnected).await else { continue };
-        let Ok(socket) = node.net.adopt_udp(descriptor) else { continue };
-        let addresses: Vec<_> = endpoint.addresses().collect();
-        for (number, addr) in addresses {
-            if socket.connect(addr).await.is_err() {
+        let taken = endpoint.pod.stock.take(DescriptorKind::UdpUnconnected).await;
+        let socket = match taken.and_then(|descriptor| node.net.adopt_udp(descriptor)) {
+            Ok(socket) => socket,
+            Err(error) => {
+                reason = error.to_string();
                 continue;
             }
-            match converse(&node, &socket, addr, &first, &mut queue, &answers, || endpoint.answered(number))
+        };
+        let addresses: Vec<_> = endpoint.addresses().collect();
+        for (number, addr) in addresses {
+            if let Err(error) = socket.connect(addr).await {
+                reason = format!("{addr}: {error}");
+                continue;
+            }
+            match converse(node, &socket, addr, &first, &mut queue, &answers, || endpoint.answered(number))
                 .await
             {
-                Ok(()) => return,
-                Err(error) => debug!(%wanted, %addr, %error, "an address takes no datagrams"),
+                Ok(()) => return Ok(()),
+                Err(error) => {
+                    debug!(%wanted, %addr, %error, "an address takes no datagrams");
+                    reason = format!("{addr}: {error}");
+                }
             }
         }
-        node.failed(&wanted, &candidate);
+        node.failed(wanted, &candidate);
     }
     node.counters.datagrams_dropped.inc();
+    Err(format!("no endpoint of {wanted} at {} takes the datagram: {reason}", node.id))
 }
 
 /// Carries datagrams both ways; an error before the first answer means that the next address may do better.

@@ -153,8 +153,15 @@ impl<N: Net> Served<'_, N> {
         };
         let (queue, queued) = pod::queue();
         let to = Answers::Session(self.answers.clone(), session);
-        let task = pod::run(self.node.clone(), Arc::new(open.wanted), candidates, queued, to);
-        let task = AbortOnDrop(self.node.tasks.spawn(task));
+        let (node, answers) = (self.node.clone(), self.answers.clone());
+        let task = self.node.tasks.spawn(async move {
+            if let Err(reason) = pod::run(&node, &open.wanted, candidates, queued, to).await {
+                let refused = Refused { cause: Cause::Unreachable, reason };
+                // Dropped, the next datagram is answered by a Close.
+                answers.send(Outgoing::Refused { session, refused });
+            }
+        });
+        let task = AbortOnDrop(task);
         let now = Instant::now().into_std();
         match self.sessions.insert(session, Session { queue, _task: task }, now) {
             Some((oldest, _)) => {
@@ -172,10 +179,19 @@ impl<N: Net> Served<'_, N> {
 
     /// Puts an answer of a pod to what is sent.
     fn answer(&mut self, channel: &mut Channel<N::TcpStream>, answer: Outgoing<N>) -> Result<(), LinkError> {
-        if let Outgoing::Data { session, bytes, room: _room } = answer {
-            self.peer.activity.note();
-            self.sessions.touch(&session, Instant::now().into_std());
-            channel.send_payload(Kind::Datagram, session, &bytes)?;
+        match answer {
+            Outgoing::Data { session, bytes, room: _room } => {
+                self.peer.activity.note();
+                self.sessions.touch(&session, Instant::now().into_std());
+                channel.send_payload(Kind::Datagram, session, &bytes)?;
+            }
+            Outgoing::Refused { session, refused } => {
+                if self.sessions.remove(&session).is_some() {
+                    channel.send_message(Kind::Refused, session, &refused)?;
+                }
+            }
+            // Said by the side that opens.
+            Outgoing::Open { .. } | Outgoing::Close { .. } => {}
         }
         Ok(())
     }
