@@ -155,7 +155,7 @@ async fn many_new_clients_at_once_are_all_answered() {
     for _ in 0..200 {
         clients.push(std::net::UdpSocket::bind("127.0.0.1:0").unwrap());
     }
-    // Before anything of the routers has its turn.
+    // Before anything of the routers has its turn; as many as the application's own socket holds.
     for client in &clients {
         client.send_to(b"first", stand.import_udp).unwrap();
     }
