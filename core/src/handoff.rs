@@ -137,7 +137,8 @@ pub struct Pod {
     /// Its namespace.
     #[n(1)]
     pub namespace: Label,
-    /// Its uid; empty where unknown. A sidecar that comes back with the same uid takes its place again.
+    /// Its uid; empty where unknown. A sidecar that comes back with the same uid takes its place again; where neither
+    /// has one, with the same namespace and name.
     #[n(2)]
     pub uid: String,
 }

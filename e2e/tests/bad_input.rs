@@ -218,6 +218,39 @@ fn sidecars_that_send_rubbish() -> Result<()> {
 }
 
 #[test]
+fn a_router_without_descriptors_blames_no_sidecar() -> Result<()> {
+    use rustix::process::{Pid, Resource, Rlimit, prlimit};
+    use servicekeel_core::handoff::{Pod, ToRouter};
+    let pair = Pair::start()?;
+    let _echo = Echo::start(pair.service)?;
+    works(pair.resolve("web.default")?)?;
+    let pod = Pod { name: "late".into(), namespace: "default".parse()?, uid: String::new() };
+    let hello = ToRouter::Hello { version: 1, pod, addresses: Vec::new() }.encode();
+    let late = seqpacket(&pair.a.socket)?;
+    send(&late, &hello, &[])?;
+    wait_for_log(&pair.a.process, "late")?;
+    let pid = Pid::from_raw(pair.a.process.pid().try_into()?);
+    let maximum = rustix::process::getrlimit(Resource::Nofile).maximum;
+    let before = prlimit(pid, Resource::Nofile, Rlimit { current: Some(3), maximum })?;
+    let file = std::fs::File::open("/dev/null")?;
+    send(&late, &ToRouter::Stock { tcp: 1, udp: 0 }.encode(), &[file.as_fd()])?;
+    wait_for_log(&pair.a.process, "no descriptor left")?;
+    prlimit(pid, Resource::Nofile, before)?;
+    // What it is told is Welcome and perhaps More, and then the end.
+    let mut buf = [0; 4096];
+    loop {
+        let (n, _) = rustix::net::recv(&late, &mut buf, rustix::net::RecvFlags::empty())?;
+        if n == 0 {
+            break;
+        }
+        let message = servicekeel_core::handoff::ToSidecar::decode(&buf[..n])?;
+        ensure!(!format!("{message:?}").contains("Refused"), "{message:?}");
+    }
+    works(pair.resolve("web.default")?)?;
+    sound(&pair)
+}
+
+#[test]
 fn annotations_that_are_wrong() -> Result<()> {
     let pair = Pair::start()?;
     let _echo = Echo::start(pair.service)?;
@@ -266,6 +299,32 @@ fn a_thousand_services_on_a_small_range() -> Result<()> {
     ensure!(status.contains("127.112"), "{status}");
     let served = (0..1000).filter(|i| pair.resolve(&format!("s{i}.default")).is_ok()).count();
     ensure!((240..=254).contains(&served), "{served} of 1,000 are served by a /24");
+    sound(&pair)
+}
+
+#[test]
+fn datagrams_that_nobody_takes_are_told() -> Result<()> {
+    let pair = Pair::start()?;
+    let socket = UdpSocket::bind("127.0.0.1:0")?;
+    // Offered, and nothing listens.
+    let closed = pair.resolve("dgram.default")?;
+    wait_for("the refusal in the log", LIMIT, || {
+        socket.send_to(b"x", closed)?;
+        Ok(pair.b.process.log().contains("refused (os error").then_some(()))
+    })
+    .with_context(|| pair.b.process.log())?;
+    let text = annotation(&[("nobody", "default", "a.local", Pair::PORT, "UDP", Pair::PORT)]);
+    pair.client.set_imports(&text)?;
+    let nobody = wait_for("the import", LIMIT, || Ok(pair.resolve("nobody.default").ok()))?;
+    wait_for("nobody in the log", LIMIT, || {
+        socket.send_to(b"x", nobody)?;
+        Ok(pair.b.process.log().contains("nobody offers it").then_some(()))
+    })
+    .with_context(|| pair.b.process.log())?;
+    for log in [pair.a.process.log(), pair.b.process.log()] {
+        ensure!(!log.contains("untold=0"), "{log}");
+        ensure!(log.matches("no endpoint takes datagrams").count() <= 2 + 2, "not throttled: {log}");
+    }
     sound(&pair)
 }
 

@@ -21,13 +21,26 @@ const TELL: Duration = Duration::from_secs(10);
 /// One import.
 pub(crate) struct Import {
     pub(crate) wanted: ServicePort,
-    /// For the log: flows that found no endpoint.
+    /// For the log: flows, or UDP sessions, that found no endpoint.
     pub(crate) failures: Throttle,
+}
+
+impl Import {
+    pub(crate) fn new(wanted: ServicePort) -> Arc<Self> {
+        Arc::new(Self { wanted, failures: Throttle::new(1, TELL) })
+    }
+
+    /// Says that a UDP session found no endpoint.
+    pub(crate) fn tell_no_session(&self, reason: &str) {
+        if let Some(untold) = self.failures.permit() {
+            warn!(wanted = %self.wanted, reason, untold, "no endpoint takes datagrams: dropped");
+        }
+    }
 }
 
 /// Accepts on one import for ever. At the bound of flows connections wait in the backlog.
 pub(crate) async fn serve<N: Net>(node: Arc<Node<N>>, listener: N::TcpListener, wanted: ServicePort) {
-    let import = Arc::new(Import { wanted, failures: Throttle::new(1, TELL) });
+    let import = Import::new(wanted);
     let wanted = &import.wanted;
     let mut draining = node.draining.subscribe();
     let mut failing = false;

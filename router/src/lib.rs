@@ -18,6 +18,7 @@ mod peers;
 pub mod pki;
 mod pods;
 mod run;
+mod seats;
 pub mod settings;
 mod sockets;
 mod status;

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use crate::counters::Counters;
 use crate::peers::Peer;
 use crate::pods::Pod;
+use crate::seats::Seats;
 use crate::settings::Settings;
 use crate::tasks::Tasks;
 use crate::throttle::Throttle;
@@ -50,6 +51,11 @@ pub(crate) struct Node<N: Net> {
     pub(crate) flows: Arc<Semaphore>,
     /// For the log: peers and sidecars that are refused.
     pub(crate) refusals: Throttle,
+    /// For the log: sidecars whose sockets this process has no descriptors for.
+    pub(crate) shortage: Throttle,
+    /// For the log: sidecars that come. All of a node may at once, where the router restarts.
+    pub(crate) arrivals: Throttle,
+    pub(crate) seats: Arc<Seats>,
     /// True from the moment in which the router ends.
     pub(crate) draining: latest::Sender<bool>,
     pub(crate) pods: Mutex<BTreeMap<u64, Arc<Pod<N>>>>,
@@ -83,6 +89,9 @@ impl<N: Net> Node<N> {
             buffers: BufferPool::new(),
             flows: Arc::new(Semaphore::new(MAX_FLOWS)),
             refusals: Throttle::new(10, Duration::from_secs(1)),
+            shortage: Throttle::new(1, Duration::from_secs(10)),
+            arrivals: Throttle::new(512, Duration::from_millis(500)),
+            seats: Arc::default(),
             draining: latest::Sender::new(false),
             pods: Mutex::default(),
             endpoints: Mutex::default(),

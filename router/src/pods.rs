@@ -9,10 +9,12 @@ use servicekeel_core::handoff::{self, MessageError, SocketId, ToRouter, ToSideca
 use servicekeel_core::name::ServicePort;
 use servicekeel_runtime::latest;
 use servicekeel_runtime::net::{Handoff, HandoffListener, Net, PeerCredentials};
+use tokio::task::yield_now;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
 use crate::node::Node;
+use crate::seats::Seat;
 use crate::sockets::{MAX_SOCKETS, Served, Sockets};
 use crate::stock::Stock;
 
@@ -26,8 +28,6 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 const GRACE: Duration = Duration::from_secs(30);
 /// How long the old sockets of a sidecar that came back stay beside its new ones.
 const OVERLAP: Duration = Duration::from_secs(2);
-/// The most sidecars at once, those included that are gone and whose sockets are kept.
-const MAX_SIDECARS: usize = 4096;
 /// The most addresses of one pod, which has one for each family and network.
 const MAX_ADDRESSES: usize = 8;
 
@@ -94,6 +94,13 @@ pub(crate) enum SessionError {
     Stuck,
 }
 
+impl SessionError {
+    /// Whether it is this router that is short of something.
+    fn is_shortage(&self) -> bool {
+        matches!(self, Self::Io(error) if error.kind() == std::io::ErrorKind::QuotaExceeded)
+    }
+}
+
 /// Counts a conversation, however it ends.
 struct Conversing<N: Net>(Arc<Node<N>>);
 
@@ -112,23 +119,25 @@ impl<N: Net> Drop for Conversing<N> {
 
 /// Accepts sidecars for ever.
 pub(crate) async fn serve<N: Net>(node: Arc<Node<N>>, listener: N::HandoffListener) {
-    let (mut failing, mut full) = (false, false);
+    let mut failing = false;
     loop {
         match listener.accept().await {
             Ok((conversation, credentials)) => {
                 failing = false;
-                // The gauge has those that have not said Hello yet, the table those that are gone.
-                let conversing = usize::try_from(node.counters.sidecars_active.get()).unwrap_or(0);
-                if conversing.max(node.pods().len()) >= MAX_SIDECARS {
-                    if !std::mem::replace(&mut full, true) {
-                        warn!(limit = MAX_SIDECARS, "sidecars are refused: the bound is reached");
+                match node.seats.take(credentials.pid) {
+                    Ok(seat) => {
+                        let counted = Conversing::new(node.clone());
+                        node.tasks.spawn(session(node.clone(), conversation, credentials, counted, seat));
                     }
-                    node.counters.sidecars_refused.inc();
-                    continue;
+                    Err(error) => {
+                        if let Some(untold) = node.refusals.permit() {
+                            warn!(?credentials, %error, untold, "a sidecar is refused");
+                        }
+                        node.counters.sidecars_refused.inc();
+                    }
                 }
-                full = false;
-                let counted = Conversing::new(node.clone());
-                node.tasks.spawn(session(node.clone(), conversation, credentials, counted));
+                // However many come, the links and flows have their turn between two of them.
+                yield_now().await;
             }
             Err(error) => {
                 if !std::mem::replace(&mut failing, true) {
@@ -145,6 +154,7 @@ async fn session<N: Net>(
     conversation: N::Handoff,
     credentials: PeerCredentials,
     counted: Conversing<N>,
+    _seat: Seat,
 ) {
     let hello = timeout(HELLO_TIMEOUT, hello(&conversation)).await.unwrap_or(Err(SessionError::Silent));
     let (claim, addresses) = match hello {
@@ -172,7 +182,10 @@ async fn session<N: Net>(
         imports: Mutex::default(),
     });
     let name = format!("{}/{}", pod.claim.namespace, pod.claim.name);
-    info!(pod = %name, ?credentials, "sidecar connected");
+    let told = node.arrivals.permit();
+    if let Some(untold) = told {
+        info!(pod = %name, ?credentials, untold, "sidecar connected");
+    }
     supersede(&node, &pod);
     node.pods().insert(pod.session, pod.clone());
     let mut sockets = Sockets::new(node.clone(), pod.clone());
@@ -180,17 +193,32 @@ async fn session<N: Net>(
     let ended = converse(&node, &pod, &conversation, &mut sockets).await;
     drop(counted);
     pod.stock.close();
-    if let Err(error) = &ended {
-        warn!(pod = %name, %error, "the sidecar broke the conversation");
+    if let Err(error) = &ended
+        && error.is_shortage()
+    {
+        // Not refused, the sidecar comes back soon.
+        if let Some(untold) = node.shortage.permit() {
+            warn!(pod = %name, %error, untold, "a sidecar's sockets can't be taken; it is to come again");
+        }
+    } else if let Err(error) = &ended {
+        if let Some(untold) = node.refusals.permit() {
+            warn!(pod = %name, %error, untold, "the sidecar broke the conversation");
+        }
         node.counters.sidecars_refused.inc();
         refuse(&conversation, error.to_string()).await;
     }
     // What is kept is its sockets, not the conversation.
     drop(conversation);
-    if matches!(ended, Ok(true)) {
-        info!(pod = %name, "the pod ends");
-    } else {
-        info!(pod = %name, "sidecar gone; its sockets are kept for {} s", GRACE.as_secs());
+    let kept = !matches!(ended, Ok(true)) && !sockets.is_empty();
+    // The end is told where the beginning was.
+    if told.is_some() {
+        match ended {
+            Ok(true) => info!(pod = %name, "the pod ends"),
+            _ if kept => info!(pod = %name, "sidecar gone; its sockets are kept for {} s", GRACE.as_secs()),
+            _ => info!(pod = %name, "sidecar gone; it had handed over nothing"),
+        }
+    }
+    if kept {
         keep(&node, &pod).await;
     }
     drop(sockets);
@@ -227,9 +255,15 @@ fn supersede<N: Net>(node: &Node<N>, pod: &Pod<N>) {
     }
 }
 
-/// The same uid of the pod by both words, and the same user by the kernel's.
+/// The same user by the kernel's word, and the same pod by both sidecars': its uid, or its name where neither has one.
 fn same_pod<N: Net>(a: &Pod<N>, b: &Pod<N>) -> bool {
-    !a.claim.uid.is_empty() && a.claim.uid == b.claim.uid && a.credentials.uid == b.credentials.uid
+    let same = match (a.claim.uid.as_str(), b.claim.uid.as_str()) {
+        ("", "") => {
+            !a.claim.name.is_empty() && a.claim.namespace == b.claim.namespace && a.claim.name == b.claim.name
+        }
+        (one, other) => one == other,
+    };
+    same && a.credentials.uid == b.credentials.uid
 }
 
 async fn hello<H: Handoff>(conversation: &H) -> Result<Option<(handoff::Pod, Vec<IpAddr>)>, SessionError> {

@@ -38,6 +38,11 @@ impl<N: Net> Sockets<N> {
         Self { node, pod, exports: BTreeMap::new() }
     }
 
+    /// Whether there is nothing that could be kept for the pod's next sidecar.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.exports.is_empty() && self.pod.imports().is_empty()
+    }
+
     /// Takes a message; says which socket is refused, and why, where one is.
     pub(crate) fn handle(
         &mut self,

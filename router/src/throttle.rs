@@ -1,5 +1,6 @@
 //! Keeps what happens again and again from filling the log.
 
+use std::num::NonZeroU64;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -27,8 +28,9 @@ impl Throttle {
         Self { burst, interval, state: Mutex::new(state) }
     }
 
-    /// Whether a line may be written, and how many were not since the last one.
-    pub(crate) fn permit(&self) -> Option<u64> {
+    /// Whether a line may be written, with how many were not since the last one: a field that is left out where all
+    /// were.
+    pub(crate) fn permit(&self) -> Option<Option<NonZeroU64>> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         let earned = ((now - state.since).as_millis() / self.interval.as_millis()) as u32;
@@ -41,7 +43,7 @@ impl Throttle {
             return None;
         }
         state.left -= 1;
-        Some(std::mem::take(&mut state.untold))
+        Some(NonZeroU64::new(std::mem::take(&mut state.untold)))
     }
 }
 
@@ -54,10 +56,10 @@ mod tests {
         let interval = Duration::from_secs(1);
         let throttle = Throttle::new(10, interval);
         let told = |n| (0..n).filter_map(|_| throttle.permit()).collect::<Vec<_>>();
-        assert_eq!(told(25), [0; 10]);
+        assert_eq!(told(25), [None; 10]);
         tokio::time::advance(interval).await;
-        assert_eq!(told(3), [15]);
+        assert_eq!(told(3), [NonZeroU64::new(15)]);
         tokio::time::advance(interval * 100).await;
-        assert_eq!(told(25), [&[2][..], &[0; 9]].concat());
+        assert_eq!(told(25), [&[NonZeroU64::new(2)][..], &[None; 9]].concat());
     }
 }

@@ -149,6 +149,61 @@ async fn datagrams_of_every_size_and_of_many_clients() {
 }
 
 #[tokio::test]
+async fn many_new_clients_at_once_are_all_answered() {
+    let stand = Stand::new().await;
+    let mut clients = Vec::new();
+    for _ in 0..200 {
+        clients.push(std::net::UdpSocket::bind("127.0.0.1:0").unwrap());
+    }
+    // Before anything of the routers has its turn; as many as the application's own socket holds.
+    for client in &clients {
+        client.send_to(b"first", stand.import_udp).unwrap();
+    }
+    let (mut answered, deadline) = (0, tokio::time::Instant::now() + LIMIT);
+    for client in clients {
+        client.set_nonblocking(true).unwrap();
+        let client = UdpSocket::from_std(client).unwrap();
+        answered += usize::from(tokio::time::timeout_at(deadline, client.recv(&mut [0; 8])).await.is_ok());
+    }
+    assert_eq!(answered, 200);
+}
+
+#[tokio::test]
+async fn a_sidecar_without_a_uid_takes_its_old_place() {
+    let stand = Stand::new().await;
+    let (first, at) = stand.nameless(stand::port(80), "127.0.0.1:0".parse().unwrap()).await;
+    let mut flow = TcpStream::connect(at).await.unwrap();
+    assert_eq!(says(&mut flow, b"x").await.unwrap(), b"x");
+    drop(first);
+    // It has lost its leases: another Service has the address now, which nobody offers.
+    let (_second, _) = stand.nameless(stand::port(81), at).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let mut flows = tokio::task::JoinSet::new();
+    for _ in 0..40 {
+        flows.spawn(async move { says(&mut TcpStream::connect(at).await?, b"x").await });
+    }
+    while let Some(outcome) = flows.join_next().await {
+        assert!(outcome.unwrap().is_err(), "a flow has reached the Service of before");
+    }
+    assert_eq!(says(&mut flow, b"still").await.unwrap(), b"still");
+}
+
+#[tokio::test]
+async fn one_that_comes_and_goes_keeps_no_sidecar_out() {
+    let stand = Stand::new().await;
+    let mut flow = stand.connect().await;
+    for i in 0..5000 {
+        stand.come_and_go().await;
+        if i % 1000 == 0 {
+            assert_eq!(says(&mut flow, b"meanwhile").await.unwrap(), b"meanwhile");
+        }
+    }
+    let (_sidecar, at) = stand.nameless(stand::port(80), "127.0.0.1:0".parse().unwrap()).await;
+    let mut flow = TcpStream::connect(at).await.unwrap();
+    assert_eq!(says(&mut flow, b"x").await.unwrap(), b"x");
+}
+
+#[tokio::test]
 async fn the_end_resets_what_still_runs_within_two_seconds() {
     let mut stand = Stand::new().await;
     let mut flow = stand.connect().await;

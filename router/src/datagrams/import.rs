@@ -7,14 +7,15 @@ use servicekeel_core::flow::frame::Open;
 use servicekeel_core::mesh::table::Candidate;
 use servicekeel_core::name::ServicePort;
 use servicekeel_core::session::Sessions;
-use servicekeel_runtime::net::{Datagrams, Net};
+use servicekeel_runtime::net::Net;
 use tokio::sync::mpsc;
 use tokio::time::{Duration, Instant, sleep, sleep_until};
 use tracing::{debug, warn};
 
-use super::link::{DatagramLink, Outgoing, Reply};
+use super::link::{DatagramLink, Reply};
 use super::pod::{self, Answers};
-use super::{Counted, MAX_DATAGRAM, MAX_SESSIONS, SESSION_IDLE, Signs};
+use super::{Counted, MAX_SESSIONS, SESSION_IDLE, Signs, receive};
+use crate::imports::Import;
 use crate::node::Node;
 use crate::tasks::AbortOnDrop;
 
@@ -40,9 +41,7 @@ impl<N: Net> Session<N> {
     fn send(&self, datagram: Vec<u8>) -> bool {
         match self {
             Self::Here { queue, .. } => queue.try_send(datagram).is_ok(),
-            Self::There { link, session, .. } => {
-                link.send(Outgoing::Data { session: *session, bytes: datagram })
-            }
+            Self::There { link, session, .. } => link.send(*session, datagram),
         }
     }
 }
@@ -50,18 +49,17 @@ impl<N: Net> Session<N> {
 impl<N: Net> Drop for Session<N> {
     fn drop(&mut self) {
         if let Self::There { link, session, .. } = self {
-            // Where the queue is full, the session ends there by its idle time.
-            link.send(Outgoing::Close { session: *session });
+            link.close(*session);
         }
     }
 }
 
 /// Serves one import for ever.
 pub(crate) async fn serve<N: Net>(node: Arc<Node<N>>, socket: N::UdpSocket, wanted: ServicePort) {
-    let (socket, wanted) = (Arc::new(socket), Arc::new(wanted));
+    let (socket, import) = (Arc::new(socket), Import::new(wanted));
+    let wanted = &import.wanted;
     let mut sessions: Sessions<SocketAddr, Session<N>> = Sessions::new(MAX_SESSIONS, SESSION_IDLE);
     let mut counted = Counted::new(node.clone());
-    let mut buf = vec![0; MAX_DATAGRAM];
     let (mut failing, mut full) = (false, false);
     loop {
         let now = Instant::now().into_std();
@@ -76,9 +74,9 @@ pub(crate) async fn serve<N: Net>(node: Arc<Node<N>>, socket: N::UdpSocket, want
         full &= sessions.len() >= MAX_SESSIONS;
         counted.set(sessions.len());
         let expiry = sessions.poll_timeout().map(Instant::from_std);
-        let (len, client) = tokio::select! {
+        let (datagram, client) = tokio::select! {
             biased;
-            received = socket.recv_from(&mut buf) => match received {
+            received = receive(&*socket, &node.buffers) => match received {
                 Ok(received) => {
                     failing = false;
                     received
@@ -98,16 +96,20 @@ pub(crate) async fn serve<N: Net>(node: Arc<Node<N>>, socket: N::UdpSocket, want
             sessions.remove(&client);
         }
         if sessions.touch(&client, now).is_none() {
-            let Some(session) = open(&node, &socket, client, &wanted) else {
-                node.counters.datagrams_dropped.inc();
-                continue;
+            let session = match open(&node, &socket, client, &import) {
+                Ok(session) => session,
+                Err(reason) => {
+                    import.tell_no_session(reason);
+                    node.counters.datagrams_dropped.inc();
+                    continue;
+                }
             };
             if sessions.insert(client, session, now).is_some() && !std::mem::replace(&mut full, true) {
                 warn!(%wanted, limit = MAX_SESSIONS, "the UDP sessions that are idle for longest make room");
             }
         }
         if let Some(session) = sessions.touch(&client, now)
-            && !session.send(buf[..len].into())
+            && !session.send(datagram.to_vec())
         {
             node.counters.datagrams_dropped.inc();
         }
@@ -118,25 +120,34 @@ fn open<N: Net>(
     node: &Arc<Node<N>>,
     socket: &Arc<N::UdpSocket>,
     client: SocketAddr,
-    wanted: &Arc<ServicePort>,
-) -> Option<Session<N>> {
-    let candidates = node.candidates(wanted);
+    import: &Arc<Import>,
+) -> Result<Session<N>, &'static str> {
+    let candidates = node.candidates(&import.wanted);
     let signs = Signs::default();
-    match candidates.first()? {
+    match candidates.first().ok_or("nobody offers it")? {
         Candidate::Local(_) => {
             let (queue, queued) = pod::queue();
             let answers = Answers::Client(socket.clone(), client, signs.clone());
-            let task = node.tasks.spawn(pod::run(node.clone(), wanted.clone(), candidates, queued, answers));
-            Some(Session::Here { queue, signs, _task: AbortOnDrop(task) })
+            let (serving, import) = (node.clone(), import.clone());
+            let task = node.tasks.spawn(async move {
+                if let Err(reason) = pod::run(&serving, &import.wanted, candidates, queued, answers).await {
+                    import.tell_no_session(&reason);
+                }
+            });
+            Ok(Session::Here { queue, signs, _task: AbortOnDrop(task) })
         }
         Candidate::Remote(router) => {
-            let link = node.peer(router)?.datagrams(node)?;
+            let peer = node.peer(router).ok_or("there are as many peers as there may be")?;
+            let link = peer.datagrams(node).ok_or("there is no link to the router that offers it")?;
             let session = node.next_id();
-            let open = Open { flow: node.seed(), wanted: (**wanted).clone(), namespace: None };
+            let open = Open { flow: node.seed(), wanted: import.wanted.clone(), namespace: None };
             let reply =
-                Reply { socket: socket.clone(), client, wanted: wanted.clone(), signs: signs.clone() };
+                Reply { socket: socket.clone(), client, import: import.clone(), signs: signs.clone() };
             // Not opened, there is none to close.
-            link.open(session, open, reply).then(|| Session::There { link, session, signs })
+            match link.open(session, open, reply) {
+                true => Ok(Session::There { link, session, signs }),
+                false => Err("too much waits for the router that offers it"),
+            }
         }
     }
 }

@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use servicekeel_core::flow::frame::{self, Kind, Open, Purpose, Refused};
 use servicekeel_core::mesh::table::Candidate;
-use servicekeel_core::name::ServicePort;
 use servicekeel_core::session::Sessions;
 use servicekeel_runtime::net::{Datagrams, Net};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, warn};
 
-use super::{MAX_SESSIONS, QUEUE, SESSION_IDLE, Signs};
+use super::{LINK_BYTES, LINK_QUEUE, MAX_SESSIONS, QUEUE, SESSION_IDLE, Signs};
+use crate::imports::Import;
 use crate::links::{self, LinkError};
 use crate::node::Node;
 use crate::peers::Peer;
@@ -28,7 +28,7 @@ const KEPT: Duration = SESSION_IDLE.saturating_mul(3);
 pub(crate) struct Reply<N: Net> {
     pub(crate) socket: Arc<N::UdpSocket>,
     pub(crate) client: SocketAddr,
-    pub(crate) wanted: Arc<ServicePort>,
+    pub(crate) import: Arc<Import>,
     pub(crate) signs: Signs,
 }
 
@@ -41,13 +41,44 @@ impl<N: Net> Drop for Reply<N> {
 /// What goes to the peer.
 pub(crate) enum Outgoing<N: Net> {
     Open { session: u64, open: Open, reply: Reply<N> },
-    Data { session: u64, bytes: Vec<u8> },
+    Data { session: u64, bytes: Vec<u8>, room: OwnedSemaphorePermit },
+    Refused { session: u64, refused: Refused },
     Close { session: u64 },
+}
+
+/// The queue to a connection between two routers; a clone is the same. What does not fit in is dropped.
+pub(crate) struct Outbox<N: Net> {
+    queue: mpsc::Sender<Outgoing<N>>,
+    room: Arc<Semaphore>,
+}
+
+impl<N: Net> Clone for Outbox<N> {
+    fn clone(&self) -> Self {
+        Self { queue: self.queue.clone(), room: self.room.clone() }
+    }
+}
+
+impl<N: Net> Outbox<N> {
+    pub(crate) fn new() -> (Self, mpsc::Receiver<Outgoing<N>>) {
+        let (queue, receiver) = mpsc::channel(LINK_QUEUE);
+        (Self { queue, room: Arc::new(Semaphore::new(LINK_BYTES)) }, receiver)
+    }
+
+    /// Queues something; false where it is dropped.
+    pub(crate) fn send(&self, outgoing: Outgoing<N>) -> bool {
+        self.queue.try_send(outgoing).is_ok()
+    }
+
+    /// Queues a datagram; false where it is dropped.
+    pub(crate) fn send_datagram(&self, session: u64, bytes: Vec<u8>) -> bool {
+        let room = self.room.clone().try_acquire_many_owned(bytes.len() as u32);
+        room.is_ok_and(|room| self.send(Outgoing::Data { session, bytes, room }))
+    }
 }
 
 /// The sending end of the connection; a clone is the same.
 pub(crate) struct DatagramLink<N: Net> {
-    outgoing: mpsc::Sender<Outgoing<N>>,
+    outgoing: Outbox<N>,
     delivered: mpsc::Sender<Channel<N::TcpStream>>,
 }
 
@@ -65,7 +96,7 @@ pub(crate) struct Receiver<N: Net> {
 
 impl<N: Net> DatagramLink<N> {
     pub(crate) fn new() -> (Self, Receiver<N>) {
-        let (outgoing, from_imports) = mpsc::channel(QUEUE);
+        let (outgoing, from_imports) = Outbox::new();
         let (delivered, channels) = mpsc::channel(1);
         let receiver = Receiver { outgoing: from_imports, delivered: channels };
         (Self { outgoing, delivered }, receiver)
@@ -73,17 +104,22 @@ impl<N: Net> DatagramLink<N> {
 
     /// Whether its sessions can carry no more.
     pub(crate) fn is_closed(&self) -> bool {
-        self.outgoing.is_closed()
+        self.outgoing.queue.is_closed()
     }
 
     /// Opens a session; the peer's answer is not waited for.
     pub(crate) fn open(&self, session: u64, open: Open, reply: Reply<N>) -> bool {
-        self.send(Outgoing::Open { session, open, reply })
+        self.outgoing.send(Outgoing::Open { session, open, reply })
     }
 
-    /// Queues what goes to the peer; false where it is dropped.
-    pub(crate) fn send(&self, outgoing: Outgoing<N>) -> bool {
-        self.outgoing.try_send(outgoing).is_ok()
+    /// Queues a datagram to the peer; false where it is dropped.
+    pub(crate) fn send(&self, session: u64, datagram: Vec<u8>) -> bool {
+        self.outgoing.send_datagram(session, datagram)
+    }
+
+    /// Ends a session. Where the queue is full, it ends at the peer by its idle time.
+    pub(crate) fn close(&self, session: u64) {
+        self.outgoing.send(Outgoing::Close { session });
     }
 
     /// The peer dialled back.
@@ -141,6 +177,9 @@ impl<N: Net> Link<'_, N> {
         loop {
             // What waits goes out together, also while answers come without a pause.
             for _ in 0..QUEUE {
+                if self.channel.is_full() {
+                    break;
+                }
                 let Ok(next) = outgoing.try_recv() else { break };
                 self.put(next)?;
             }
@@ -149,6 +188,7 @@ impl<N: Net> Link<'_, N> {
                 self.channel.send_payload(Kind::Close, session, &[])?;
             }
             let expiry = self.replies.poll_timeout().map(Instant::from_std);
+            let full = self.channel.is_full();
             tokio::select! {
                 biased;
                 next = self.channel.next() => match next? {
@@ -158,7 +198,7 @@ impl<N: Net> Link<'_, N> {
                     Next::Flushed => {}
                     Next::Closed => return Ok(()),
                 },
-                next = outgoing.recv() => match next {
+                next = outgoing.recv(), if !full => match next {
                     Some(next) => self.put(next)?,
                     None => return Ok(()),
                 },
@@ -183,11 +223,7 @@ impl<N: Net> Link<'_, N> {
                     None => self.full = false,
                 }
             }
-            // Slower than what it is asked for: a network would drop it too.
-            Outgoing::Data { .. } if self.channel.is_full() => {
-                self.node.counters.datagrams_dropped.inc();
-            }
-            Outgoing::Data { session, bytes } => {
+            Outgoing::Data { session, bytes, room: _room } => {
                 if self.replies.touch(&session, now).is_some() {
                     self.peer.activity.note();
                     self.channel.send_payload(Kind::Datagram, session, &bytes)?;
@@ -195,6 +231,8 @@ impl<N: Net> Link<'_, N> {
                     self.node.counters.datagrams_dropped.inc();
                 }
             }
+            // Said by the side that serves.
+            Outgoing::Refused { .. } => {}
             Outgoing::Close { session } => {
                 if self.replies.remove(&session).is_some() {
                     self.channel.send_payload(Kind::Close, session, &[])?;
@@ -229,8 +267,8 @@ async fn handle<N: Net>(
             let refused: Refused =
                 frame::decode_payload(payload).map_err(|e| LinkError::Malformed(e.to_string()))?;
             if let Some(reply) = replies.remove(&session) {
-                debug!(wanted = %reply.wanted, peer = %peer.id, reason = %refused.reason, "a UDP session is refused");
-                node.failed(&reply.wanted, &Candidate::Remote(peer.id.clone()));
+                reply.import.tell_no_session(&refused.reason);
+                node.failed(&reply.import.wanted, &Candidate::Remote(peer.id.clone()));
             }
         }
         Kind::Close => {

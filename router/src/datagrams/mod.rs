@@ -8,22 +8,67 @@ pub(crate) mod link;
 pub(crate) mod pod;
 pub(crate) mod serve;
 
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Poll, ready};
 use std::time::Duration;
 
-use servicekeel_runtime::net::Net;
+use servicekeel_runtime::net::{Datagrams, Net};
+use tokio::io::ReadBuf;
 
 use crate::node::Node;
+use crate::tls::BufferPool;
 
 /// How long a session lives without a datagram.
 pub(crate) const SESSION_IDLE: Duration = Duration::from_secs(60);
 /// The most sessions of one import, and of one connection between two routers.
 pub(crate) const MAX_SESSIONS: usize = 4096;
-/// The most bytes of a datagram: what IPv4 carries (65,535 less the headers of IP and UDP).
-pub(crate) const MAX_DATAGRAM: usize = 65_507;
 /// Datagrams that wait for a slow receiver; further ones are dropped, as a network would.
 pub(crate) const QUEUE: usize = 128;
+/// What waits for a connection between two routers: all its sessions may begin at once, each with a datagram ...
+pub(crate) const LINK_QUEUE: usize = 2 * MAX_SESSIONS;
+/// ... and the most bytes of the datagrams among it.
+pub(crate) const LINK_BYTES: usize = 8 << 20;
+
+/// A datagram, in a buffer that goes back to the pool.
+pub(crate) struct Received {
+    buffers: Arc<BufferPool>,
+    buffer: Box<[u8]>,
+    len: usize,
+}
+
+impl Deref for Received {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.buffer[..self.len]
+    }
+}
+
+impl Drop for Received {
+    fn drop(&mut self) {
+        self.buffers.give(std::mem::take(&mut self.buffer));
+    }
+}
+
+/// Receives one datagram, however large. No buffer is held while none comes.
+pub(crate) async fn receive<D: Datagrams>(
+    socket: &D,
+    buffers: &Arc<BufferPool>,
+) -> io::Result<(Received, SocketAddr)> {
+    poll_fn(|cx| {
+        let mut received = Received { buffers: buffers.clone(), buffer: buffers.take(), len: 0 };
+        let mut buf = ReadBuf::new(&mut received.buffer);
+        let from = ready!(socket.poll_recv_from(cx, &mut buf))?;
+        received.len = buf.filled().len();
+        Poll::Ready(Ok((received, from)))
+    })
+    .await
+}
 
 /// What the two ends of a session tell one another beside datagrams; a clone is the same.
 #[derive(Debug, Clone, Default)]

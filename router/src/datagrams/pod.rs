@@ -13,8 +13,8 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::debug;
 
-use super::link::Outgoing;
-use super::{MAX_DATAGRAM, QUEUE, Signs};
+use super::link::Outbox;
+use super::{QUEUE, Signs, receive};
 use crate::node::Node;
 
 /// How long an endpoint may take to refuse the first datagram, which then goes to the next address.
@@ -25,7 +25,7 @@ pub(crate) enum Answers<N: Net> {
     /// To a client of this node, from the import's own socket.
     Client(Arc<N::UdpSocket>, SocketAddr, Signs),
     /// To another router.
-    Session(mpsc::Sender<Outgoing<N>>, u64),
+    Session(Outbox<N>, u64),
 }
 
 impl<N: Net> Answers<N> {
@@ -35,9 +35,7 @@ impl<N: Net> Answers<N> {
                 signs.answer();
                 socket.send_to(datagram, *client).await.is_ok()
             }
-            Self::Session(sender, session) => {
-                sender.try_send(Outgoing::Data { session: *session, bytes: datagram.into() }).is_ok()
-            }
+            Self::Session(outbox, session) => outbox.send_datagram(*session, datagram.into()),
         }
     }
 }
@@ -47,40 +45,52 @@ pub(crate) fn queue() -> (mpsc::Sender<Vec<u8>>, mpsc::Receiver<Vec<u8>>) {
     mpsc::channel(QUEUE)
 }
 
-/// Carries one session until its queue closes or its endpoint is gone.
+/// Carries one session until its queue closes or its endpoint is gone; says why no endpoint takes its first datagram.
 pub(crate) async fn run<N: Net>(
-    node: Arc<Node<N>>,
-    wanted: Arc<ServicePort>,
+    node: &Arc<Node<N>>,
+    wanted: &ServicePort,
     candidates: Vec<Candidate>,
     mut queue: mpsc::Receiver<Vec<u8>>,
     answers: Answers<N>,
-) {
+) -> Result<(), String> {
     let Ok(_permit) = node.flows.clone().try_acquire_owned() else {
         node.counters.datagrams_dropped.inc();
-        return;
+        return Err("the router carries as many flows as it may".into());
     };
     // Kept until something answers: it is sent again to the next address where one refuses.
-    let Some(first) = queue.recv().await else { return };
+    let Some(first) = queue.recv().await else { return Ok(()) };
+    let mut reason = String::from("none is there");
     for candidate in candidates {
         let Candidate::Local(id) = candidate else { continue };
         let Some(endpoint) = node.endpoints().get(&id).cloned() else { continue };
-        let Ok(descriptor) = endpoint.pod.stock.take(DescriptorKind::UdpUnconnected).await else { continue };
-        let Ok(socket) = node.net.adopt_udp(descriptor) else { continue };
-        let addresses: Vec<_> = endpoint.addresses().collect();
-        for (number, addr) in addresses {
-            if socket.connect(addr).await.is_err() {
+        let taken = endpoint.pod.stock.take(DescriptorKind::UdpUnconnected).await;
+        let socket = match taken.and_then(|descriptor| node.net.adopt_udp(descriptor)) {
+            Ok(socket) => socket,
+            Err(error) => {
+                reason = error.to_string();
                 continue;
             }
-            match converse(&node, &socket, addr, &first, &mut queue, &answers, || endpoint.answered(number))
+        };
+        let addresses: Vec<_> = endpoint.addresses().collect();
+        for (number, addr) in addresses {
+            if let Err(error) = socket.connect(addr).await {
+                reason = format!("{addr}: {error}");
+                continue;
+            }
+            match converse(node, &socket, addr, &first, &mut queue, &answers, || endpoint.answered(number))
                 .await
             {
-                Ok(()) => return,
-                Err(error) => debug!(%wanted, %addr, %error, "an address takes no datagrams"),
+                Ok(()) => return Ok(()),
+                Err(error) => {
+                    debug!(%wanted, %addr, %error, "an address takes no datagrams");
+                    reason = format!("{addr}: {error}");
+                }
             }
         }
-        node.failed(&wanted, &candidate);
+        node.failed(wanted, &candidate);
     }
     node.counters.datagrams_dropped.inc();
+    Err(format!("no endpoint of {wanted} at {} takes the datagram: {reason}", node.id))
 }
 
 /// Carries datagrams both ways; an error before the first answer means that the next address may do better.
@@ -94,7 +104,6 @@ async fn converse<N: Net>(
     answered: impl Fn(),
 ) -> io::Result<()> {
     let mut heard = false;
-    let mut buf = vec![0; MAX_DATAGRAM];
     socket.send_to(first, addr).await?;
     node.counters.datagrams.inc();
     // One that refuses does so at once; what is quiet has taken it, as many protocols never answer.
@@ -102,13 +111,13 @@ async fn converse<N: Net>(
     loop {
         tokio::select! {
             biased;
-            received = socket.recv_from(&mut buf) => match received {
-                Ok((len, _)) => {
+            received = receive(socket, &node.buffers) => match received {
+                Ok((datagram, _)) => {
                     if !heard {
                         heard = true;
                         answered();
                     }
-                    let sent = answers.send(&buf[..len]).await;
+                    let sent = answers.send(&datagram).await;
                     if sent { node.counters.datagrams.inc() } else { node.counters.datagrams_dropped.inc() };
                 }
                 // An ICMP refusal: the port is closed. One that answered before may only be restarting.

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, warn};
 
-use super::link::Outgoing;
+use super::link::{Outbox, Outgoing};
 use super::pod::{self, Answers};
 use super::{Counted, MAX_SESSIONS, QUEUE, SESSION_IDLE};
 use crate::inbound;
@@ -50,7 +50,7 @@ async fn serve<N: Net>(
 ) -> Result<(), LinkError> {
     let lost = peer.lost(epoch);
     let mut lost = std::pin::pin!(lost);
-    let (answers, mut answered) = mpsc::channel::<Outgoing<N>>(QUEUE);
+    let (answers, mut answered) = Outbox::new();
     let mut served = Served {
         node,
         peer,
@@ -62,6 +62,9 @@ async fn serve<N: Net>(
     loop {
         // What waits goes out together, also while datagrams come without a pause.
         for _ in 0..QUEUE {
+            if channel.is_full() {
+                break;
+            }
             let Ok(answer) = answered.try_recv() else { break };
             served.answer(&mut channel, answer)?;
         }
@@ -70,6 +73,7 @@ async fn serve<N: Net>(
         }
         served.counted.set(served.sessions.len());
         let expiry = served.sessions.poll_timeout().map(Instant::from_std);
+        let full = channel.is_full();
         let due = tokio::select! {
             biased;
             next = channel.next() => match next? {
@@ -77,7 +81,7 @@ async fn serve<N: Net>(
                 Next::Flushed => None,
                 Next::Closed => return Ok(()),
             },
-            Some(answer) = answered.recv() => {
+            Some(answer) = answered.recv(), if !full => {
                 served.answer(&mut channel, answer)?;
                 None
             }
@@ -103,7 +107,7 @@ enum Due {
 struct Served<'a, N: Net> {
     node: &'a Arc<Node<N>>,
     peer: &'a Peer<N>,
-    answers: mpsc::Sender<Outgoing<N>>,
+    answers: Outbox<N>,
     sessions: Sessions<u64, Session>,
     counted: Counted<N>,
     /// That the bound is reached was told.
@@ -149,8 +153,15 @@ impl<N: Net> Served<'_, N> {
         };
         let (queue, queued) = pod::queue();
         let to = Answers::Session(self.answers.clone(), session);
-        let task = pod::run(self.node.clone(), Arc::new(open.wanted), candidates, queued, to);
-        let task = AbortOnDrop(self.node.tasks.spawn(task));
+        let (node, answers) = (self.node.clone(), self.answers.clone());
+        let task = self.node.tasks.spawn(async move {
+            if let Err(reason) = pod::run(&node, &open.wanted, candidates, queued, to).await {
+                let refused = Refused { cause: Cause::Unreachable, reason };
+                // Dropped, the next datagram is answered by a Close.
+                answers.send(Outgoing::Refused { session, refused });
+            }
+        });
+        let task = AbortOnDrop(task);
         let now = Instant::now().into_std();
         match self.sessions.insert(session, Session { queue, _task: task }, now) {
             Some((oldest, _)) => {
@@ -168,14 +179,19 @@ impl<N: Net> Served<'_, N> {
 
     /// Puts an answer of a pod to what is sent.
     fn answer(&mut self, channel: &mut Channel<N::TcpStream>, answer: Outgoing<N>) -> Result<(), LinkError> {
-        if let Outgoing::Data { session, bytes } = answer {
-            self.peer.activity.note();
-            self.sessions.touch(&session, Instant::now().into_std());
-            if channel.is_full() {
-                self.node.counters.datagrams_dropped.inc();
-            } else {
+        match answer {
+            Outgoing::Data { session, bytes, room: _room } => {
+                self.peer.activity.note();
+                self.sessions.touch(&session, Instant::now().into_std());
                 channel.send_payload(Kind::Datagram, session, &bytes)?;
             }
+            Outgoing::Refused { session, refused } => {
+                if self.sessions.remove(&session).is_some() {
+                    channel.send_message(Kind::Refused, session, &refused)?;
+                }
+            }
+            // Said by the side that opens.
+            Outgoing::Open { .. } | Outgoing::Close { .. } => {}
         }
         Ok(())
     }

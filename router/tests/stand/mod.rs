@@ -213,6 +213,26 @@ impl Stand {
         Self { a, b, import_tcp, import_udp, _tasks: tasks, _dir: dir }
     }
 
+    /// A pod of b.local without a uid, whose sidecar has handed over one listener.
+    pub(crate) async fn nameless(&self, wanted: ServicePort, at: SocketAddr) -> (Conversation, SocketAddr) {
+        use servicekeel_runtime::net::Descriptor;
+        let net = OsNet::new();
+        let listener = net.make_bound(DescriptorKind::TcpListener, at).await.unwrap();
+        let at = listener.local_addr().unwrap();
+        let pod = Pod { name: "bare".into(), namespace: "default".parse().unwrap(), uid: String::new() };
+        let conversation = say_hello(&net, &self.b.listen.sidecars, pod).await;
+        conversation.send(&ToRouter::Import { id: 1, wanted }.encode(), vec![listener]).await.unwrap();
+        // Welcome: it was heard.
+        conversation.recv().await.unwrap();
+        (conversation, at)
+    }
+
+    /// A conversation with the router of b.local that says Hello and no more.
+    pub(crate) async fn come_and_go(&self) {
+        let pod = Pod { name: "rogue".into(), namespace: "default".parse().unwrap(), uid: String::new() };
+        drop(say_hello(&OsNet::new(), &self.b.listen.sidecars, pod).await);
+    }
+
     pub(crate) async fn connect(&self) -> TcpStream {
         TcpStream::connect(self.import_tcp).await.unwrap()
     }
@@ -247,16 +267,20 @@ async fn echo_datagrams(socket: UdpSocket) {
     }
 }
 
-type Conversation = <OsNet as Net>::Handoff;
+pub(crate) type Conversation = <OsNet as Net>::Handoff;
 
 async fn meet(net: &OsNet, socket: &Path, pod: &str) -> Conversation {
+    let pod = Pod { name: pod.into(), namespace: "default".parse().unwrap(), uid: pod.into() };
+    say_hello(net, socket, pod).await
+}
+
+async fn say_hello(net: &OsNet, socket: &Path, pod: Pod) -> Conversation {
     let conversation = loop {
         match net.handoff_connect(socket).await {
             Ok(conversation) => break conversation,
             Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
         }
     };
-    let pod = Pod { name: pod.into(), namespace: "default".parse().unwrap(), uid: pod.into() };
     let hello = ToRouter::Hello { version: 1, pod, addresses: Vec::new() };
     conversation.send(&hello.encode(), Vec::new()).await.unwrap();
     conversation

@@ -3,13 +3,14 @@
 //! A socket goes through three hands. A sidecar makes it as a [`Net::Descriptor`], which nothing polls; hands it over
 //! a [`Handoff`] connection; and the router turns it into a live listener, connector or socket.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::task::{Context, Poll};
 
 use servicekeel_core::handoff::DescriptorKind;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 pub mod os;
 
@@ -97,9 +98,16 @@ pub trait Listener: Send + Sync + 'static {
 
 /// A UDP socket.
 pub trait Datagrams: Send + Sync + 'static {
-    /// Receives one datagram: its length and its sender. After [`Datagrams::connect`] an ICMP refusal comes as
-    /// [`io::ErrorKind::ConnectionRefused`].
-    fn recv_from(&self, buf: &mut [u8]) -> impl Future<Output = io::Result<(usize, SocketAddr)>> + Send;
+    /// Receives one datagram, and says who sent it; whoever polls last is woken. After [`Datagrams::connect`] an ICMP
+    /// refusal comes as [`io::ErrorKind::ConnectionRefused`].
+    fn poll_recv_from(&self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<SocketAddr>>;
+    /// As [`Datagrams::poll_recv_from`]: the length and the sender.
+    fn recv_from(&self, buf: &mut [u8]) -> impl Future<Output = io::Result<(usize, SocketAddr)>> + Send {
+        poll_fn(|cx| {
+            let mut buf = ReadBuf::new(buf);
+            self.poll_recv_from(cx, &mut buf).map_ok(|from| (buf.filled().len(), from))
+        })
+    }
     /// Sends one datagram.
     fn send_to(&self, buf: &[u8], to: SocketAddr) -> impl Future<Output = io::Result<()>> + Send;
     /// Takes datagrams from `to` alone from now on.
@@ -153,7 +161,8 @@ pub trait Handoff: Send + Sync + 'static {
     ) -> impl Future<Output = io::Result<()>> + Send;
     /// Receives one message; `None` when the other side has closed. Every descriptor that came is owned by what is
     /// returned, or closed. A message that is too long, or has too many descriptors, is
-    /// [`io::ErrorKind::InvalidData`].
+    /// [`io::ErrorKind::InvalidData`]; one whose descriptors this process has no room for is
+    /// [`io::ErrorKind::QuotaExceeded`]. Both are lost.
     ///
     /// Cancel safe: a message is taken whole or not at all.
     fn recv(&self) -> impl Future<Output = io::Result<Received<Self::Descriptor>>> + Send;

@@ -4,9 +4,10 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
 
 use servicekeel_runtime::net::Datagrams;
-use tokio::sync::Notify;
+use tokio::io::ReadBuf;
 
 use super::kernel::Counted;
 use super::namespace::{Namespace, choose, error_at};
@@ -22,7 +23,6 @@ const MAX_DATAGRAM: usize = 65_507;
 pub(super) struct Udp {
     namespace: Arc<Namespace>,
     state: Mutex<State>,
-    arrived: Notify,
     _open: Counted,
 }
 
@@ -33,6 +33,16 @@ struct State {
     queue: VecDeque<(Vec<u8>, SocketAddr)>,
     queued: usize,
     refused: bool,
+    /// Who waits for a datagram.
+    receiver: Option<Waker>,
+}
+
+impl State {
+    fn wake(&mut self) {
+        if let Some(receiver) = self.receiver.take() {
+            receiver.wake();
+        }
+    }
 }
 
 impl Udp {
@@ -40,7 +50,6 @@ impl Udp {
         Arc::new(Self {
             namespace: namespace.clone(),
             state: Mutex::default(),
-            arrived: Notify::new(),
             _open: namespace.kernel.count("UDP socket"),
         })
     }
@@ -106,8 +115,9 @@ impl Udp {
         match choose(receivers, from) {
             Some(receiver) => receiver.deliver(bytes, from),
             None if self.peer() == Some(to) => {
-                self.lock().refused = true;
-                self.arrived.notify_one();
+                let mut state = self.lock();
+                state.refused = true;
+                state.wake();
             }
             None => {}
         }
@@ -120,7 +130,7 @@ impl Udp {
         if state.queued + size <= QUEUE {
             state.queued += size;
             state.queue.push_back((bytes.into(), from));
-            self.arrived.notify_one();
+            state.wake();
         }
     }
 }
@@ -137,24 +147,16 @@ impl Drop for Udp {
 pub struct SimDatagrams(pub(super) Arc<Udp>);
 
 impl Datagrams for SimDatagrams {
-    async fn recv_from(&self, buf: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
-        loop {
-            self.0.take_refusal()?;
-            let taken = {
-                let mut state = self.0.lock();
-                let taken = state.queue.pop_front();
-                if let Some((bytes, _)) = &taken {
-                    state.queued -= bytes.len() + OVERHEAD;
-                }
-                taken
-            };
-            if let Some((bytes, from)) = taken {
-                let n = bytes.len().min(buf.len());
-                buf[..n].copy_from_slice(&bytes[..n]);
-                return Ok((n, from));
-            }
-            self.0.arrived.notified().await;
-        }
+    fn poll_recv_from(&self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<SocketAddr>> {
+        self.0.take_refusal()?;
+        let mut state = self.0.lock();
+        let Some((bytes, from)) = state.queue.pop_front() else {
+            state.receiver = Some(cx.waker().clone());
+            return Poll::Pending;
+        };
+        state.queued -= bytes.len() + OVERHEAD;
+        buf.put_slice(&bytes[..bytes.len().min(buf.remaining())]);
+        Poll::Ready(Ok(from))
     }
 
     async fn send_to(&self, buf: &[u8], to: SocketAddr) -> io::Result<()> {

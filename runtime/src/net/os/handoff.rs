@@ -175,14 +175,19 @@ fn recv(fd: BorrowedFd<'_>) -> io::Result<Option<(Vec<u8>, Vec<OsDescriptor>)>> 
             format!("a message of more than {MAX_MESSAGE} bytes"),
         ));
     }
+    let truncated = received.flags.contains(ReturnFlags::CTRUNC);
+    // The kernel fills the space, or stops before where it has no number for the next descriptor.
+    if truncated && descriptors.len() < MAX_DESCRIPTORS {
+        return Err(io::Error::new(
+            io::ErrorKind::QuotaExceeded,
+            "this process has no descriptor left: raise its limit of open files (RLIMIT_NOFILE)",
+        ));
+    }
     // The space has room for one more, for its alignment.
-    if received.flags.contains(ReturnFlags::CTRUNC) || descriptors.len() > MAX_DESCRIPTORS {
+    if truncated || descriptors.len() > MAX_DESCRIPTORS {
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,
-            format!(
-                "a message with more than {MAX_DESCRIPTORS} descriptors, \
-                 or this process has no number left for them (RLIMIT_NOFILE)"
-            ),
+            format!("a message with more than {MAX_DESCRIPTORS} descriptors"),
         ));
     }
     bytes.truncate(received.bytes);
