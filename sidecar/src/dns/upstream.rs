@@ -17,7 +17,7 @@ use hickory_proto::op::{DnsRequest, DnsRequestOptions, DnsResponse, Message, Res
 
 use super::metrics::Metrics;
 use super::question::Question;
-use super::socket::Connected;
+use super::socket::{BareFormErr, Connected};
 use super::{Limits, UpstreamState, UpstreamStatus};
 
 /// The size of answers over UDP that upstreams are asked for: what passes every network in one piece
@@ -227,19 +227,22 @@ fn leads_to(upstream: SocketAddr, own: SocketAddr) -> bool {
 
 /// One question to one upstream.
 async fn exchange(addr: SocketAddr, question: &Question, within: Duration) -> Result<DnsResponse, NetError> {
-    let response = datagram(addr, question.message(true), within).await?;
+    let first = datagram(addr, question.message(true), within).await;
+    let edns = !is_before_edns(&first);
+    let response = if edns { first? } else { datagram(addr, question.message(false), within).await? };
     if response.truncation {
-        return stream(addr, question.message(true), within).await;
-    }
-    if response.response_code == ResponseCode::FormErr && response.edns.is_none() {
-        // A server from before EDNS (RFC 6891 §7).
-        let response = datagram(addr, question.message(false), within).await?;
-        if response.truncation {
-            return stream(addr, question.message(false), within).await;
-        }
-        return Ok(response);
+        return stream(addr, question.message(edns), within).await;
     }
     Ok(response)
+}
+
+/// Whether a server from before EDNS says this (RFC 6891 §7).
+fn is_before_edns(response: &Result<DnsResponse, NetError>) -> bool {
+    match response {
+        Ok(response) => response.response_code == ResponseCode::FormErr && response.edns.is_none(),
+        Err(NetError::Io(error)) => error.get_ref().is_some_and(|error| error.is::<BareFormErr>()),
+        Err(_) => false,
+    }
 }
 
 async fn datagram(addr: SocketAddr, query: Message, within: Duration) -> Result<DnsResponse, NetError> {
