@@ -193,7 +193,7 @@ mod tests {
         let error = |annotation| found.text(annotation).unwrap_err().to_string();
         assert_eq!(
             error(Annotation::Imports),
-            "line 1, column 1: the file has 1048577 bytes; 1048576 is the most"
+            "line 1, column 1: the file has 262145 bytes; 262144 is the most"
         );
         assert_eq!(
             error(Annotation::Exports),

@@ -12,9 +12,9 @@ use serde_yaml::{MessageFormatter, Options, Spanned, UserMessageFormatter};
 
 use super::{Finding, MAX_TEXT};
 
-/// The most scalars, lists and mappings in one annotation, with aliases expanded. A full annotation of
-/// [`super::MAX_ENTRIES`] entries with two ports each has about 100,000.
-const MAX_NODES: usize = 1 << 17;
+/// The most scalars, lists and mappings in one annotation, with aliases expanded. Those of an entry and its ports take
+/// more than three bytes each, so that a text full of them fits.
+const MAX_NODES: usize = MAX_TEXT / 3;
 /// The deepest nesting; the contract's own is 5.
 const MAX_DEPTH: usize = 32;
 /// The most aliases.
