@@ -268,19 +268,34 @@ fn a_bomb_is_refused_fast() {
         aliases += &format!("a{i}: &a{i} [{inner}]\n");
     }
     let wide = format!("a: &a [{}]\nb:\n{}", "x,".repeat(100), "  - *a\n".repeat(30_000));
-    let bombs = [aliases, wide, "[".repeat(100_000), "- ".repeat(100_000), "x,".repeat(100_000) + "[[", {
-        format!("services: [{}]", "a,".repeat(120_000))
-    }];
-    for bomb in bombs {
+    let bombs = [
+        (aliases, "its aliases unfold to too much: "),
+        (wide, "its aliases unfold to too much: "),
+        ("[".repeat(100_000), ""),
+        ("- ".repeat(100_000), ""),
+        ("x,".repeat(100_000) + "[[", ""),
+        (format!("services: [{}]", "a,".repeat(120_000)), ""),
+    ];
+    for (bomb, reason) in bombs {
         // The wall clock of a test, not of the core.
         #[allow(clippy::disallowed_methods)]
         let start = Instant::now();
         let result = parse_exports(&bomb, &defaults());
         let took = start.elapsed();
-        assert!(result.is_err(), "{}", &bomb[..40]);
+        let said = result.unwrap_err().reason;
+        assert!(said.starts_with(reason) && !said.contains('{'), "{said} for {}", &bomb[..40]);
         // One that goes off takes hours; seconds are a debug build on a busy machine.
         assert!(took < Duration::from_secs(60), "{took:?} for {}", &bomb[..40]);
     }
+}
+
+#[test]
+fn a_second_document_is_called_so() {
+    let text = "services: []\n---\nservices: []\n";
+    assert_eq!(
+        parse_exports(text, &defaults()).unwrap_err().to_string(),
+        "line 2, column 1: a second YAML document begins here, and one is read; put its services under the first"
+    );
 }
 
 // Generators.
