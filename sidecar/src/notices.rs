@@ -66,7 +66,9 @@ pub(crate) fn log(notice: Notice, sidecar: &Sidecar) {
             warn!("the router is away: {reason}; connections wait, and it is dialled again");
         }
         Notice::Refused { port, reason } => warn!(%port, "the router does not serve this: {reason}"),
-        Notice::LeaseDropped(text) => warn!("{text}"),
+        Notice::LeasesDropped { count, first } => {
+            warn!(leases = count, "leases of an earlier run are not kept: {}", first.join("; "));
+        }
     }
 }
 
