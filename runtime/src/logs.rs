@@ -10,8 +10,8 @@ use tracing_subscriber::filter::LevelFilter;
 /// such as `info,servicekeel_router=debug`. Default: [`DEFAULT`].
 pub const FILTER: &str = "SERVICEKEEL_LOG";
 /// What is logged where nobody says: the changes of state that the project's own programs tell, and the warnings of the
-/// libraries below them. hickory-server tells each query at `info`.
-pub const DEFAULT: &str = "warn,servicekeel=info";
+/// libraries below them. Of hickory only the errors: it tells each query at `info` and each wrong packet at `warn`.
+pub const DEFAULT: &str = "warn,servicekeel=info,hickory=error";
 /// How it is written: `text` (default) or `json`, an object a line.
 pub const FORMAT: &str = "SERVICEKEEL_LOG_FORMAT";
 
@@ -81,8 +81,8 @@ mod tests {
     #[test]
     fn takes_levels_and_directives() {
         for (value, read) in [
-            (None, "servicekeel=info,warn"),
-            (Some(""), "servicekeel=info,warn"),
+            (None, "servicekeel=info,hickory=error,warn"),
+            (Some(""), "servicekeel=info,hickory=error,warn"),
             (Some(" debug "), "debug"),
             (Some("OFF"), "off"),
             (Some("info,servicekeel_router=trace"), "servicekeel_router=trace,info"),

@@ -14,7 +14,7 @@ use tracing::warn;
 use crate::disk::Disk;
 use crate::link::{Event, Link};
 use crate::metrics::Metrics;
-use crate::notices;
+use crate::notices::{self, Seldom};
 use crate::source::Annotations;
 use crate::status::Shared;
 
@@ -29,6 +29,10 @@ pub(crate) struct Driver<N: Net> {
     pub(crate) link: Link<N>,
     /// Whether the log has that this router says what can't be read.
     unread: bool,
+    /// The warning that a socket can't be handed over.
+    unshared: Seldom,
+    /// The warning that sockets for the router can't be made.
+    short: Seldom,
 }
 
 fn now() -> std::time::Instant {
@@ -37,7 +41,17 @@ fn now() -> std::time::Instant {
 
 impl<N: Net> Driver<N> {
     pub(crate) fn new(net: N, shared: Arc<Shared>, metrics: Metrics, disk: Disk) -> Self {
-        Self { net, shared, metrics, disk, held: BTreeMap::new(), link: Link::Closed, unread: false }
+        Self {
+            net,
+            shared,
+            metrics,
+            disk,
+            held: BTreeMap::new(),
+            link: Link::Closed,
+            unread: false,
+            unshared: Seldom::default(),
+            short: Seldom::default(),
+        }
     }
 
     /// Takes in what the annotations say now.
@@ -147,8 +161,10 @@ impl<N: Net> Driver<N> {
                 Some(Outgoing::WithSocket(message, id)) => match self.held.get(&id).map(Descriptor::share) {
                     Some(Ok(shared)) => self.link.send(message.encode(), vec![shared]),
                     failed => {
-                        if let Some(Err(error)) = failed {
-                            warn!(%error, "a socket can't be handed over; it is tried again");
+                        if let (Some(Err(error)), ToRouter::Import { wanted, .. }) = (failed, &message)
+                            && self.unshared.is_due()
+                        {
+                            warn!(port = %wanted, %error, "a socket can't be handed over; it is tried again");
                         }
                         self.shared.sidecar().handle_unsent(id, now());
                     }
@@ -182,7 +198,9 @@ impl<N: Net> Driver<N> {
         let (made_tcp, made_udp) = (made(&first, tcp), made(&second, udp));
         if let Err((_, error)) = first.and(second) {
             let (tcp, udp) = (tcp - made_tcp, udp - made_udp);
-            warn!(tcp, udp, %error, "sockets for the router can't be made; they are tried again");
+            if self.short.is_due() {
+                warn!(tcp, udp, %error, "sockets for the router can't be made; they are tried again");
+            }
             self.shared.sidecar().handle_short(tcp, udp, now());
         }
         if !sockets.is_empty() {

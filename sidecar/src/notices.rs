@@ -1,7 +1,30 @@
 //! What changed, as lines of the log.
 
+use std::time::Duration;
+
 use servicekeel_core::sidecar::{Annotation, ClusterSource, Notice, Sidecar};
+use tokio::time::Instant;
 use tracing::{info, warn};
+
+/// Between two lines of one [`Seldom`].
+const SELDOM: Duration = Duration::from_secs(60);
+
+/// A warning about what is tried again and again: not each try is told.
+#[derive(Debug, Default)]
+pub(crate) struct Seldom {
+    told: Option<Instant>,
+}
+
+impl Seldom {
+    /// Whether it is to be told now.
+    pub(crate) fn is_due(&mut self) -> bool {
+        let due = self.told.is_none_or(|told| told.elapsed() >= SELDOM);
+        if due {
+            self.told = Some(Instant::now());
+        }
+        due
+    }
+}
 
 /// Writes one change down.
 pub(crate) fn log(notice: Notice, sidecar: &Sidecar) {
@@ -43,7 +66,9 @@ pub(crate) fn log(notice: Notice, sidecar: &Sidecar) {
             warn!("the router is away: {reason}; connections wait, and it is dialled again");
         }
         Notice::Refused { port, reason } => warn!(%port, "the router does not serve this: {reason}"),
-        Notice::LeaseDropped(text) => warn!("{text}"),
+        Notice::LeasesDropped { count, first } => {
+            warn!(leases = count, "leases of an earlier run are not kept: {}", first.join("; "));
+        }
     }
 }
 
@@ -73,5 +98,21 @@ fn unserved(annotation: Annotation, sidecar: &Sidecar) {
         [(service, reason), more @ ..] => {
             warn!(%annotation, %service, more = more.len(), "not served: {reason}; the others are at /status");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_happens_each_second_is_told_each_minute() {
+        let mut warning = Seldom::default();
+        let mut told = 0;
+        for _ in 0..150 {
+            told += usize::from(warning.is_due());
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+        assert_eq!(told, 3);
     }
 }

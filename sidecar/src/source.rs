@@ -4,17 +4,22 @@ use std::fmt::Display;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use servicekeel_core::annotation::{Finding, MAX_TEXT};
 use servicekeel_core::sidecar::Annotation;
 use servicekeel_runtime::file;
 use servicekeel_runtime::watch::FileWatch;
 use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
 
 /// The file of the exports, under the config directory.
 pub const EXPORTS_FILE: &str = "exported-services-config.yaml";
 /// The file of the imports.
 pub const IMPORTS_FILE: &str = "imported-services-config.yaml";
+/// A text that becomes empty is believed when it still is after so long: a file that is written in place is empty for a
+/// moment, and nothing is withdrawn for that.
+const EMPTY: Duration = Duration::from_millis(200);
 
 /// The annotations' texts. With neither file there nothing is said, and the last good state stays in service; with one
 /// of them the other has no entries.
@@ -48,6 +53,13 @@ impl Annotations {
         };
         Ok(text.as_deref().unwrap_or_default())
     }
+
+    /// Whether a text is empty here that `before` was not.
+    fn is_emptied(&self, before: &Self) -> bool {
+        [Annotation::Exports, Annotation::Imports]
+            .into_iter()
+            .any(|annotation| self.text(annotation) == Ok("") && before.text(annotation) != Ok(""))
+    }
 }
 
 /// The files of one directory.
@@ -71,7 +83,7 @@ impl Files {
             FileWatch::new(&[self.directory.join(EXPORTS_FILE), self.directory.join(IMPORTS_FILE)]);
         loop {
             // Read after the watch has begun: what changed before it is not missed.
-            let found = read(&self.directory);
+            let found = self.read(&mut watch).await;
             self.publish.send_if_modified(|published| {
                 let changed = **published != found;
                 if changed {
@@ -80,6 +92,18 @@ impl Files {
                 changed
             });
             watch.changed().await;
+        }
+    }
+
+    async fn read(&self, watch: &mut FileWatch) -> Annotations {
+        let until = Instant::now() + EMPTY;
+        loop {
+            let found = read(&self.directory);
+            if Instant::now() >= until || !found.is_emptied(&self.publish.borrow()) {
+                return found;
+            }
+            // Late or changed, it is read again.
+            let _ = timeout_at(until, watch.changed()).await;
         }
     }
 }
@@ -169,7 +193,7 @@ mod tests {
         let error = |annotation| found.text(annotation).unwrap_err().to_string();
         assert_eq!(
             error(Annotation::Imports),
-            "line 1, column 1: the file has 1048577 bytes; 1048576 is the most"
+            "line 1, column 1: the file has 262145 bytes; 262144 is the most"
         );
         assert_eq!(
             error(Annotation::Exports),
@@ -204,10 +228,33 @@ mod tests {
             std::fs::remove_file(directory.join(IMPORTS_FILE)).unwrap();
             annotations.wait_for(|found| found.is_absent()).await.unwrap();
         };
-        let limit = std::time::Duration::from_secs(10);
+        let limit = Duration::from_secs(10);
         tokio::select! {
             biased;
             done = tokio::time::timeout(limit, follow) => done.expect("within 10 s"),
+            () = files.run() => {}
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_written_in_place_is_never_empty() {
+        let directory = tempfile::tempdir().unwrap();
+        let directory = directory.path();
+        put(directory, IMPORTS_FILE, b"one");
+        let (files, mut annotations) = Files::new(directory);
+        let follow = async {
+            put(directory, IMPORTS_FILE, b"");
+            tokio::time::sleep(EMPTY / 2).await;
+            put(directory, IMPORTS_FILE, b"two");
+            for text in ["two", ""] {
+                annotations.changed().await.unwrap();
+                assert_eq!(annotations.borrow_and_update().imports.as_deref(), Some(text));
+                put(directory, IMPORTS_FILE, b"");
+            }
+        };
+        tokio::select! {
+            biased;
+            done = tokio::time::timeout(Duration::from_secs(10), follow) => done.expect("within 10 s"),
             () = files.run() => {}
         }
     }

@@ -15,7 +15,7 @@ pub const STATE_FILE: &str = "state.json";
 pub const ASIDE_FILE: &str = "state.json.rejected";
 /// The version that is written, and the only one that is read.
 const VERSION: u32 = 1;
-/// The most bytes that are read: two annotations of 1 MiB, escaped, and as many leases as a range can have.
+/// The most bytes that are read: two annotations of 256 KiB, escaped, and as many leases as a range can have.
 const MAX_BYTES: usize = 32 << 20;
 
 /// The state file of one pod.

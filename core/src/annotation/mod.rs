@@ -17,8 +17,9 @@ pub mod render;
 mod tests;
 mod tree;
 
-/// The most bytes in an annotation. Kubernetes takes 256 KiB for all of a pod's annotations together.
-pub const MAX_TEXT: usize = 1 << 20;
+/// The most bytes in an annotation: what Kubernetes takes for all annotations of an object together
+/// (`TotalAnnotationSizeLimitB` of k8s.io/apimachinery/pkg/api/validation).
+pub const MAX_TEXT: usize = 256 << 10;
 /// The most entries that are served.
 pub const MAX_ENTRIES: usize = 4096;
 /// The most ports in one entry.

@@ -244,8 +244,17 @@ fn limits() {
     let over = exports(&format!("services: [{{name: a, ports: [{}]}}]", ports.join(",")));
     assert_eq!(places(&over.refused), [("services[0].ports", 1, 29)]);
 
+    let port = |i| format!("{{name: p{i}, port: {i}, protocol: TCP, targetport: 80{i}}}");
+    let ports = [port(1), port(2), port(3)].join(",");
+    let entry =
+        |i| format!("  - {{name: service-{i}, namespace: default, cluster: b.local, ports: [{ports}]}}\n");
+    let text: String = std::iter::once("services:\n".to_owned()).chain((0..1000).map(entry)).collect();
+    assert_eq!(exports(&text).entries.len(), 1000, "{} bytes", text.len());
+    let dense = format!("services: [{}]", "{name: a,ports: [{port: 1}]},".repeat(9000));
+    assert_eq!(exports(&dense).entries.len(), 1, "{} bytes", dense.len());
+
     let huge = format!("# {}\n", "x".repeat(10 << 20));
-    assert!(parse_exports(&huge, &defaults()).unwrap_err().reason.contains("1048576 is the most"));
+    assert!(parse_exports(&huge, &defaults()).unwrap_err().reason.contains("262144 is the most"));
 
     let wrong: String = (0..1000).map(|i| format!("  - name: s{i}\n    x: 1\n")).collect();
     let parsed = exports(&format!("services:\n{wrong}"));
@@ -260,20 +269,35 @@ fn a_bomb_is_refused_fast() {
         let inner = vec![format!("*a{}", i - 1); 10].join(",");
         aliases += &format!("a{i}: &a{i} [{inner}]\n");
     }
-    let wide = format!("a: &a [{}]\nb:\n{}", "x,".repeat(100), "  - *a\n".repeat(100_000));
-    let bombs = [aliases, wide, "[".repeat(100_000), "- ".repeat(100_000), "x,".repeat(200_000) + "[[", {
-        format!("services: [{}]", "a,".repeat(400_000))
-    }];
-    for bomb in bombs {
+    let wide = format!("a: &a [{}]\nb:\n{}", "x,".repeat(100), "  - *a\n".repeat(30_000));
+    let bombs = [
+        (aliases, "its aliases unfold to too much: "),
+        (wide, "its aliases unfold to too much: "),
+        ("[".repeat(100_000), ""),
+        ("- ".repeat(100_000), ""),
+        ("x,".repeat(100_000) + "[[", ""),
+        (format!("services: [{}]", "a,".repeat(120_000)), ""),
+    ];
+    for (bomb, reason) in bombs {
         // The wall clock of a test, not of the core.
         #[allow(clippy::disallowed_methods)]
         let start = Instant::now();
         let result = parse_exports(&bomb, &defaults());
         let took = start.elapsed();
-        assert!(result.is_err(), "{}", &bomb[..40]);
+        let said = result.unwrap_err().reason;
+        assert!(said.starts_with(reason) && !said.contains('{'), "{said} for {}", &bomb[..40]);
         // One that goes off takes hours; seconds are a debug build on a busy machine.
         assert!(took < Duration::from_secs(60), "{took:?} for {}", &bomb[..40]);
     }
+}
+
+#[test]
+fn a_second_document_is_called_so() {
+    let text = "services: []\n---\nservices: []\n";
+    assert_eq!(
+        parse_exports(text, &defaults()).unwrap_err().to_string(),
+        "line 2, column 1: a second YAML document begins here, and one is read; put its services under the first"
+    );
 }
 
 // Generators.

@@ -7,14 +7,15 @@ use std::fmt;
 
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_yaml::budget::BudgetBreach;
 use serde_yaml::options::{DuplicateKeyPolicy, NonFiniteFloatPolicy};
-use serde_yaml::{MessageFormatter, Options, Spanned, UserMessageFormatter};
+use serde_yaml::{Error, MessageFormatter, Options, Spanned, UserMessageFormatter};
 
 use super::{Finding, MAX_TEXT};
 
-/// The most scalars, lists and mappings in one annotation, with aliases expanded. A full annotation of
-/// [`super::MAX_ENTRIES`] entries with two ports each has about 100,000.
-const MAX_NODES: usize = 1 << 17;
+/// The most scalars, lists and mappings in one annotation, with aliases expanded. Those of an entry and its ports take
+/// more than three bytes each, so that a text full of them fits.
+const MAX_NODES: usize = MAX_TEXT / 3;
 /// The deepest nesting; the contract's own is 5.
 const MAX_DEPTH: usize = 32;
 /// The most aliases.
@@ -74,17 +75,37 @@ impl Node {
             });
         }
         serde_yaml::from_str_with_options(text, options()).map_err(|error| {
-            let (line, column) =
-                error.location().map_or((1, 1), |at| (at.line().max(1), at.column().max(1)));
-            let reason = match error.without_snippet() {
-                serde_yaml::Error::Budget { .. } => format!(
-                    "too large or too deep: {MAX_NODES} values, {MAX_DEPTH} levels and {MAX_ALIASES} aliases are the most ({})",
-                    UserMessageFormatter.format_message(error.without_snippet())
-                ),
-                other => format!("not YAML: {}", UserMessageFormatter.format_message(other)),
-            };
+            let (line, column) = error.location().map_or((1, 1), |at| (at.line().max(1), at.column().max(1)));
+            let reason = reason(&error);
             Finding { path: String::new(), line, column, reason }
         })
+    }
+}
+
+/// What is wrong with the text as a whole.
+fn reason(error: &Error) -> String {
+    let mut inner = error;
+    while let Error::AliasError { error, .. } | Error::WithSnippet { error, .. } = inner {
+        inner = error;
+    }
+    match inner {
+        Error::MultipleDocuments { .. } | Error::Budget { breach: BudgetBreach::Documents { .. }, .. } => {
+            "a second YAML document begins here, and one is read; put its services under the first".to_owned()
+        }
+        Error::Budget { breach: BudgetBreach::Depth { .. }, .. } => {
+            format!("nested too deep: {MAX_DEPTH} levels are the most")
+        }
+        Error::Budget { breach: BudgetBreach::Nodes { .. } | BudgetBreach::Events { .. }, .. } => {
+            format!("too many values: {MAX_NODES} are the most, with aliases unfolded")
+        }
+        Error::Budget { .. }
+        | Error::AliasReplayCounterOverflow { .. }
+        | Error::AliasReplayLimitExceeded { .. }
+        | Error::AliasExpansionLimitExceeded { .. }
+        | Error::AliasReplayStackDepthExceeded { .. } => format!(
+            "its aliases unfold to too much: {MAX_ALIASES} aliases and {MAX_NODES} values are the most; write the entries out"
+        ),
+        _ => format!("not YAML: {}", UserMessageFormatter.format_message(error.without_snippet())),
     }
 }
 

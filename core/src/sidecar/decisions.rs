@@ -121,6 +121,11 @@ pub enum Notice {
         /// Why.
         reason: String,
     },
-    /// A lease of an earlier run is not kept.
-    LeaseDropped(String),
+    /// Leases of an earlier run are not kept.
+    LeasesDropped {
+        /// How many.
+        count: usize,
+        /// The first of them, each with its reason.
+        first: Vec<String>,
+    },
 }

@@ -53,6 +53,8 @@ pub const CLUSTER_WAIT: Duration = Duration::from_secs(2);
 /// How long a freed address rests before another Service gets it: far longer than [`crate::dns::TTL_SECONDS`], since
 /// many clients keep an answer longer than they may.
 pub const REST: Duration = Duration::from_secs(300);
+/// Leases that are not kept and are told by name.
+const DROPPED_TOLD: usize = 3;
 
 /// What does not change while a sidecar runs.
 #[derive(Debug, Clone)]
@@ -161,9 +163,13 @@ impl Sidecar {
             zone_set: false,
             unsaved: !dropped.is_empty(),
             commands: VecDeque::new(),
-            notices: dropped.into_iter().map(Notice::LeaseDropped).collect(),
+            notices: VecDeque::new(),
             config,
         };
+        if !dropped.is_empty() {
+            let (count, first) = (dropped.len(), dropped.into_iter().take(DROPPED_TOLD).collect());
+            sidecar.notices.push_back(Notice::LeasesDropped { count, first });
+        }
         match (sidecar.config.cluster.clone(), saved.cluster) {
             (Some(cluster), _) => sidecar.set_cluster(cluster, ClusterSource::Configured, now),
             (None, Some(cluster)) => sidecar.set_cluster(cluster, ClusterSource::Saved, now),

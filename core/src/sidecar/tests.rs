@@ -547,3 +547,24 @@ fn the_last_good_state_serves_until_there_is_a_text() {
     assert!(!world.sidecar.is_applied());
     assert!(world.zone.is_some(), "DNS of others waits for nothing");
 }
+
+#[test]
+fn leases_that_are_not_kept_are_told_in_one_notice() {
+    let leases = (1..=20).map(|last: u8| crate::lease::SnapshotEntry {
+        service: crate::name::ServiceName {
+            name: format!("s{last}").parse().unwrap(),
+            namespace: "default".parse().unwrap(),
+            cluster: "b.local".parse().unwrap(),
+        },
+        address: [127, 0, 99, last].into(),
+        freed: false,
+    });
+    let saved = Saved { leases: crate::lease::Snapshot { leases: leases.collect() }, ..Saved::default() };
+    let mut sidecar = Sidecar::new(config(Some("a.local")), saved, start()).unwrap();
+    let told: Vec<Notice> = std::iter::from_fn(|| sidecar.poll_notice())
+        .filter(|notice| matches!(notice, Notice::LeasesDropped { .. }))
+        .collect();
+    let [Notice::LeasesDropped { count: 20, first }] = &told[..] else { panic!("{told:?}") };
+    assert_eq!(first.len(), 3);
+    assert!(first[0].starts_with("the lease of s1.default.b.local is dropped"), "{}", first[0]);
+}

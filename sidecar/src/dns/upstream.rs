@@ -17,7 +17,7 @@ use hickory_proto::op::{DnsRequest, DnsRequestOptions, DnsResponse, Message, Res
 
 use super::metrics::Metrics;
 use super::question::Question;
-use super::socket::Connected;
+use super::socket::{BareFormErr, Connected};
 use super::{Limits, UpstreamState, UpstreamStatus};
 
 /// The size of answers over UDP that upstreams are asked for: what passes every network in one piece
@@ -25,6 +25,10 @@ use super::{Limits, UpstreamState, UpstreamStatus};
 pub(super) const UPSTREAM_UDP: u16 = 1232;
 /// How long an upstream that did not answer comes after the others.
 const REST: Duration = Duration::from_secs(30);
+/// An upstream is told to be gone after so many tries in a row without an answer: a datagram may be lost.
+const GONE: u32 = 3;
+/// Between two lines of the log about one upstream.
+const QUIET: Duration = Duration::from_secs(10);
 /// How often the whole list is gone through, where time is left.
 const ROUNDS: usize = 3;
 
@@ -52,6 +56,30 @@ pub(super) struct Upstreams {
 struct Server {
     addr: SocketAddr,
     health: Health,
+    told: Told,
+}
+
+/// What the log has of an upstream.
+#[derive(Debug, Default)]
+struct Told {
+    /// Tries in a row without an answer.
+    failures: u32,
+    gone: bool,
+    at: Option<Instant>,
+}
+
+impl Told {
+    /// Takes in that it answered, or did not. True where the log is to have it.
+    fn is_news(&mut self, answered: bool, now: Instant) -> bool {
+        self.failures = if answered { 0 } else { self.failures.saturating_add(1) };
+        let news = if answered { self.gone } else { !self.gone && self.failures >= GONE };
+        if !news || self.at.is_some_and(|at| now.saturating_duration_since(at) < QUIET) {
+            return false;
+        }
+        self.gone = !answered;
+        self.at = Some(now);
+        true
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,8 +91,9 @@ enum Health {
 
 impl Upstreams {
     pub(super) fn new(addrs: Vec<SocketAddr>, limits: Limits, metrics: Metrics) -> Self {
-        let servers = addrs.into_iter().map(|addr| Server { addr, health: Health::Good }).collect();
-        Self { servers: Mutex::new(servers), limits, metrics }
+        let servers =
+            addrs.into_iter().map(|addr| Server { addr, health: Health::Good, told: Told::default() });
+        Self { servers: Mutex::new(servers.collect()), limits, metrics }
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Server>> {
@@ -147,8 +176,8 @@ impl Upstreams {
 
     fn answered(&self, addr: SocketAddr) {
         self.note(addr, |server| {
-            if matches!(server.health, Health::Silent { .. }) {
-                server.health = Health::Good;
+            server.health = Health::Good;
+            if server.told.is_news(true, now()) {
                 tracing::info!(upstream = %addr, "the DNS upstream answers again");
             }
         });
@@ -156,12 +185,12 @@ impl Upstreams {
 
     fn failed(&self, addr: SocketAddr, error: &NetError) {
         self.metrics.upstream_failures.inc();
-        let until = now() + REST;
+        let now = now();
         self.note(addr, |server| {
-            if server.health == Health::Good {
+            server.health = Health::Silent { until: now + REST };
+            if server.told.is_news(false, now) {
                 tracing::warn!(upstream = %addr, %error, "the DNS upstream does not answer");
             }
-            server.health = Health::Silent { until };
         });
     }
 
@@ -198,19 +227,22 @@ fn leads_to(upstream: SocketAddr, own: SocketAddr) -> bool {
 
 /// One question to one upstream.
 async fn exchange(addr: SocketAddr, question: &Question, within: Duration) -> Result<DnsResponse, NetError> {
-    let response = datagram(addr, question.message(true), within).await?;
+    let first = datagram(addr, question.message(true), within).await;
+    let edns = !is_before_edns(&first);
+    let response = if edns { first? } else { datagram(addr, question.message(false), within).await? };
     if response.truncation {
-        return stream(addr, question.message(true), within).await;
-    }
-    if response.response_code == ResponseCode::FormErr && response.edns.is_none() {
-        // A server from before EDNS (RFC 6891 §7).
-        let response = datagram(addr, question.message(false), within).await?;
-        if response.truncation {
-            return stream(addr, question.message(false), within).await;
-        }
-        return Ok(response);
+        return stream(addr, question.message(edns), within).await;
     }
     Ok(response)
+}
+
+/// Whether a server from before EDNS says this (RFC 6891 §7).
+fn is_before_edns(response: &Result<DnsResponse, NetError>) -> bool {
+    match response {
+        Ok(response) => response.response_code == ResponseCode::FormErr && response.edns.is_none(),
+        Err(NetError::Io(error)) => error.get_ref().is_some_and(|error| error.is::<BareFormErr>()),
+        Err(_) => false,
+    }
 }
 
 async fn datagram(addr: SocketAddr, query: Message, within: Duration) -> Result<DnsResponse, NetError> {
@@ -284,7 +316,11 @@ mod tests {
     #[test]
     fn those_that_rest_come_last() {
         let now = now();
-        let server = |last, health| Server { addr: SocketAddr::from(([192, 0, 2, last], 53)), health };
+        let server = |last, health| Server {
+            addr: SocketAddr::from(([192, 0, 2, last], 53)),
+            health,
+            told: Told::default(),
+        };
         let servers = [
             server(1, Health::Silent { until: now + REST }),
             server(2, Health::Good),
@@ -296,5 +332,19 @@ mod tests {
         assert_eq!(asked(now), ["192.0.2.2", "192.0.2.5", "192.0.2.1", "192.0.2.4"]);
         assert_eq!(asked(now + REST / 2), ["192.0.2.2", "192.0.2.4", "192.0.2.5", "192.0.2.1"]);
         assert_eq!(asked(now + REST), ["192.0.2.1", "192.0.2.2", "192.0.2.4", "192.0.2.5"]);
+    }
+
+    #[test]
+    fn a_lossy_upstream_does_not_fill_the_log() {
+        let start = now();
+        let mut told = Told::default();
+        let mut said = |answered, seconds| told.is_news(answered, start + Duration::from_secs(seconds));
+        // One in two is lost.
+        assert!((0..=100).all(|second| !said(second % 2 == 0, second)));
+        // Gone, at the third try.
+        assert_eq!([101, 102, 103, 104].map(|second| said(false, second)), [false, false, true, false]);
+        // Back, which is told when the line before it is old enough.
+        assert_eq!([105, 112, 113, 114].map(|second| said(true, second)), [false, false, true, false]);
+        assert_eq!([115, 116, 117, 123].map(|second| said(false, second)), [false, false, false, true]);
     }
 }

@@ -132,18 +132,25 @@ async fn a_better_answer_of_another_upstream_counts() {
 
 #[tokio::test]
 async fn an_upstream_without_edns() {
-    let old = Fake::new(|query, _| match query.edns {
-        Some(_) => {
-            let mut answer = reply(query, ResponseCode::FormErr);
-            answer.edns = None;
-            vec![answer]
-        }
-        None => fine(query),
-    })
-    .await;
-    let dns = dns(&[old.addr]);
-    let answer = ask(&dns, &with_edns(query("example.com", RecordType::A), 1232)).await;
-    assert_eq!(addresses(&answer).len(), 1);
+    for bare in [false, true] {
+        let old = Fake::new(move |query, _| match query.edns {
+            Some(_) => {
+                let mut answer = reply(query, ResponseCode::FormErr);
+                answer.edns = None;
+                if bare {
+                    answer.queries.clear();
+                }
+                vec![answer]
+            }
+            None => fine(query),
+        })
+        .await;
+        let dns = dns(&[old.addr]);
+        let answer = ask(&dns, &with_edns(query("example.com", RecordType::A), 1232)).await;
+        assert_eq!(addresses(&answer).len(), 1);
+        assert_eq!(old.asked().len(), 2, "asked again at once");
+        assert_eq!(dns.metrics.upstream_failures.get(), 0);
+    }
 }
 
 #[tokio::test]

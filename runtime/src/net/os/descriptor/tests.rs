@@ -95,3 +95,14 @@ fn sockets_do_not_block_and_close_on_exec() {
         assert!(flags.contains(rustix::io::FdFlags::CLOEXEC));
     }
 }
+
+#[test]
+fn the_last_descriptors_are_kept_free() {
+    let socket = tcp(Domain::IPV4).unwrap();
+    let number = u64::from(socket.as_raw_fd().unsigned_abs());
+    for (limit, fits) in
+        [(None, true), (Some(number + 33), true), (Some(number + 32), false), (Some(8), false)]
+    {
+        assert_eq!(leaves(&socket, RESERVE, limit).is_ok(), fits, "{number} of {limit:?}");
+    }
+}
