@@ -124,7 +124,7 @@ fn open<N: Net>(
 ) -> Result<Session<N>, &'static str> {
     let candidates = node.candidates(&import.wanted);
     let signs = Signs::default();
-    match candidates.first().ok_or("nobody offers it")? {
+    match candidates.first().ok_or_else(|| node.absence(&import.wanted))? {
         Candidate::Local(_) => {
             let (queue, queued) = pod::queue();
             let answers = Answers::Client(socket.clone(), client, signs.clone());
