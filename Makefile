@@ -11,8 +11,8 @@ help: ## Print this list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## Show the main job on this machine: two clusters, DNS, TCP and UDP, a cut and a healing. KEEP=1 leaves it running.
-	@$(CARGO) build --locked $(PROGRAMS) -p examples
-	@$${CARGO_TARGET_DIR:-target}/debug/demo
+	@$(CARGO) build --locked --profile demo $(PROGRAMS) -p examples
+	@$${CARGO_TARGET_DIR:-target}/demo/demo
 
 test: ## Run every test that needs neither root nor Docker.
 	$(CARGO) build --locked --workspace --bins
