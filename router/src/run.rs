@@ -150,8 +150,8 @@ struct Peers<N: Net> {
     node: Arc<Node<N>>,
     settings: Arc<Settings>,
     listening: Option<AbortHandle>,
-    /// Why nothing listens, as the log has it: whether there is an address, and an identity.
-    told: Option<(bool, bool)>,
+    /// Why nothing listens, as the log has it.
+    told: Option<&'static str>,
     /// The tasks that keep a link to each address of the config.
     dialling: BTreeMap<String, AbortOnDrop>,
 }
@@ -171,14 +171,13 @@ impl<N: Net> Peers<N> {
                 self.listening = Some(self.node.tasks.spawn(inbound::listen(self.node.clone(), listener)));
                 info!(%addr, "listening for peers");
             }
-            (addr, identity) => {
-                let off = (addr.is_some(), identity.is_some());
-                // Told again only where it has become another one.
-                if self.told.replace(off) != Some(off) {
-                    match identity {
-                        None => info!("no identity: this router serves its own node only"),
-                        Some(_) => info!("listen.peers is off: peers can't dial this router"),
-                    }
+            (_, identity) => {
+                let why = match identity {
+                    None => "no identity: this router serves its own node only",
+                    Some(_) => "listen.peers is off: peers can't dial this router",
+                };
+                if self.told.replace(why) != Some(why) {
+                    info!("{why}");
                 }
             }
         }

@@ -38,7 +38,8 @@ pub enum Shape {
     ServiceResets,
 }
 
-const SHAPES: [Shape; 6] = [
+/// Each of them.
+pub const SHAPES: [Shape; 6] = [
     Shape::Both,
     Shape::Answer,
     Shape::ServiceFirst,

@@ -9,7 +9,7 @@ use hickory_proto::rr::RecordType;
 use servicekeel_core::flow::machine::WINDOW;
 use servicekeel_sidecar::dns::Transport;
 use sim::client::USES;
-use sim::flow::{Outcome, Shape};
+use sim::flow::{Outcome, SHAPES, Shape};
 use sim::random::{Random, seeds};
 use sim::simulation::simulate;
 use sim::stage::{DATABASE, ECHO, METRICS, SYSLOG, WEB, two_clusters};
@@ -68,15 +68,7 @@ fn flows_of_every_shape_and_size_are_whole() {
                 let uses = USES.map(|(pod, port)| (pod, port)).into_iter();
                 let tcp: Vec<_> = uses.filter(|(_, port)| !port.udp).collect();
                 let (pod, port) = *random.pick(&tcp);
-                let shapes = [
-                    Shape::Both,
-                    Shape::Both,
-                    Shape::Answer,
-                    Shape::ServiceFirst,
-                    Shape::ClientReadsLate,
-                    Shape::ClientResets,
-                    Shape::ServiceResets,
-                ];
+                let shapes = [&[Shape::Both], &SHAPES[..]].concat();
                 let shape = *random.pick(&shapes);
                 let mut size = || match random.within(0..4) {
                     0 => random.within(0..3),

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sim::flow::{Outcome, Shape};
+use sim::flow::{Outcome, SHAPES};
 use sim::oracle::SETTLED;
 use sim::random::{Random, seeds};
 use sim::simulation::{Fault, Report, simulate};
@@ -159,18 +159,10 @@ impl Schedule {
     async fn flow(&mut self) {
         let (pod, port) = (*self.random.pick(&PODS), *self.random.pick(&[SHOP, PAY, EDGE]));
         let Some(address) = self.world.resolve(pod, &port).await else { return };
-        let shapes = [
-            Shape::Both,
-            Shape::Answer,
-            Shape::ServiceFirst,
-            Shape::ClientReadsLate,
-            Shape::ClientResets,
-            Shape::ServiceResets,
-        ];
         let plan = self
             .world
             .plan(&port, self.random.within(0..400_000), self.random.within(0..400_000))
-            .shaped(*self.random.pick(&shapes))
+            .shaped(*self.random.pick(&SHAPES))
             .paced(self.random.millis(0..200));
         let world = self.world.clone();
         self.flows.spawn_local(async move {

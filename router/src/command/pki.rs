@@ -105,7 +105,14 @@ impl Init {
     fn run(self) -> anyhow::Result<()> {
         let authority = Authority::generate(&self.cluster, self.days, SystemTime::now())?;
         let (certificate, key) = (self.dir.join("ca.crt"), self.dir.join("ca.key"));
-        put(&key, authority.key().as_bytes(), &certificate, authority.certificate().as_bytes(), self.force)?;
+        put(
+            &key,
+            authority.key().as_bytes(),
+            &certificate,
+            authority.certificate().as_bytes(),
+            self.force,
+            "every certificate that it issued is worth nothing then",
+        )?;
         print(format_args!(
             "the authority of {cluster}, valid until {until}:\n  {}\n  {} (a secret)\n\
              Next, for each node:  servicekeel-router pki issue --dir {dir} --node NODE --out OUT\n",
@@ -123,7 +130,14 @@ impl Issue {
         let authority = authority(&self.dir)?;
         let issued = authority.issue(&self.node, &self.dns, self.days, SystemTime::now())?;
         let (certificate, key) = (self.out.join("node.crt"), self.out.join("node.key"));
-        put(&key, issued.key.as_bytes(), &certificate, issued.certificate.as_bytes(), self.force)?;
+        put(
+            &key,
+            issued.key.as_bytes(),
+            &certificate,
+            issued.certificate.as_bytes(),
+            self.force,
+            "a router that runs takes the new one by itself",
+        )?;
         print(format_args!(
             "the certificate of {cluster}/{node}, valid until {until}:\n  {}\n  {} (a secret)\n\
              Lines for its config:\n  cluster: {cluster}\n  node: {node}\n  identity: {{ ca: {}, cert: {}, key: {} }}\n",
@@ -177,18 +191,18 @@ fn read(path: &Path) -> anyhow::Result<String> {
     String::from_utf8(bytes).with_context(|| format!("{} is not PEM", path.display()))
 }
 
-/// Writes a key and its certificate. Neither may be there yet, unless by `force`.
-fn put(key: &Path, secret: &[u8], certificate: &Path, public: &[u8], force: bool) -> anyhow::Result<()> {
+/// Writes a key and its certificate. Neither may be there yet, unless by `force`; `replaced` says what comes of that.
+fn put(
+    key: &Path,
+    secret: &[u8],
+    certificate: &Path,
+    public: &[u8],
+    force: bool,
+    replaced: &str,
+) -> anyhow::Result<()> {
     for path in [key, certificate] {
         if !force && path.symlink_metadata().is_ok() {
-            bail!(
-                "{} is there already; --force replaces it{}",
-                path.display(),
-                match key.file_stem().is_some_and(|stem| stem == "ca") {
-                    true => ", and every certificate that it issued is worth nothing then",
-                    false => ", and a router that runs takes the new one by itself",
-                }
-            );
+            bail!("{} is there already; --force replaces it, and {replaced}", path.display());
         }
     }
     if let Some(dir) = key.parent().filter(|dir| !dir.as_os_str().is_empty()) {
