@@ -8,8 +8,10 @@
 //! - For each port of each export it sends [`ToRouter::Export`]; [`ToRouter::Unexport`] withdraws it.
 //! - The router asks for unconnected sockets with [`ToSidecar::More`]; the sidecar sends them with
 //!   [`ToRouter::Stock`]. The router connects them to the exported ports.
-//! - [`ToRouter::Bye`] says that the pod ends. A connection that closes without it is a sidecar that
-//!   restarts: the router keeps its sockets for a while.
+//! - [`ToRouter::Bye`] says that the sidecar was told to end: with its pod, or to be started again. The router
+//!   withdraws its exports at once and serves its imports for a while, since connections are not to be refused
+//!   in between. A connection that closes without it is a sidecar that restarts: all its sockets are kept for a
+//!   while.
 //!
 //! One message is one packet, CBOR, at most [`MAX_MESSAGE`] bytes and [`MAX_DESCRIPTORS`] descriptors.
 //! Fields are numbered and may be added; a message of an unknown number is skipped.
@@ -123,7 +125,7 @@ pub enum ToRouter {
         #[n(1)]
         udp: u16,
     },
-    /// The pod ends.
+    /// The sidecar was told to end.
     #[n(6)]
     Bye,
 }

@@ -90,6 +90,26 @@ fn flows_live_on_while_a_sidecar_restarts_and_addresses_stay() -> Result<()> {
 }
 
 #[test]
+fn a_sidecar_that_is_told_to_end_leaves_its_imports_to_the_next() -> Result<()> {
+    let mut pair = Pair::start()?;
+    let _echo = Echo::start(pair.service)?;
+    let web = pair.resolve("web.default")?;
+    ping(web)?;
+    pair.client.process.terminate()?;
+    pair.client.process.wait(LIMIT)?;
+    ping(web).context("a new flow, without the client's sidecar")?;
+    pair.stand.restart_sidecar(&mut pair.client)?;
+    ensure!(pair.resolve("web.default")? == web, "the address changed");
+    ping(web).context("a new flow, after the client's sidecar came back")?;
+    // What the other one exports is withdrawn at once: the pod may be about to end.
+    pair.server.process.terminate()?;
+    pair.server.process.wait(LIMIT)?;
+    ensure!(ping(web).is_err(), "an export outlived its sidecar's goodbye");
+    pair.stand.restart_sidecar(&mut pair.server)?;
+    wait_for("the service is back", LIMIT, || Ok(ping(web).ok()))
+}
+
+#[test]
 fn a_crowd_of_new_flows_waits_for_the_exporters_sidecar() -> Result<()> {
     let mut pair = Pair::start()?;
     let _echo = Echo::start(pair.service)?;

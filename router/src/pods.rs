@@ -24,7 +24,7 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_CLAIM: usize = 253;
 /// How long a connection may take to say who it is.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long the sockets of a sidecar that went without a word are kept: it restarts.
+/// How long the sockets of a sidecar that is gone are kept: it restarts.
 const GRACE: Duration = Duration::from_secs(30);
 /// How long the old sockets of a sidecar that came back stay beside its new ones.
 const OVERLAP: Duration = Duration::from_secs(2);
@@ -68,7 +68,7 @@ impl<N: Net> Pod<N> {
 pub(crate) enum State {
     /// The sidecar is connected.
     Connected,
-    /// It went without a word.
+    /// It is gone, with a word or without.
     Gone,
     /// The same pod's sidecar came back in another conversation.
     Superseded,
@@ -209,11 +209,19 @@ async fn session<N: Net>(
     }
     // What is kept is its sockets, not the conversation.
     drop(conversation);
-    let kept = !matches!(ended, Ok(true)) && !sockets.is_empty();
+    if matches!(ended, Ok(true)) {
+        sockets.withdraw_all();
+    }
+    let kept = !sockets.is_empty();
     // The end is told where the beginning was.
     if told.is_some() {
         match ended {
-            Ok(true) => info!(pod = %name, "the pod ends"),
+            Ok(true) if kept => info!(
+                pod = %name,
+                "sidecar ended; its exports are withdrawn, its imports served for {} s more",
+                GRACE.as_secs()
+            ),
+            Ok(true) => info!(pod = %name, "sidecar ended; its exports are withdrawn"),
             _ if kept => info!(pod = %name, "sidecar gone; its sockets are kept for {} s", GRACE.as_secs()),
             _ => info!(pod = %name, "sidecar gone; it had handed over nothing"),
         }

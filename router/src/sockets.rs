@@ -126,6 +126,13 @@ impl<N: Net> Sockets<N> {
         Ok(())
     }
 
+    /// The pod's exports are withdrawn; its imports go on.
+    pub(crate) fn withdraw_all(&mut self) {
+        for endpoint in std::mem::take(&mut self.exports).into_values() {
+            self.withdraw(endpoint);
+        }
+    }
+
     fn withdraw(&self, endpoint: EndpointId) {
         self.node.endpoints().remove(&endpoint);
         self.node.change_exports(|table| table.remove(endpoint));
@@ -134,9 +141,7 @@ impl<N: Net> Sockets<N> {
 
 impl<N: Net> Drop for Sockets<N> {
     fn drop(&mut self) {
-        for endpoint in std::mem::take(&mut self.exports).into_values() {
-            self.withdraw(endpoint);
-        }
+        self.withdraw_all();
         self.pod.imports().clear();
         self.pod.stock.close();
         self.node.pods().remove(&self.pod.session);

@@ -241,7 +241,7 @@ impl Conversation {
         news
     }
 
-    /// The pod ends: what is still to be said is Bye.
+    /// The sidecar is to end: what is still to be said is Bye.
     pub(super) fn handle_shutdown(&mut self) {
         self.ending = true;
     }

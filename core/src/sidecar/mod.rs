@@ -282,7 +282,7 @@ impl Sidecar {
         self.conversation.handle_unsent(id, now);
     }
 
-    /// The pod ends: [`Self::poll_message`] says Bye next, where the router is there, and nothing after it.
+    /// The sidecar is to end: [`Self::poll_message`] says Bye next, where the router is there, and nothing after it.
     pub fn handle_shutdown(&mut self) {
         self.conversation.handle_shutdown();
     }
