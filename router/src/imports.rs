@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use servicekeel_core::name::ServicePort;
 use servicekeel_runtime::net::{Listener, Net};
+use servicekeel_runtime::throttle::Throttle;
 use tokio::time::sleep;
 use tracing::warn;
 
 use crate::node::Node;
 use crate::outbound;
-use crate::throttle::Throttle;
 
 /// How long to wait where the system can't give another descriptor.
 const PAUSE: Duration = Duration::from_millis(50);

@@ -24,7 +24,6 @@ mod sockets;
 mod status;
 mod stock;
 mod tasks;
-mod throttle;
 pub mod tls;
 
 pub use run::run;

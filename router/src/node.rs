@@ -10,6 +10,7 @@ use servicekeel_core::mesh::table::{Candidate, Consumer, EndpointId, Table};
 use servicekeel_core::name::{RouterId, ServicePort};
 use servicekeel_runtime::latest;
 use servicekeel_runtime::net::Net;
+use servicekeel_runtime::throttle::Throttle;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
@@ -19,7 +20,6 @@ use crate::pods::Pod;
 use crate::seats::Seats;
 use crate::settings::Settings;
 use crate::tasks::Tasks;
-use crate::throttle::Throttle;
 use crate::tls::BufferPool;
 
 /// The most flows and sessions that a router carries at once; a further one waits in the kernel's backlog.

@@ -8,4 +8,5 @@ pub mod logs;
 pub mod net;
 pub mod ready;
 pub mod signal;
+pub mod throttle;
 pub mod watch;

@@ -4,19 +4,24 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddrV4;
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use servicekeel_core::handoff::{DescriptorKind, SocketId, ToRouter, ToSidecar};
 use servicekeel_core::sidecar::{Annotation, Command, Outgoing, RouterStatus};
 use servicekeel_runtime::net::{Descriptor, Net};
+use servicekeel_runtime::throttle::Throttle;
 use tokio::time::Instant;
 use tracing::warn;
 
 use crate::disk::Disk;
 use crate::link::{Event, Link};
 use crate::metrics::Metrics;
-use crate::notices::{self, Seldom};
+use crate::notices;
 use crate::source::Annotations;
 use crate::status::Shared;
+
+/// Between two warnings about what is tried again and again.
+const SELDOM: Duration = Duration::from_secs(60);
 
 /// The hands of one sidecar.
 pub(crate) struct Driver<N: Net> {
@@ -29,10 +34,12 @@ pub(crate) struct Driver<N: Net> {
     pub(crate) link: Link<N>,
     /// Whether the log has that this router says what can't be read.
     unread: bool,
-    /// The warning that a socket can't be handed over.
-    unshared: Seldom,
-    /// The warning that sockets for the router can't be made.
-    short: Seldom,
+    /// For the log: a socket can't be handed over.
+    unshared: Throttle,
+    /// For the log: sockets for the router can't be made.
+    short: Throttle,
+    /// For the log: ports that can't be served, of which there may be thousands at once.
+    unserved: Throttle,
 }
 
 fn now() -> std::time::Instant {
@@ -49,8 +56,9 @@ impl<N: Net> Driver<N> {
             held: BTreeMap::new(),
             link: Link::Closed,
             unread: false,
-            unshared: Seldom::default(),
-            short: Seldom::default(),
+            unshared: Throttle::new(1, SELDOM),
+            short: Throttle::new(1, SELDOM),
+            unserved: Throttle::new(20, Duration::from_secs(10)),
         }
     }
 
@@ -120,7 +128,7 @@ impl<N: Net> Driver<N> {
         self.send();
         let mut sidecar = self.shared.sidecar();
         while let Some(notice) = sidecar.poll_notice() {
-            notices::log(notice, &sidecar);
+            notices::log(notice, &sidecar, &self.unserved);
         }
         self.metrics.observe(&sidecar);
     }
@@ -162,9 +170,9 @@ impl<N: Net> Driver<N> {
                     Some(Ok(shared)) => self.link.send(message.encode(), vec![shared]),
                     failed => {
                         if let (Some(Err(error)), ToRouter::Import { wanted, .. }) = (failed, &message)
-                            && self.unshared.is_due()
+                            && let Some(untold) = self.unshared.permit()
                         {
-                            warn!(port = %wanted, %error, "a socket can't be handed over; it is tried again");
+                            warn!(port = %wanted, %error, untold, "a socket can't be handed over; it is tried again");
                         }
                         self.shared.sidecar().handle_unsent(id, now());
                     }
@@ -198,8 +206,8 @@ impl<N: Net> Driver<N> {
         let (made_tcp, made_udp) = (made(&first, tcp), made(&second, udp));
         if let Err((_, error)) = first.and(second) {
             let (tcp, udp) = (tcp - made_tcp, udp - made_udp);
-            if self.short.is_due() {
-                warn!(tcp, udp, %error, "sockets for the router can't be made; they are tried again");
+            if let Some(untold) = self.short.permit() {
+                warn!(tcp, udp, %error, untold, "sockets for the router can't be made; they are tried again");
             }
             self.shared.sidecar().handle_short(tcp, udp, now());
         }

@@ -83,10 +83,28 @@ impl File {
 /// # Errors
 /// The first thing for which the text has not the shape of `T`.
 pub(crate) fn yaml<T: DeserializeOwned>(text: &str, file: &Path) -> Result<T, Problem> {
-    serde_yaml::from_str_with_options(text, options()).map_err(|error| {
+    let mut field = None;
+    let read = serde_yaml::with_deserializer_from_str_with_options(text, options(), |deserializer| {
+        let mut track = serde_path_to_error::Track::new();
+        T::deserialize(serde_path_to_error::Deserializer::new(deserializer, &mut track))
+            .inspect_err(|_| field = Some(track.path().to_string()))
+    });
+    read.map_err(|error| {
         let place = error.location().map(|at| (at.line().max(1), at.column().max(1)));
-        Problem { file: file.to_owned(), place, text: explain(error.without_snippet()) }
+        let reason = explain(error.without_snippet());
+        let text = match field.as_deref().and_then(named) {
+            Some(field) => format!("{field}: {reason}"),
+            None => reason,
+        };
+        Problem { file: file.to_owned(), place, text }
     })
+}
+
+/// A field as its file's reader would name it: a [`Spanned`] has fields of its own, and the whole file has no name, nor
+/// has what is no YAML.
+fn named(path: &str) -> Option<&str> {
+    let field = [".value", ".?"].iter().find_map(|end| path.strip_suffix(end)).unwrap_or(path);
+    (![".", "?"].contains(&field)).then_some(field)
 }
 
 pub(crate) fn options() -> Options {
@@ -131,6 +149,9 @@ pub(crate) fn explain(error: &Error) -> String {
             "string scalar" => "a single value belongs here".into(),
             other => format!("{other} belongs here"),
         },
+        Error::MultipleDocuments { .. } => {
+            "a second YAML document begins here; one is all that is read, so remove the rest with its ---".into()
+        }
         Error::NullIntoString { .. } => "a value is missing here".into(),
         Error::SerdeInvalidType { .. } | Error::SerdeInvalidValue { .. } | Error::InvalidScalar { .. } => {
             UserMessageFormatter.format_message(error).into_owned()

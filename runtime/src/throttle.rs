@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Lines of one kind in the log.
+/// Lines of one kind in the log: each is asked for before it is written.
 #[derive(Debug)]
-pub(crate) struct Throttle {
+pub struct Throttle {
     burst: u32,
     interval: Duration,
     state: Mutex<State>,
@@ -22,18 +22,18 @@ struct State {
 }
 
 impl Throttle {
-    /// So many lines at once, and one more for each interval.
-    pub(crate) fn new(burst: u32, interval: Duration) -> Self {
+    /// So many lines at once, and one more for each interval; a millisecond is the shortest.
+    pub fn new(burst: u32, interval: Duration) -> Self {
         let state = State { left: burst, since: Instant::now(), untold: 0 };
         Self { burst, interval, state: Mutex::new(state) }
     }
 
     /// Whether a line may be written, with how many were not since the last one: a field that is left out where all
     /// were.
-    pub(crate) fn permit(&self) -> Option<Option<NonZeroU64>> {
+    pub fn permit(&self) -> Option<Option<NonZeroU64>> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        let earned = ((now - state.since).as_millis() / self.interval.as_millis()) as u32;
+        let earned = ((now - state.since).as_millis() / self.interval.as_millis().max(1)) as u32;
         if earned > 0 {
             state.left = state.left.saturating_add(earned).min(self.burst);
             state.since = now;
