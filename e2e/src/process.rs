@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use crate::wait_for;
+
 /// A running program. Killed when dropped.
 pub struct Process {
     child: Child,
@@ -121,6 +123,22 @@ impl Process {
     /// Where the process is gone.
     pub fn descriptors(&self) -> Result<usize> {
         Ok(std::fs::read_dir(format!("/proc/{}/fd", self.pid()))?.count())
+    }
+
+    /// How many descriptors it has open once their number has stayed for a quarter of a second: what ended has been
+    /// closed by then.
+    ///
+    /// # Errors
+    /// Where it goes on changing, or the process is gone.
+    pub fn settled_descriptors(&self) -> Result<usize> {
+        let mut last = (self.descriptors()?, Instant::now());
+        wait_for("descriptors that stay", Duration::from_secs(10), || {
+            let count = self.descriptors()?;
+            if count != last.0 {
+                last = (count, Instant::now());
+            }
+            Ok((last.1.elapsed() >= Duration::from_millis(250)).then_some(count))
+        })
     }
 
     /// User and system time so far, in clock ticks of 10 ms.

@@ -46,8 +46,7 @@ fn strangers_at_the_peers_port() -> Result<()> {
     let _echo = Echo::start(pair.service)?;
     let web = pair.resolve("web.default")?;
     works(web)?;
-    std::thread::sleep(Duration::from_millis(200));
-    let before = pair.a.process.descriptors()?;
+    let before = pair.a.process.settled_descriptors()?;
     for words in
         [&b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"[..], &[0; 4096], &[0x16, 3, 1, 0xff, 0xff, 1, 2, 3], b""]
     {
@@ -144,8 +143,7 @@ fn sidecars_that_send_rubbish() -> Result<()> {
     let _echo = Echo::start(pair.service)?;
     let web = pair.resolve("web.default")?;
     works(web)?;
-    std::thread::sleep(Duration::from_millis(200));
-    let before = pair.a.process.descriptors()?;
+    let before = pair.a.process.settled_descriptors()?;
     let path = &pair.a.socket;
     let hello = ToRouter::Hello {
         version: 1,

@@ -1,15 +1,15 @@
 //! What a restart of each program does to names, connections and flows.
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use e2e::{Echo, Pair, annotation, wait_for};
 
 const LIMIT: Duration = Duration::from_secs(15);
 
-fn ping(addr: std::net::SocketAddr) -> Result<()> {
+fn ping(addr: SocketAddr) -> Result<()> {
     let mut stream = TcpStream::connect_timeout(&addr, LIMIT)?;
     stream.set_read_timeout(Some(LIMIT))?;
     stream.write_all(b"ping")?;
@@ -17,6 +17,17 @@ fn ping(addr: std::net::SocketAddr) -> Result<()> {
     stream.read_exact(&mut got)?;
     ensure!(&got == b"ping");
     Ok(())
+}
+
+/// How many connections to an address the kernel holds, whether a program has taken them or not: /proc/net/tcp.
+fn accepted_by(addr: SocketAddr) -> Result<usize> {
+    let SocketAddr::V4(v4) = addr else { bail!("{addr} is not IPv4") };
+    let local = format!("{:08X}:{:04X}", u32::from_le_bytes(v4.ip().octets()), v4.port());
+    let established = |line: &&str| {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        fields.get(1) == Some(&local.as_str()) && fields.get(3) == Some(&"01")
+    };
+    Ok(std::fs::read_to_string("/proc/net/tcp")?.lines().filter(established).count())
 }
 
 #[test]
@@ -29,7 +40,7 @@ fn connections_wait_while_the_consumers_router_is_gone() -> Result<()> {
     // DNS answers, and the kernel takes the connection: nothing is refused.
     ensure!(pair.resolve("web.default")? == web);
     let waiting: Vec<_> = (0..20).map(|_| std::thread::spawn(move || ping(web))).collect();
-    std::thread::sleep(Duration::from_millis(300));
+    wait_for("the clients wait", LIMIT, || Ok((accepted_by(web)? >= 20).then_some(())))?;
     pair.stand.restart_router(&mut pair.b)?;
     for client in waiting {
         client.join().expect("no panic").context("a connection that waited")?;
@@ -82,7 +93,13 @@ fn flows_live_on_while_a_sidecar_restarts_and_addresses_stay() -> Result<()> {
     }
     ensure!(pair.resolve("web.default")? == web, "the address changed");
     // The old sockets go, the new ones serve.
-    std::thread::sleep(Duration::from_secs(3));
+    for router in [&pair.a, &pair.b] {
+        wait_for("the old sockets go", LIMIT, || {
+            let status = router.status()?;
+            let sidecars = status["sidecars"].as_array().context("no sidecars in the status")?;
+            Ok((sidecars.len() == 1).then_some(()))
+        })?;
+    }
     for _ in 0..20 {
         ping(web)?;
     }
@@ -118,7 +135,7 @@ fn a_crowd_of_new_flows_waits_for_the_exporters_sidecar() -> Result<()> {
     pair.server.process.kill()?;
     // More than the router has sockets of the pod.
     let waiting: Vec<_> = (0..40).map(|_| std::thread::spawn(move || ping(web))).collect();
-    std::thread::sleep(Duration::from_millis(200));
+    wait_for("the clients wait", LIMIT, || Ok((accepted_by(web)? >= 40).then_some(())))?;
     pair.stand.restart_sidecar(&mut pair.server)?;
     for client in waiting {
         client.join().expect("no panic").context("a connection that waited")?;

@@ -177,7 +177,9 @@ async fn a_sidecar_without_a_uid_takes_its_old_place() {
     drop(first);
     // It has lost its leases: another Service has the address now, which nobody offers.
     let (_second, _) = stand.nameless(stand::port(81), at).await;
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    // The first flow that fails was the new import's: it serves, so nothing of the old one may.
+    let served = async { while says(&mut TcpStream::connect(at).await.unwrap(), b"x").await.is_ok() {} };
+    timeout(LIMIT, served).await.unwrap();
     let mut flows = tokio::task::JoinSet::new();
     for _ in 0..40 {
         flows.spawn(async move { says(&mut TcpStream::connect(at).await?, b"x").await });

@@ -150,7 +150,8 @@ pub(crate) fn explain(error: &Error) -> String {
             other => format!("{other} belongs here"),
         },
         Error::MultipleDocuments { .. } => {
-            "a second YAML document begins here; one is all that is read, so remove the rest with its ---".into()
+            "a second YAML document begins here; one is all that is read, so remove the rest with its ---"
+                .into()
         }
         Error::NullIntoString { .. } => "a value is missing here".into(),
         Error::SerdeInvalidType { .. } | Error::SerdeInvalidValue { .. } | Error::InvalidScalar { .. } => {

@@ -41,7 +41,7 @@ Example, on one's own machine beside a router that listens at /tmp/router.sock:
       ports: [{ port: 8080 }]
   END
   servicekeel-sidecar --sidecar-config-dir /tmp/pod --sidecar-state-dir /tmp/pod/state \\
-      --sidecar-dns-addr 127.0.0.2:5353
+      --sidecar-dns-addr 127.0.0.2:5353 &
   dig @127.0.0.2 -p 5353 simple-server.default
   curl localhost:15020/status
 
