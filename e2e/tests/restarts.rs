@@ -121,6 +121,10 @@ fn a_sidecar_that_is_told_to_end_leaves_its_imports_to_the_next() -> Result<()> 
     // What the other one exports is withdrawn at once: the pod may be about to end.
     pair.server.process.terminate()?;
     pair.server.process.wait(LIMIT)?;
+    wait_for("the export is withdrawn", LIMIT, || {
+        let offers = pair.b.status()?["offers"].as_array().context("no offers in the status")?.len();
+        Ok((offers == 0).then_some(()))
+    })?;
     ensure!(ping(web).is_err(), "an export outlived its sidecar's goodbye");
     pair.stand.restart_sidecar(&mut pair.server)?;
     wait_for("the service is back", LIMIT, || Ok(ping(web).ok()))

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sim::client::USES;
-use sim::flow::{Outcome, Plan};
+use sim::flow::{Outcome, Plan, Shape};
 use sim::oracle::SETTLED;
 use sim::random::{Random, seeds};
-use sim::simulation::simulate;
+use sim::simulation::{Fault, simulate};
 use sim::stage::{METRICS, WEB, two_clusters};
 use sim::world::World;
 use tokio::task::JoinSet;
@@ -106,4 +106,38 @@ fn the_exporters_router_is_killed() {
 #[test]
 fn the_exporters_router_is_stopped() {
     restart("a-1", false);
+}
+
+/// Its connections say nothing, then or later: what is left of them at the other router is known to be dead by the new
+/// run's number, long before they time out.
+#[test]
+fn the_exporters_node_loses_its_power() {
+    for seed in seeds(20) {
+        simulate(seed, &two_clusters(), |world| async move {
+            world.set_up().await;
+            let mut random = Random::new(world.random.lock().unwrap().draw());
+            let mut before = Flows::new();
+            for shape in [Shape::Both, Shape::Answer, Shape::ServiceFirst] {
+                let plan = world.plan(&WEB, 600_000, 600_000).shaped(shape).paced(Duration::from_millis(150));
+                begin(&world, &mut before, "client", plan, WEB).await;
+            }
+            sleep(random.millis(500..2500)).await;
+            world.fault(Fault::Forget("a-1", "b-1"));
+            sleep(Duration::from_millis(20)).await;
+            world.kill_router("a-1").await;
+            sleep(random.millis(100..10_000)).await;
+            world.start_router("a-1").await;
+            sleep(SETTLED).await;
+            let mut reset = 0;
+            while let Some(ended) = before.try_join_next() {
+                let (_, plan, outcome) = ended.unwrap();
+                assert!(matches!(outcome, Outcome::Reset(_)), "{plan:?}: {outcome:?}");
+                reset += 1;
+            }
+            assert_eq!(reset, 3, "flows of a router that restarted are not reset");
+            for (pod, port) in USES {
+                assert!(world.works(pod, &port).await, "{port} does not work for {pod}");
+            }
+        });
+    }
 }
