@@ -12,6 +12,8 @@ use std::task::{Context, Poll};
 use servicekeel_core::handoff::DescriptorKind;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+#[cfg(any(test, feature = "laws"))]
+pub mod laws;
 pub mod os;
 
 /// A network: where sockets are made, names of peers resolved, and descriptors handed over.

@@ -91,3 +91,8 @@ impl Net for OsNet {
 fn while_doing(what: impl std::fmt::Display) -> impl FnOnce(io::Error) -> io::Error {
     move |e| io::Error::new(e.kind(), format!("{what}: {e}"))
 }
+
+#[cfg(test)]
+mod tests {
+    crate::net_laws!(super::OsNet::new());
+}

@@ -1,8 +1,7 @@
-//! The laws of [`Net`], as `runtime`'s tests have them for the kernel's network, where they apply here.
+//! The laws of [`Net`], and what is this network's own.
 
 mod descriptors;
 mod handoffs;
-mod splices;
 mod streams;
 mod wires;
 
@@ -12,6 +11,8 @@ use std::time::Duration;
 use super::*;
 use servicekeel_runtime::net::Listener;
 use tokio::time::timeout;
+
+servicekeel_runtime::net_laws!(pod());
 
 /// The pod's own address.
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 2);
