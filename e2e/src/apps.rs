@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 /// Sends back what it receives, and ends its side when the client has ended its own.
 pub struct Echo {
@@ -66,6 +66,21 @@ impl Drop for Echo {
             let _ = thread.join();
         }
     }
+}
+
+/// A new connection to an echo service: what is said comes back. 10 s at most for each step.
+///
+/// # Errors
+/// Where it does not.
+pub fn ping(addr: SocketAddr) -> Result<()> {
+    let limit = Duration::from_secs(10);
+    let mut stream = TcpStream::connect_timeout(&addr, limit)?;
+    stream.set_read_timeout(Some(limit))?;
+    stream.write_all(b"ping")?;
+    let mut got = [0; 4];
+    stream.read_exact(&mut got)?;
+    ensure!(&got == b"ping", "{got:?} came back");
+    Ok(())
 }
 
 /// Sends each datagram back.

@@ -10,7 +10,7 @@ mod process;
 mod running;
 mod stand;
 
-pub use apps::{Echo, UdpEcho};
+pub use apps::{Echo, UdpEcho, ping};
 pub use http::get;
 pub use name::{Answer, ask};
 pub use namespaces::{Namespaces, Refusal};

@@ -2,29 +2,19 @@
 
 use std::io::{IoSlice, Read, Write};
 use std::mem::MaybeUninit;
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::net::{TcpStream, UdpSocket};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Echo, Pair, Place, Process, RouterOptions, annotation, wait_for};
+use e2e::{Echo, Pair, Place, Process, RouterOptions, annotation, ping, wait_for};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketType,
 };
 
 const LIMIT: Duration = Duration::from_secs(10);
-
-fn works(addr: SocketAddr) -> Result<()> {
-    let mut stream = TcpStream::connect_timeout(&addr, LIMIT)?;
-    stream.set_read_timeout(Some(LIMIT))?;
-    stream.write_all(b"ping")?;
-    let mut got = [0; 4];
-    stream.read_exact(&mut got)?;
-    ensure!(&got == b"ping");
-    Ok(())
-}
 
 fn wait_for_log(process: &Process, text: &str) -> Result<()> {
     wait_for(&format!("{text:?} in the log"), LIMIT, || Ok(process.log().contains(text).then_some(())))
@@ -45,7 +35,7 @@ fn strangers_at_the_peers_port() -> Result<()> {
     let pair = Pair::start()?;
     let _echo = Echo::start(pair.service)?;
     let web = pair.resolve("web.default")?;
-    works(web)?;
+    ping(web)?;
     let before = pair.a.process.settled_descriptors()?;
     for words in
         [&b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"[..], &[0; 4096], &[0x16, 3, 1, 0xff, 0xff, 1, 2, 3], b""]
@@ -59,7 +49,7 @@ fn strangers_at_the_peers_port() -> Result<()> {
         let _ = stream.read_to_end(&mut answer);
     }
     wait_for_log(&pair.a.process, "HTTP")?;
-    works(web)?;
+    ping(web)?;
     wait_for("no descriptor is leaked", LIMIT, || {
         Ok((pair.a.process.descriptors()? <= before + 2).then_some(()))
     })?;
@@ -115,7 +105,7 @@ fn a_router_of_an_authority_that_is_not_trusted() -> Result<()> {
         Ok((refused(pair.a.process.log()) > before + 1).then_some(()))
     })
     .with_context(|| impostor.log())?;
-    works(pair.resolve("web.default")?)?;
+    ping(pair.resolve("web.default")?)?;
     drop(stranger);
     sound(&pair)
 }
@@ -142,7 +132,7 @@ fn sidecars_that_send_rubbish() -> Result<()> {
     let pair = Pair::start()?;
     let _echo = Echo::start(pair.service)?;
     let web = pair.resolve("web.default")?;
-    works(web)?;
+    ping(web)?;
     let before = pair.a.process.settled_descriptors()?;
     let path = &pair.a.socket;
     let hello = ToRouter::Hello {
@@ -202,7 +192,7 @@ fn sidecars_that_send_rubbish() -> Result<()> {
     })
     .with_context(|| pair.a.process.log())?;
     drop(rogues);
-    works(web)?;
+    ping(web)?;
     let rogues_gone = || {
         let status = pair.a.status()?;
         let sidecars = status["sidecars"].as_array().context("no sidecars")?;
@@ -221,7 +211,7 @@ fn a_router_without_descriptors_blames_no_sidecar() -> Result<()> {
     use servicekeel_core::handoff::{Pod, ToRouter};
     let pair = Pair::start()?;
     let _echo = Echo::start(pair.service)?;
-    works(pair.resolve("web.default")?)?;
+    ping(pair.resolve("web.default")?)?;
     let pod = Pod { name: "late".into(), namespace: "default".parse()?, uid: String::new() };
     let hello = ToRouter::Hello { version: 1, pod, addresses: Vec::new() }.encode();
     let late = seqpacket(&pair.a.socket)?;
@@ -244,7 +234,7 @@ fn a_router_without_descriptors_blames_no_sidecar() -> Result<()> {
         let message = servicekeel_core::handoff::ToSidecar::decode(&buf[..n])?;
         ensure!(!format!("{message:?}").contains("Refused"), "{message:?}");
     }
-    works(pair.resolve("web.default")?)?;
+    ping(pair.resolve("web.default")?)?;
     sound(&pair)
 }
 
@@ -262,7 +252,7 @@ fn annotations_that_are_wrong() -> Result<()> {
             Ok(status.contains("line").then_some(()))
         })?;
         ensure!(pair.resolve("web.default")? == web, "the last good state is gone");
-        works(web)?;
+        ping(web)?;
     }
     // One bad entry among good ones: refused with its place, the rest is served.
     let mut text = annotation(&[("web", "default", "a.local", 8080, "TCP", 8080)]);
@@ -274,7 +264,7 @@ fn annotations_that_are_wrong() -> Result<()> {
             .then_some(status))
     })?;
     ensure!(status.contains("SCTP"), "{status}");
-    works(pair.resolve("web.default")?)?;
+    ping(pair.resolve("web.default")?)?;
     sound(&pair)
 }
 
@@ -382,7 +372,7 @@ fn configs_and_socket_paths() -> Result<()> {
 
 fn works_after(pair: &Pair) -> Result<()> {
     let _echo = Echo::start(pair.service)?;
-    works(pair.resolve("web.default")?)
+    ping(pair.resolve("web.default")?)
 }
 
 #[test]

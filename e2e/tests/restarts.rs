@@ -5,19 +5,9 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use e2e::{Echo, Pair, annotation, wait_for};
+use e2e::{Echo, Pair, annotation, ping, wait_for};
 
 const LIMIT: Duration = Duration::from_secs(15);
-
-fn ping(addr: SocketAddr) -> Result<()> {
-    let mut stream = TcpStream::connect_timeout(&addr, LIMIT)?;
-    stream.set_read_timeout(Some(LIMIT))?;
-    stream.write_all(b"ping")?;
-    let mut got = [0; 4];
-    stream.read_exact(&mut got)?;
-    ensure!(&got == b"ping");
-    Ok(())
-}
 
 /// How many connections to an address the kernel holds, whether a program has taken them or not: /proc/net/tcp.
 fn accepted_by(addr: SocketAddr) -> Result<usize> {

@@ -91,8 +91,17 @@ pub(crate) fn yaml<T: DeserializeOwned>(text: &str, file: &Path) -> Result<T, Pr
     });
     read.map_err(|error| {
         let place = error.location().map(|at| (at.line().max(1), at.column().max(1)));
-        let reason = explain(error.without_snippet());
-        let text = match field.as_deref().and_then(named) {
+        let error = error.without_snippet();
+        let reason = explain(error);
+        let named = field.as_deref().and_then(named);
+        // The reason names an unknown key itself: what is left to say is where it stands.
+        let named = match error {
+            Error::SerdeUnknownField { .. } => {
+                named.and_then(|path| path.rsplit_once('.')).map(|(path, _)| path)
+            }
+            _ => named,
+        };
+        let text = match named {
             Some(field) => format!("{field}: {reason}"),
             None => reason,
         };

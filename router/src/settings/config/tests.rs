@@ -64,22 +64,28 @@ fn unknown_keys_are_told_with_place_and_what_was_meant() {
     );
     assert_eq!(
         problems("cluster: a.local\nlisten:\n  amdin: off\n"),
-        ["router.yaml:3:3: unknown key \"amdin\"; did you mean \"admin\"?"]
+        ["router.yaml:3:3: listen: unknown key \"amdin\"; did you mean \"admin\"?"]
     );
     assert_eq!(
         problems("cluster: a.local\ntrust: [ { cluster: b.local, colour: red } ]\n"),
-        ["router.yaml:2:30: unknown key \"colour\"; known here: cluster, ca"]
+        ["router.yaml:2:30: trust[0]: unknown key \"colour\"; known here: cluster, ca"]
     );
 }
 
 #[test]
 fn what_has_another_shape_is_told_with_its_place() {
     for (text, place, word) in [
-        ("cluster: [a.local\nnode: n\n", "router.yaml:1:10:", "single value"),
+        ("cluster: [a.local\nnode: n\n", "router.yaml:1:10: cluster:", "single value"),
         ("cluster: a.local\nnode: \"n\n", "router.yaml:", "not YAML"),
         ("cluster: a.local\ncluster: b.local\n", "router.yaml:2:1:", "twice"),
-        ("cluster: a.local\npeers: hub:7443\n", "router.yaml:2:8:", "a list"),
+        ("cluster: a.local\npeers: hub:7443\n", "router.yaml:2:8: peers:", "a list"),
         ("cluster: a.local\nidentity: { ca: x, cert: y }\n", "router.yaml:2:", "\"key\" is missing"),
+        (
+            "cluster: a.local\npeers: [ { address: [hub] } ]\n",
+            "router.yaml:2:21: peers[0].address:",
+            "single",
+        ),
+        ("cluster: a.local\n---\ncluster: b.local\n", "router.yaml:3:1: a second", "---"),
         ("cluster: { a: b }\n", "router.yaml:1:10:", "single value"),
         ("just words", "router.yaml:1:1:", "mapping"),
         ("", "router.yaml:", "\"cluster\" is missing"),

@@ -246,20 +246,21 @@ async fn questions_and_clients_are_bounded() {
         (bounded(100, 4), vec!["n.example".to_owned(); 10]),
     ] {
         let mut clients = JoinSet::new();
-        let started = Instant::now();
         for text in names {
             let dns = dns.clone();
             clients.spawn(async move {
                 let answer = ask(&dns, &with_edns(query(&text, RecordType::A), 1232)).await;
                 assert_eq!(code(&answer), ResponseCode::ServFail);
-                (explanation(&answer), started.elapsed() < Duration::from_millis(200))
+                explanation(&answer)
             });
         }
-        let mut outcomes = clients.join_all().await;
-        outcomes.sort();
+        let mut outcomes = Vec::new();
+        while let Some(outcome) = clients.join_next().await {
+            outcomes.push(outcome.unwrap());
+        }
         let (busy, silent) = outcomes.split_at(6);
-        assert_eq!(busy, [(Some(0), true); 6], "beyond the bound they hear so at once");
-        assert_eq!(silent, [(Some(22), false); 4]);
+        assert_eq!(busy, [Some(0); 6], "beyond the bound they hear so first");
+        assert_eq!(silent, [Some(22); 4]);
         assert_eq!(dns.status().under_way, 0);
         // Names of ours do not wait behind them.
         assert_eq!(addresses(&ask_a(&dns, "simple-server").await), [OWN]);

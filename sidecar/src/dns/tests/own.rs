@@ -218,15 +218,15 @@ async fn before_and_after_a_zone() {
     assert_eq!(code(&ask_a(&dns, long).await), ResponseCode::ServFail);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn without_an_upstream_other_names_fail_at_once() {
     let dns = dns(&[]);
-    let started = std::time::Instant::now();
+    let started = tokio::time::Instant::now();
     for other in ["example.com", ".", "a_b.example", "x.simple-server.default"] {
         let query = with_edns(query(other, RecordType::A), 1232);
         let answer = ask(&dns, &query).await;
         assert_eq!((code(&answer), explanation(&answer)), (ResponseCode::ServFail, Some(0)), "{other}");
     }
-    assert!(started.elapsed() < Duration::from_millis(200));
+    assert_eq!(started.elapsed(), Duration::ZERO);
     assert_eq!(dns.metrics.counted(Outcome::Failed), 4);
 }

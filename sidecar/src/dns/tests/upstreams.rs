@@ -153,15 +153,15 @@ async fn an_upstream_without_edns() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn never_a_loop_to_ourselves() {
     let own = SocketAddr::from(([127, 0, 0, 2], 53));
     let dns = dns(&[own]);
     dns.listens_at(own);
-    let started = Instant::now();
+    let started = tokio::time::Instant::now();
     let answer = ask(&dns, &with_edns(query("example.com", RecordType::A), 1232)).await;
     assert_eq!((code(&answer), explanation(&answer)), (ResponseCode::ServFail, Some(0)));
-    assert!(started.elapsed() < Duration::from_millis(100));
+    assert_eq!(started.elapsed(), Duration::ZERO);
     assert_eq!(dns.status().upstreams, [UpstreamStatus { address: own, state: UpstreamState::Ourselves }]);
     assert_eq!(dns.metrics.upstream_failures.get(), 0);
 }
