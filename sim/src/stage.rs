@@ -130,6 +130,29 @@ pub fn two_clusters() -> Stage {
     }
 }
 
+/// One Service with three endpoints: `server` and `twin` on node `a-1`, `far` on `a-2`, all in cluster A. The router of
+/// `b-1`, where `client` is, dials both nodes; that of `a-1`, where `near` is, dials `a-2`.
+pub fn three_endpoints() -> Stage {
+    let node = |name, cluster, dials, listens| NodeSpec { name, cluster, dials, listens };
+    let pod = |name, node, address| PodSpec { name, namespace: "default", node, address };
+    Stage {
+        nodes: vec![
+            node("a-1", CLUSTER_A, &["a-2"], true),
+            node("a-2", CLUSTER_A, &[], true),
+            node("b-1", CLUSTER_B, &["a-1", "a-2"], false),
+        ],
+        pods: vec![
+            pod("server", "a-1", Ipv4Addr::new(10, 1, 0, 2)),
+            pod("twin", "a-1", Ipv4Addr::new(10, 1, 0, 4)),
+            pod("far", "a-2", Ipv4Addr::new(10, 3, 0, 2)),
+            pod("near", "a-1", Ipv4Addr::new(10, 1, 0, 3)),
+            pod("client", "b-1", Ipv4Addr::new(10, 2, 0, 2)),
+        ],
+        state: false,
+        narrow: false,
+    }
+}
+
 /// The cluster of `a-1`.
 pub const CLUSTER_A: &str = "cluster-a.local";
 /// The cluster of `b-1`.

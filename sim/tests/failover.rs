@@ -1,0 +1,147 @@
+//! A Service with several endpoints works as long as one of them does.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "what these files hold is tests")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sim::flow::Outcome;
+use sim::oracle::SETTLED;
+use sim::random::{Random, seeds};
+use sim::simulation::{Fault, simulate};
+use sim::stage::{WEB, three_endpoints};
+use sim::world::World;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+const ENDPOINTS: [&str; 3] = ["server", "twin", "far"];
+const READY: Duration = Duration::from_secs(6);
+
+/// What may be gone while another endpoint is left.
+#[derive(Debug, Clone, Copy)]
+enum Outage {
+    /// Nobody listens at the port of a pod.
+    Application(&'static str),
+    /// A sidecar is killed, or ended.
+    Sidecar(&'static str, bool),
+    /// A router is killed, or ended, with all endpoints of its node.
+    Router(&'static str, bool),
+    /// The path from the consumer to a node.
+    Path(&'static str),
+}
+
+impl Outage {
+    fn draw(random: &mut Random) -> Self {
+        let node = *random.pick(&["a-1", "a-2"]);
+        let pod = *random.pick(&ENDPOINTS);
+        match random.within(0..4) {
+            0 => Self::Application(pod),
+            1 => Self::Sidecar(pod, random.chance(50)),
+            2 => Self::Router(node, random.chance(50)),
+            _ => Self::Path(node),
+        }
+    }
+
+    async fn begin(self, world: &World) {
+        match self {
+            Self::Application(pod) => world.unserve(pod, WEB).await,
+            Self::Sidecar(pod, true) => world.kill_sidecar(pod).await,
+            Self::Sidecar(pod, false) => world.stop_sidecar(pod).await,
+            Self::Router(node, true) => world.kill_router(node).await,
+            Self::Router(node, false) => world.stop_router(node).await,
+            Self::Path(node) => world.fault(Fault::Cut(node, "b-1")),
+        }
+    }
+
+    async fn end(self, world: &World) {
+        match self {
+            Self::Application(pod) => world.serve(pod, WEB, false).await,
+            Self::Sidecar(pod, _) => world.start_sidecar(pod).await,
+            Self::Router(node, _) => world.start_router(node).await,
+            Self::Path(node) => world.fault(Fault::Heal(node, "b-1")),
+        }
+    }
+}
+
+async fn set_up(world: &World) {
+    for pod in ENDPOINTS {
+        world.annotate(pod, &[WEB], &[]);
+        world.serve(pod, WEB, false).await;
+    }
+    for pod in ["near", "client"] {
+        world.annotate(pod, &[], &[WEB]);
+    }
+    world.start().await;
+    for pod in ["near", "client"] {
+        world.until_works(pod, &WEB, READY).await;
+    }
+    // Each endpoint is known by now, not only the first.
+    sleep(SETTLED).await;
+}
+
+/// Opens flows one after the other. Each that begins during the outage must find an endpoint that is left.
+async fn flows(world: &Arc<World>, random: &mut Random, pod: &'static str) {
+    let to = world.locate(pod, &WEB).await;
+    let mut flows = JoinSet::new();
+    for _ in 0..5 {
+        let plan = world.plan(&WEB, random.within(1..60_000), random.within(1..60_000));
+        let world = world.clone();
+        flows.spawn_local(async move { (plan, world.flow(pod, to, plan).await) });
+        sleep(random.millis(0..800)).await;
+    }
+    while let Some(ended) = flows.join_next().await {
+        let (plan, outcome) = ended.unwrap();
+        assert_eq!(outcome, Outcome::Complete, "{pod}: {plan:?}");
+    }
+}
+
+#[test]
+fn a_new_flow_goes_to_an_endpoint_that_is_left() {
+    for seed in seeds(20) {
+        simulate(seed, &three_endpoints(), |world| async move {
+            set_up(&world).await;
+            let mut random = Random::new(world.random.lock().unwrap().draw());
+            for _ in 0..4 {
+                let outage = Outage::draw(&mut random);
+                outage.begin(&world).await;
+                flows(&world, &mut random, "client").await;
+                // Whose own router is gone waits for it.
+                if !matches!(outage, Outage::Router("a-1", _)) {
+                    flows(&world, &mut random, "near").await;
+                }
+                outage.end(&world).await;
+                flows(&world, &mut random, "client").await;
+                sleep(SETTLED).await;
+            }
+        });
+    }
+}
+
+#[test]
+fn the_last_endpoint_is_enough_and_without_it_a_flow_fails_fast() {
+    for seed in seeds(20) {
+        simulate(seed, &three_endpoints(), |world| async move {
+            set_up(&world).await;
+            let mut random = Random::new(world.random.lock().unwrap().draw());
+            let left = *random.pick(&ENDPOINTS);
+            for pod in ENDPOINTS.into_iter().filter(|pod| *pod != left) {
+                world.unserve(pod, WEB).await;
+                flows(&world, &mut random, "client").await;
+                flows(&world, &mut random, "near").await;
+            }
+            world.unserve(left, WEB).await;
+            for pod in ["client", "near"] {
+                let to = world.locate(pod, &WEB).await;
+                let began = sim::oracle::now();
+                assert_eq!(world.flow(pod, to, world.plan(&WEB, 10, 10)).await, Outcome::Reset(0));
+                let took = sim::oracle::now() - began;
+                assert!(took < Duration::from_secs(2), "{took:?}");
+            }
+            // One that failed again and again is tried again all the same.
+            world.serve(left, WEB, false).await;
+            for pod in ["client", "near"] {
+                world.until_works(pod, &WEB, SETTLED).await;
+            }
+        });
+    }
+}
