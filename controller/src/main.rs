@@ -1,5 +1,6 @@
 //! The program; see the library.
 
+use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -14,7 +15,8 @@ const GRACE: Duration = Duration::from_millis(100);
 fn main() -> ExitCode {
     let settings = Args::parse().settings();
     if let Err(error) = logs::init() {
-        eprintln!("servicekeel-controller: {error}");
+        // Where stderr is gone, the exit code says it.
+        let _ = writeln!(std::io::stderr(), "servicekeel-controller: {error}");
         return ExitCode::FAILURE;
     }
     let shutdown = signal::shutdown();

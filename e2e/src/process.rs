@@ -45,7 +45,18 @@ impl Process {
 
     /// What it has logged.
     pub fn log(&self) -> String {
-        std::fs::read_to_string(&self.log).unwrap_or_default()
+        // Of /dev/full there is no end.
+        let is_file = std::fs::metadata(&self.log).is_ok_and(|log| log.is_file());
+        is_file.then(|| std::fs::read_to_string(&self.log).ok()).flatten().unwrap_or_default()
+    }
+
+    /// From its next start on, each line that it logs fails as on a full disk.
+    ///
+    /// # Errors
+    /// Where the log can't be replaced.
+    pub fn fill_log(&self) -> Result<()> {
+        std::fs::remove_file(&self.log)?;
+        Ok(std::os::unix::fs::symlink("/dev/full", &self.log)?)
     }
 
     /// Whether it has ended, and how.

@@ -129,7 +129,10 @@ fn a_crowd_of_new_flows_waits_for_the_exporters_sidecar() -> Result<()> {
     pair.server.process.kill()?;
     // More than the router has sockets of the pod.
     let waiting: Vec<_> = (0..40).map(|_| std::thread::spawn(move || ping(web))).collect();
-    wait_for("the clients wait", LIMIT, || Ok((accepted_by(web)? >= 40).then_some(())))?;
+    wait_for("the clients wait, or are served from what the router has", LIMIT, || {
+        let served = waiting.iter().filter(|client| client.is_finished()).count();
+        Ok((served + accepted_by(web)? >= 40).then_some(()))
+    })?;
     pair.stand.restart_sidecar(&mut pair.server)?;
     for client in waiting {
         client.join().expect("no panic").context("a connection that waited")?;
@@ -163,6 +166,71 @@ fn sigterm_ends_every_program_within_two_seconds() -> Result<()> {
         ensure!(start.elapsed() < Duration::from_secs(2), "{:?}; {}", start.elapsed(), process.log());
     }
     Ok(())
+}
+
+#[test]
+fn a_log_that_cannot_be_written_stops_nothing() -> Result<()> {
+    let mut pair = Pair::start()?;
+    let _echo = Echo::start(pair.service)?;
+    let web = pair.resolve("web.default")?;
+    for process in [&mut pair.client.process, &mut pair.b.process] {
+        process.kill()?;
+        process.fill_log()?;
+    }
+    pair.stand.restart_router(&mut pair.b)?;
+    pair.stand.restart_sidecar(&mut pair.client)?;
+    wait_for("the service", LIMIT, || Ok(ping(web).ok()))?;
+    // What is told then, such as a link that goes and comes, is lost, and what is done is done.
+    pair.a.process.kill()?;
+    pair.stand.restart_router(&mut pair.a)?;
+    wait_for("the service is back", LIMIT, || Ok(ping(web).ok()))?;
+    for process in [&mut pair.client.process, &mut pair.b.process] {
+        process.terminate()?;
+        let status = process.wait(LIMIT)?;
+        ensure!(status.success(), "{}: {status}", process.name());
+    }
+    Ok(())
+}
+
+#[test]
+fn a_router_says_why_a_flow_has_nowhere_to_go() -> Result<()> {
+    let mut pair = Pair::start()?;
+    let port = Pair::PORT;
+    let imports = [
+        ("web", "default", "a.local", port + 1, "TCP", port),
+        ("other", "default", "a.local", port, "TCP", port),
+        ("far", "default", "z.local", port, "TCP", port),
+        ("own", "default", "b.local", port, "TCP", port),
+    ];
+    pair.client.set_imports(&annotation(&imports))?;
+    let reasons = |router: &e2e::Router, wanted: [(&str, &str); 4]| {
+        wait_for("the reasons", LIMIT, || {
+            let status = router.status()?;
+            let imports = status["imports"].as_array().context("no imports in the status")?;
+            let said = |(name, reason): (&str, &str)| {
+                let of = |i: &&serde_json::Value| i["service"].as_str().is_some_and(|s| s.starts_with(name));
+                imports
+                    .iter()
+                    .find(of)
+                    .is_some_and(|i| i["reason"].as_str().is_some_and(|r| r.contains(reason)))
+            };
+            Ok(wanted.into_iter().all(said).then_some(()))
+        })
+        .with_context(|| format!("{:?}", router.status().map(|status| status["imports"].to_string())))
+    };
+    let here = "no pod of this node exports it";
+    reasons(
+        &pair.b,
+        [
+            ("web", "offered at 8080/TCP, not at 8081/TCP"),
+            ("other", "no router of a.local that is linked to this one offers it"),
+            ("far", "z.local is not in this router's `trust`"),
+            ("own", here),
+        ],
+    )?;
+    pair.a.process.kill()?;
+    let down = "no router of a.local is linked to this one: a-1 is down";
+    reasons(&pair.b, [("web", down), ("other", down), ("far", "`trust`"), ("own", here)])
 }
 
 #[test]

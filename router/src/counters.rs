@@ -59,6 +59,8 @@ counters! {
     pool_dialled: Counter = "pool_dialled";
     /// Flows that took a connection from the pool.
     pool_reused: Counter = "pool_reused";
+    /// When the router's own certificate ends, in Unix time; 0 where it has none.
+    certificate_ends: Gauge = "certificate_end_timestamp", Unit::Seconds;
     /// Sidecars connected now.
     sidecars_active: Gauge = "sidecars_active";
     /// Conversations with sidecars that were refused or broken off for a violation.

@@ -31,9 +31,9 @@ impl Import {
     }
 
     /// Says that a UDP session found no endpoint.
-    pub(crate) fn tell_no_session(&self, reason: &str) {
+    pub(crate) fn tell_no_session(&self, reason: impl FnOnce() -> String) {
         if let Some(untold) = self.failures.permit() {
-            warn!(wanted = %self.wanted, reason, untold, "no endpoint takes datagrams: dropped");
+            warn!(wanted = %self.wanted, reason = reason(), untold, "no endpoint takes datagrams: dropped");
         }
     }
 }

@@ -95,7 +95,8 @@ pub(crate) async fn listen<N: Net>(node: Arc<Node<N>>, listener: N::TcpListener)
 /// dialled it.
 pub(crate) async fn serve<N: Net>(node: &Arc<Node<N>>, met: Met<N>, dialled: bool) {
     match (met.purpose, dialled) {
-        (Purpose::Link, _) => link::run(node, met, None).await,
+        // Why it does not come to be is told where it is decided.
+        (Purpose::Link, _) => drop(link::run(node, met, None).await),
         (Purpose::Flows, false) | (Purpose::FlowsBack, true) => {
             flows(node, met.channel, &met.peer, met.epoch).await;
         }

@@ -2,6 +2,7 @@
 //!
 //! [`run`] is the program; everything that it starts ends when its future is dropped.
 
+mod absence;
 pub mod command;
 mod counters;
 mod datagrams;

@@ -18,7 +18,7 @@ use tracing::{debug, info, warn};
 use crate::inbound;
 use crate::links::{self, LinkError, Met, PeerChannel};
 use crate::node::Node;
-use crate::peers::{Ask, Dialled, LinkState, MAX_DIALS, Peer};
+use crate::peers::{Ask, Dialled, LinkState, MAX_DIALS, NoLink, Peer};
 use crate::tls::{ChannelError, Next};
 
 /// Messages that wait for a peer which is slow to take them; beyond that its link is given up.
@@ -48,15 +48,25 @@ impl<N: Net> Drop for Place<N> {
 }
 
 /// Runs a link to its end.
-pub(crate) async fn run<N: Net>(node: &Arc<Node<N>>, met: Met<N>, dialled: Option<Dialled>) {
-    let Met { channel, peer, boot, .. } = met;
+///
+/// # Errors
+/// Where it does not come to be.
+pub(crate) async fn run<N: Net>(
+    node: &Arc<Node<N>>,
+    met: Met<N>,
+    dialled: Option<Dialled>,
+) -> Result<(), NoLink> {
+    let Met { channel, peer, boot, at: met_at, .. } = met;
     let id = node.next_id();
     let (ask, asked) = mpsc::channel(16);
     let state = LinkState { ask, dialled: dialled.clone(), since: Instant::now() };
-    if !peer.link_up(id, boot, state) {
+    if let Err(error) = peer.link_up(id, boot, state) {
         node.counters.peers_refused.inc();
-        warn!(peer = %peer.id, error = %LinkError::TooManyLinks, "a link is refused");
-        return;
+        let told = if error == NoLink::Twin { &peer.twins } else { &node.refusals };
+        if let Some(untold) = told.permit() {
+            warn!(peer = %peer.id, at = %met_at, %error, untold, "a link is refused");
+        }
+        return Err(error);
     }
     node.counters.links_active.inc();
     let place = Place { node: node.clone(), peer: peer.clone(), id };
@@ -79,6 +89,7 @@ pub(crate) async fn run<N: Net>(node: &Arc<Node<N>>, met: Met<N>, dialled: Optio
             peer.close_unused();
         }
     }
+    Ok(())
 }
 
 struct Link<'a, N: Net> {

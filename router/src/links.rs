@@ -59,12 +59,12 @@ pub(crate) enum LinkError {
     Liar { said: RouterId, proven: RouterId },
     #[error("is {met}, not {wanted}")]
     Another { wanted: RouterId, met: RouterId },
-    #[error("has this router's own name, {0}: is a certificate used twice?")]
+    #[error(
+        "has this router's own name, {0}: it is this router itself, or one with a certificate of its name"
+    )]
     Ourselves(RouterId),
     #[error("this router knows as many peers as it may")]
     TooManyPeers,
-    #[error("has as many links to this router as it may")]
-    TooManyLinks,
     #[error("sends {0:?} frames where none belong")]
     Unexpected(Kind),
     #[error("takes nothing for {} s", SEND_TIMEOUT.as_secs())]
@@ -104,6 +104,10 @@ pub(crate) async fn dial<N: Net>(
     let at = stream.peer_addr()?.to_string();
     let (mut channel, chain) = tls::connect(stream, identity.client(), node.buffers.clone()).await?;
     let proven = identity.peer(&chain).map_err(|e| LinkError::Identity(e.to_string()))?;
+    // Told here, since the other side closes at the preface, without a word.
+    if proven == node.id {
+        return Err(LinkError::Ourselves(proven));
+    }
     say_preface(node, &mut channel, purpose).await?;
     let preface = hear_preface(node, &mut channel, proven).await?;
     match wanted {
@@ -208,8 +212,11 @@ pub(crate) async fn keep<N: Net>(node: Arc<Node<N>>, address: String) {
                 set_problem(&node, &address, None);
                 let since = Instant::now();
                 let dialled = Dialled { address: address.clone(), at: met.at.clone() };
-                link::run(&node, met, Some(dialled)).await;
-                set_problem(&node, &address, Some("the link went down; dialling again".into()));
+                let problem = match link::run(&node, met, Some(dialled)).await {
+                    Ok(()) => "the link went down; dialling again".into(),
+                    Err(refused) => refused.to_string(),
+                };
+                set_problem(&node, &address, Some(problem));
                 if since.elapsed() >= GOOD_LINK {
                     pause = BACKOFF.0;
                 }

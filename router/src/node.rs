@@ -151,14 +151,6 @@ impl<N: Net> Node<N> {
         routes.table.candidates(wanted, consumer, Instant::now().into_std(), self.seed(), load)
     }
 
-    /// Why [`Self::candidates`] has none.
-    pub(crate) fn absence(&self, wanted: &ServicePort) -> &'static str {
-        match self.routes().table.is_offered(wanted) {
-            true => "its `allow` does not let this cluster in",
-            false => "nobody offers it",
-        }
-    }
-
     /// Where a flow that came from another router goes, or whether its consumer is kept out.
     pub(crate) fn local_candidates(
         &self,

@@ -10,6 +10,7 @@ use servicekeel_runtime::net::{Net, Stream};
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{debug, warn};
 
+use crate::absence::absence;
 use crate::endpoint;
 use crate::flow::{self, Answer};
 use crate::imports::Import;
@@ -55,7 +56,7 @@ pub(crate) async fn flow<N: Net>(node: Arc<Node<N>>, app: N::TcpStream, import: 
         // Endpoints that refuse are an answer; none, or only those of a sidecar that restarts, may be a blip.
         if answered || timeout_at(deadline, changed.changed()).await.is_err() {
             if let Some(untold) = import.failures.permit() {
-                let reason = last.as_deref().unwrap_or_else(|| node.absence(wanted));
+                let reason = last.unwrap_or_else(|| absence(&node, wanted));
                 warn!(%wanted, reason, untold, "no endpoint takes a flow: reset");
             }
             node.counters.flows_failed.inc();

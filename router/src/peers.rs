@@ -1,6 +1,6 @@
 //! Other routers: what is known of each, and its links.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use servicekeel_core::mesh::table::LinkId;
 use servicekeel_core::name::RouterId;
 use servicekeel_runtime::latest;
 use servicekeel_runtime::net::Net;
+use servicekeel_runtime::throttle::Throttle;
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::time::{Instant, sleep};
 use tracing::info;
@@ -33,6 +34,22 @@ const MAX_LINKS: usize = 8;
 const MAX_UNUSED: usize = 2 * (MAX_IDLE + MAX_DIALS);
 /// How long a peer without a link is remembered.
 const MEMORY: Duration = Duration::from_secs(3600);
+
+/// Runs of a peer that are remembered.
+const MAX_RUNS: usize = 8;
+/// How often it is told that two routers have one name.
+const TELL_TWINS: Duration = Duration::from_secs(60);
+
+/// Why a link is not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NoLink {
+    #[error("has as many links to this router as it may")]
+    TooMany,
+    #[error(
+        "two routers run with this name, and the other one is linked: issue each node a certificate of its own"
+    )]
+    Twin,
+}
 
 /// Why a live peer is cut off.
 #[derive(Debug, thiserror::Error)]
@@ -88,6 +105,8 @@ struct State<N: Net> {
     /// Since when there is no link; `None` while there is one.
     down: Option<Instant>,
     boot: Option<u64>,
+    /// The boot numbers of earlier runs. One that comes back is of no earlier run, but of another router.
+    before: VecDeque<u64>,
     /// The certificates that it showed last.
     chain: Vec<CertificateDer<'static>>,
     /// With the task that serves it.
@@ -110,6 +129,8 @@ pub(crate) struct Peer<N: Net> {
     /// Rises when the flows of before have lost their path for good.
     epoch: latest::Sender<u64>,
     pub(crate) activity: Activity,
+    /// For the log: another router of this name.
+    pub(crate) twins: Throttle,
     /// For its connections that carry no flow now.
     pub(crate) unused: Arc<Semaphore>,
     /// For the dials back that it asks for.
@@ -129,6 +150,7 @@ impl<N: Net> Peer<N> {
             links: BTreeMap::new(),
             down: Some(Instant::now()),
             boot: None,
+            before: VecDeque::new(),
             chain: Vec::new(),
             datagrams: None,
         };
@@ -138,6 +160,7 @@ impl<N: Net> Peer<N> {
             news: Notify::new(),
             epoch: latest::Sender::new(0),
             activity: Activity::new(),
+            twins: Throttle::new(1, TELL_TWINS),
             unused: Arc::new(Semaphore::new(MAX_UNUSED)),
             dial_backs: Arc::new(Semaphore::new(MAX_DIALS)),
         }
@@ -181,14 +204,25 @@ impl<N: Net> Peer<N> {
         state.down.is_some_and(|since| now - since > MEMORY)
     }
 
-    /// A link came up; false where the peer has too many. Another boot of the peer means that all that went before is
-    /// dead.
-    pub(crate) fn link_up(&self, id: LinkId, boot: u64, link: LinkState) -> bool {
+    /// A link came up. Another boot of the peer means that all that went before is dead.
+    ///
+    /// # Errors
+    /// [`NoLink`]: the peer has too many, or another router of its name has one.
+    pub(crate) fn link_up(&self, id: LinkId, boot: u64, link: LinkState) -> Result<(), NoLink> {
         let mut state = self.lock();
         if state.links.len() >= MAX_LINKS {
-            return false;
+            return Err(NoLink::TooMany);
         }
-        let reborn = state.boot.replace(boot).is_some_and(|old| old != boot);
+        if !state.links.is_empty() && state.boot != Some(boot) && state.before.contains(&boot) {
+            return Err(NoLink::Twin);
+        }
+        let earlier = state.boot.replace(boot).filter(|old| *old != boot);
+        state.before.retain(|old| *old != boot);
+        state.before.extend(earlier);
+        if state.before.len() > MAX_RUNS {
+            state.before.pop_front();
+        }
+        let reborn = earlier.is_some();
         state.links.insert(id, link);
         state.down = None;
         if reborn {
@@ -197,7 +231,7 @@ impl<N: Net> Peer<N> {
         }
         drop(state);
         self.news.notify_waiters();
-        true
+        Ok(())
     }
 
     /// A link went down. Where no link comes up for [`FLOW_TIMEOUT`], the flows are reset.
@@ -266,6 +300,11 @@ impl<N: Net> Peer<N> {
         if let Some((link, _)) = &self.lock().datagrams {
             link.deliver(channel);
         }
+    }
+
+    /// Whether there is a link.
+    pub(crate) fn is_up(&self) -> bool {
+        !self.lock().links.is_empty()
     }
 
     /// For the status: links, unused connections, flows.

@@ -47,6 +47,9 @@ pub enum RunError {
         /// The reason.
         reason: std::io::Error,
     },
+    /// What accepts, dials or tells has panicked.
+    #[error("a fault of the program: what is vital has panicked, and the next start has it anew")]
+    Fallen,
 }
 
 /// Ends every task when the router's future is dropped.
@@ -64,7 +67,7 @@ impl<N: Net> Drop for EndAll<N> {
 /// router need different ones.
 ///
 /// # Errors
-/// [`RunError`] where it can't listen. Peers that can't be reached, and settings that turn bad, are no errors: it
+/// [`RunError`] where it can't listen, or has a fault. Peers that can't be reached, and settings that turn bad, are no errors: it
 /// tries again, and keeps the last good ones.
 pub async fn run<N: Net>(
     mut settings: watch::Receiver<Arc<Settings>>,
@@ -86,13 +89,13 @@ pub async fn run<N: Net>(
     if let Some(addr) = config.listen.admin {
         let admin = admin(&node, readiness.clone());
         let serving = admin::bind(addr, admin).await.map_err(|reason| RunError::Admin { addr, reason })?;
-        node.tasks.spawn(async move {
+        node.tasks.spawn_vital(async move {
             if let Err(error) = serving.run().await {
                 error!(%error, "the admin endpoint ended");
             }
         });
     }
-    let accepting = node.tasks.spawn(pods::serve(node.clone(), sidecars));
+    let accepting = node.tasks.spawn_vital(pods::serve(node.clone(), sidecars));
     peers.dial();
     info!(router = %node.id, sidecars = %path.display(), "serving");
 
@@ -105,6 +108,7 @@ pub async fn run<N: Net>(
                 let new = settings.borrow_and_update().clone();
                 peers.follow(new).await;
             }
+            () = node.tasks.fallen() => return Err(RunError::Fallen),
             () = sleep(SWEEP) => node.sweep(),
         }
     }
@@ -158,7 +162,14 @@ struct Peers<N: Net> {
 
 impl<N: Net> Peers<N> {
     fn new(node: Arc<Node<N>>, settings: Arc<Settings>) -> Self {
-        Self { node, settings, listening: None, told: None, dialling: BTreeMap::new() }
+        let peers = Self { node, settings, listening: None, told: None, dialling: BTreeMap::new() };
+        peers.observe();
+        peers
+    }
+
+    fn observe(&self) {
+        let ends = self.settings.certificate_ends().unwrap_or(0);
+        self.node.counters.certificate_ends.set(ends.try_into().unwrap_or(i64::MAX));
     }
 
     /// Listens, once there is an identity to show.
@@ -168,7 +179,8 @@ impl<N: Net> Peers<N> {
             (Some(addr), Some(_)) => {
                 let listener =
                     self.node.net.listen(addr).await.map_err(|reason| RunError::Peers { addr, reason })?;
-                self.listening = Some(self.node.tasks.spawn(inbound::listen(self.node.clone(), listener)));
+                self.listening =
+                    Some(self.node.tasks.spawn_vital(inbound::listen(self.node.clone(), listener)));
                 info!(%addr, "listening for peers");
             }
             (_, identity) => {
@@ -196,7 +208,7 @@ impl<N: Net> Peers<N> {
             let node = &self.node;
             self.dialling.entry(address.clone()).or_insert_with(|| {
                 node.dials().insert(address.clone(), None);
-                AbortOnDrop(node.tasks.spawn(links::keep(node.clone(), address)))
+                AbortOnDrop(node.tasks.spawn_vital(links::keep(node.clone(), address)))
             });
         }
     }
@@ -204,6 +216,7 @@ impl<N: Net> Peers<N> {
     /// Takes new settings: what they do not change goes on as it is.
     async fn follow(&mut self, new: Arc<Settings>) {
         self.settings = new;
+        self.observe();
         for peer in self.node.all_peers() {
             if let Err(reason) = peer.proves(self.settings.identity.as_deref()) {
                 warn!(peer = %peer.id, %reason, "the peer is no longer trusted: cut off");

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use servicekeel_runtime::net::Net;
 use tokio::time::Instant;
 
+use crate::absence::absence;
 use crate::node::Node;
 use crate::pods::State;
 
@@ -147,7 +148,7 @@ pub(crate) fn read<N: Net>(node: &Arc<Node<N>>) -> Status {
                 servicekeel_core::mesh::table::Candidate::Local(_) => "this node".to_owned(),
                 servicekeel_core::mesh::table::Candidate::Remote(router) => router.to_string(),
             });
-            let reason = route.is_none().then(|| node.absence(&service).to_owned());
+            let reason = route.is_none().then(|| absence(node, &service));
             let (service, pod) = (service.to_string(), pod.claim.name.clone());
             imports.push(ImportStatus { service, pod, route, reason });
         }
@@ -187,9 +188,6 @@ pub(crate) fn read<N: Net>(node: &Arc<Node<N>>) -> Status {
             failed: c.flows_failed.get(),
             lost: c.flows_lost.get(),
         },
-        certificate_ends: node.settings().identity.as_ref().map(|identity| {
-            let ends = identity.not_after().duration_since(std::time::UNIX_EPOCH);
-            ends.unwrap_or_default().as_secs()
-        }),
+        certificate_ends: node.settings().certificate_ends(),
     }
 }

@@ -1,13 +1,18 @@
 //! The tasks of one router: all end when the router's future is dropped.
 
 use std::future::Future;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinSet};
 
 /// Owns every task that the router starts.
 #[derive(Default)]
-pub(crate) struct Tasks(Mutex<Set>);
+pub(crate) struct Tasks {
+    set: Mutex<Set>,
+    /// A vital task has panicked.
+    fallen: Arc<Notify>,
+}
 
 #[derive(Default)]
 struct Set {
@@ -16,9 +21,23 @@ struct Set {
 }
 
 impl Tasks {
-    /// Starts a task.
+    /// Starts a task without which the router is none: where it panics, [`Self::fallen`] resolves.
+    pub(crate) fn spawn_vital(&self, task: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
+        let watch = Watch(self.fallen.clone());
+        self.spawn(async move {
+            let _watch = watch;
+            task.await;
+        })
+    }
+
+    /// Resolves when a vital task has panicked.
+    pub(crate) async fn fallen(&self) {
+        self.fallen.notified().await;
+    }
+
+    /// Starts a task. A panic ends it alone.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
-        let mut set = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut set = self.set.lock().unwrap_or_else(PoisonError::into_inner);
         // Each start clears away what has ended, so the set holds what lives and a few more.
         while set.tasks.try_join_next().is_some() {}
         let handle = set.tasks.spawn(task);
@@ -31,9 +50,20 @@ impl Tasks {
     /// Ends every task, and those that a running one still starts. What was started holds the node, which holds this:
     /// the circle is cut here.
     pub(crate) fn end(&self) {
-        let mut set = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut set = self.set.lock().unwrap_or_else(PoisonError::into_inner);
         set.ended = true;
         set.tasks.abort_all();
+    }
+}
+
+/// Sees a task panic: what it holds is dropped by the panic then.
+struct Watch(Arc<Notify>);
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.notify_one();
+        }
     }
 }
 
@@ -43,5 +73,25 @@ pub(crate) struct AbortOnDrop(pub(crate) AbortHandle);
 impl Drop for AbortOnDrop {
     fn drop(&mut self) {
         self.0.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_vital_task_that_panics_is_noticed_and_an_ended_one_is_not() {
+        let tasks = Tasks::default();
+        tasks.spawn(async { panic!("of one flow") });
+        tasks.spawn_vital(async {});
+        tasks.spawn_vital(std::future::pending()).abort();
+        assert!(timeout(Duration::from_secs(1), tasks.fallen()).await.is_err());
+        tasks.spawn_vital(async { panic!("of all") });
+        timeout(Duration::from_secs(1), tasks.fallen()).await.unwrap();
     }
 }

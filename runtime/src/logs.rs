@@ -28,7 +28,10 @@ enum Format {
 pub fn init() -> Result<(), String> {
     let filter = filter(variable(FILTER)?.as_deref())?;
     let format = format(variable(FORMAT)?.as_deref())?;
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    // A line that can't be written is lost. To tell that on stderr too, which is the default, ends in a panic where
+    // stderr is what can't be written: a full disk, or a pipe that nobody reads any more.
+    let logs =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).log_internal_errors(false);
     match format {
         Format::Text => {
             let plain = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());

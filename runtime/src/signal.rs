@@ -1,7 +1,7 @@
-//! The signals that end a program: the first asks, the second insists.
+//! The signals that end a program: the first asks, the second insists. And SIGHUP, which does not.
 
 use std::future::Future;
-use std::io;
+use std::io::{self, IsTerminal};
 use std::sync::mpsc;
 use std::thread;
 
@@ -10,9 +10,13 @@ use tokio::sync::oneshot;
 
 const TERMINATE: (&str, i32) = ("SIGTERM", 15);
 const INTERRUPT: (&str, i32) = ("SIGINT", 2);
+const HANGUP: (&str, i32) = ("SIGHUP", 1);
 
 /// Listens from the call on, and resolves at the first SIGTERM or SIGINT with its name. The next one ends the process
 /// at once, with the exit code that a shell gives for it (128 + its number), even if the program hangs.
+///
+/// SIGHUP asks likewise where the terminal of an interactive program is gone. Elsewhere it is what operators send to have
+/// files read anew: these are watched, so that it is logged and does nothing.
 ///
 /// The first one ends the process likewise if nobody awaits the future any more. If the system refuses to listen,
 /// the error is logged, the future never resolves, and the signals keep what they do by default.
@@ -67,19 +71,34 @@ fn end((name, number): (&'static str, i32)) -> ! {
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    hangup: Signal,
+    interactive: bool,
 }
 
 impl Signals {
     fn new() -> io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+            interactive: io::stdin().is_terminal(),
+        })
     }
 
     async fn next(&mut self) -> (&'static str, i32) {
-        tokio::select! {
-            biased;
-            Some(()) = self.terminate.recv() => TERMINATE,
-            Some(()) = self.interrupt.recv() => INTERRUPT,
-            else => std::future::pending().await,
+        loop {
+            tokio::select! {
+                biased;
+                Some(()) = self.terminate.recv() => return TERMINATE,
+                Some(()) = self.interrupt.recv() => return INTERRUPT,
+                Some(()) = self.hangup.recv() => {
+                    if self.interactive {
+                        return HANGUP;
+                    }
+                    tracing::info!("SIGHUP: files are watched, there is nothing to do");
+                }
+                else => std::future::pending().await,
+            }
         }
     }
 }
@@ -126,6 +145,7 @@ mod tests {
             let mut process = Command::new(std::env::current_exe().unwrap())
                 .args(["signal::tests::role", "--exact", "--nocapture", "--test-threads=1"])
                 .env(ROLE, role)
+                .stdin(Stdio::null())
                 .stdout(Stdio::piped())
                 .stderr(Stdio::null())
                 .spawn()
@@ -176,6 +196,15 @@ mod tests {
         program.says("asked by SIGTERM");
         program.send(Signal::INT);
         assert_eq!(program.exit_code(), Some(130));
+    }
+
+    #[test]
+    fn a_hangup_without_a_terminal_asks_nothing() {
+        let mut program = Program::start("clean");
+        program.send(Signal::HUP);
+        program.send(Signal::TERM);
+        program.says("asked by SIGTERM");
+        assert_eq!(program.exit_code(), Some(0));
     }
 
     /// The first may still be on its way to the thread when the second comes: then the kernel makes them one.

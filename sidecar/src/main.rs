@@ -1,5 +1,6 @@
 //! The program; see the library.
 
+use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -15,7 +16,8 @@ fn main() -> ExitCode {
     match logs::init().map_err(anyhow::Error::msg).and_then(|()| serve(args)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("servicekeel-sidecar: {error:#}");
+            // Where stderr is gone, the exit code says it.
+            let _ = writeln!(std::io::stderr(), "servicekeel-sidecar: {error:#}");
             ExitCode::FAILURE
         }
     }

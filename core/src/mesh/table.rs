@@ -1,12 +1,12 @@
 //! The table of endpoints: what this node's pods export and what neighbours offer, and in which order a flow
 //! tries them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU16;
 use std::time::{Duration, Instant};
 
 use crate::mesh::Offer;
-use crate::name::{AllowRule, ClusterName, Label, RouterId, ServicePort, allows};
+use crate::name::{AllowRule, ClusterName, Label, Protocol, RouterId, ServiceName, ServicePort, allows};
 
 /// The most ports that one neighbour may offer on one link; further offers are refused.
 pub const MAX_OFFERS: usize = 16_384;
@@ -211,6 +211,16 @@ impl Table {
     /// Whether anybody offers the port, whoever may use it.
     pub fn is_offered(&self, wanted: &ServicePort) -> bool {
         self.by_port.get(wanted).is_some_and(|ids| !ids.is_empty()) || self.offers.contains_key(wanted)
+    }
+
+    /// The ports of a Service that anybody offers, in order.
+    pub fn ports_of(&self, service: &ServiceName) -> Vec<ServicePort> {
+        let first = ServicePort { service: service.clone(), port: NonZeroU16::MIN, protocol: Protocol::Tcp };
+        let of = |port: &&ServicePort| port.service == *service;
+        let local = self.by_port.range(&first..).map(|(port, _)| port).take_while(of);
+        let remote = self.offers.range(&first..).map(|(port, _)| port).take_while(of);
+        let all: BTreeSet<_> = local.chain(remote).cloned().collect();
+        all.into_iter().collect()
     }
 
     /// The endpoints of this node for a flow, in the order in which to try them: the better of two drawn by `seed`

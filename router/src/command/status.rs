@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
 use clap::Args;
@@ -55,7 +55,7 @@ impl Arguments {
         }
         let status: Status = serde_json::from_str(&text)
             .with_context(|| format!("what {addr} answers is not the status of a router of this version"))?;
-        print(format_args!("{}", render(&status)))?;
+        print(format_args!("{}", render(&status, SystemTime::now())))?;
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -72,13 +72,15 @@ fn admin_of(path: &Path) -> anyhow::Result<SocketAddr> {
 }
 
 /// The status as tables for people.
-fn render(status: &Status) -> String {
+fn render(status: &Status, now: SystemTime) -> String {
     let mut text = String::new();
     let state = if status.draining { ", which ends" } else { "" };
     let _ = writeln!(text, "router {}/{}{state}", status.cluster, status.node);
     let certificate =
         status.certificate_ends.map_or("no identity: serves its own node only".into(), |ends| {
-            format!("certificate valid until {}", Date::from(UNIX_EPOCH + Duration::from_secs(ends)))
+            let ends = UNIX_EPOCH + Duration::from_secs(ends);
+            let verb = if ends < now { "HAS ENDED, no connections come to be: it was" } else { "is" };
+            format!("certificate {verb} valid until {}", Date::from(ends))
         });
     let f = &status.flows;
     let _ = writeln!(
@@ -185,10 +187,10 @@ mod tests {
             "sidecars":[],"imports":[{"service":"web.default.b.local:80/TCP","pod":"client","route":null}],
             "exports":[],"offers":[],
             "flows":{"active":2,"local":0,"outbound":3,"inbound":0,"failed":0,"lost":0},"certificate_ends":0}"#;
-        let text = render(&serde_json::from_str(json).unwrap());
+        let text = render(&serde_json::from_str(json).unwrap(), UNIX_EPOCH + Duration::from_secs(1));
         for line in [
             "router a.local/n",
-            "certificate valid until 1970-01-01 00:00:00 UTC",
+            "certificate HAS ENDED, no connections come to be: it was valid until 1970-01-01 00:00:00 UTC",
             "b.local/m  up     dialled at hub:7443, for 2 h  2      1",
             "gone:1       Connection refused",
             "web.default.b.local:80/TCP  client  none: nobody offers it",

@@ -15,6 +15,7 @@ use tracing::{debug, warn};
 use super::link::{DatagramLink, Reply};
 use super::pod::{self, Answers};
 use super::{Counted, MAX_SESSIONS, SESSION_IDLE, Signs, receive};
+use crate::absence::absence;
 use crate::imports::Import;
 use crate::node::Node;
 use crate::tasks::AbortOnDrop;
@@ -99,7 +100,8 @@ pub(crate) async fn serve<N: Net>(node: Arc<Node<N>>, socket: N::UdpSocket, want
             let session = match open(&node, &socket, client, &import) {
                 Ok(session) => session,
                 Err(reason) => {
-                    import.tell_no_session(reason);
+                    let told = || reason.map_or_else(|| absence(&node, wanted), str::to_owned);
+                    import.tell_no_session(told);
                     node.counters.datagrams_dropped.inc();
                     continue;
                 }
@@ -116,29 +118,30 @@ pub(crate) async fn serve<N: Net>(node: Arc<Node<N>>, socket: N::UdpSocket, want
     }
 }
 
+/// Opens a session. No reason: there is no candidate.
 fn open<N: Net>(
     node: &Arc<Node<N>>,
     socket: &Arc<N::UdpSocket>,
     client: SocketAddr,
     import: &Arc<Import>,
-) -> Result<Session<N>, &'static str> {
+) -> Result<Session<N>, Option<&'static str>> {
     let candidates = node.candidates(&import.wanted);
     let signs = Signs::default();
-    match candidates.first().ok_or_else(|| node.absence(&import.wanted))? {
+    match candidates.first().ok_or(None)? {
         Candidate::Local(_) => {
             let (queue, queued) = pod::queue();
             let answers = Answers::Client(socket.clone(), client, signs.clone());
             let (serving, import) = (node.clone(), import.clone());
             let task = node.tasks.spawn(async move {
                 if let Err(reason) = pod::run(&serving, &import.wanted, candidates, queued, answers).await {
-                    import.tell_no_session(&reason);
+                    import.tell_no_session(|| reason);
                 }
             });
             Ok(Session::Here { queue, signs, _task: AbortOnDrop(task) })
         }
         Candidate::Remote(router) => {
-            let peer = node.peer(router).ok_or("there are as many peers as there may be")?;
-            let link = peer.datagrams(node).ok_or("there is no link to the router that offers it")?;
+            let peer = node.peer(router).ok_or(Some("there are as many peers as there may be"))?;
+            let link = peer.datagrams(node).ok_or(Some("there is no link to the router that offers it"))?;
             let session = node.next_id();
             let open = Open { flow: node.seed(), wanted: import.wanted.clone(), namespace: None };
             let reply =
@@ -146,7 +149,7 @@ fn open<N: Net>(
             // Not opened, there is none to close.
             match link.open(session, open, reply) {
                 true => Ok(Session::There { link, session, signs }),
-                false => Err("too much waits for the router that offers it"),
+                false => Err(Some("too much waits for the router that offers it")),
             }
         }
     }

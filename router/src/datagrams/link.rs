@@ -267,7 +267,7 @@ async fn handle<N: Net>(
             let refused: Refused =
                 frame::decode_payload(payload).map_err(|e| LinkError::Malformed(e.to_string()))?;
             if let Some(reply) = replies.remove(&session) {
-                reply.import.tell_no_session(&refused.reason);
+                reply.import.tell_no_session(|| refused.reason);
                 node.failed(&reply.import.wanted, &Candidate::Remote(peer.id.clone()));
             }
         }

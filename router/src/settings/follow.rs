@@ -14,12 +14,12 @@ use super::read::{Bad, Good, Reading, read};
 use super::{Config, Settings};
 use crate::identity::{Date, Material};
 
-/// How often the end of the own certificate is looked at.
+/// How often the end of the own certificate is looked at, at the least.
 const LOOK: Duration = Duration::from_secs(600);
 /// How often a certificate that is not valid now is tried again: the clock of a machine that boots is set late.
 const RETRY: Duration = Duration::from_secs(10);
 /// A certificate that ends within this time is told.
-const SOON: Duration = Duration::from_secs(3 * 86_400);
+const SOON: Duration = Duration::from_secs(14 * 86_400);
 
 /// Follows one config and the files that it names.
 pub struct Follow {
@@ -104,7 +104,7 @@ impl Follow {
     /// Follows for ever.
     pub async fn run(mut self) {
         loop {
-            let pause = if self.untimely { RETRY } else { LOOK };
+            let pause = if self.untimely { RETRY } else { self.next_look(SystemTime::now()) };
             tokio::select! {
                 biased;
                 () = self.watch.changed() => self.read(),
@@ -181,6 +181,13 @@ impl Follow {
             error!("{problem} ({meanwhile})");
         }
         self.told = problems.0;
+    }
+
+    /// How long until the own certificate is looked at: its end is told when it comes.
+    fn next_look(&self, now: SystemTime) -> Duration {
+        let ends = self.sender.borrow().identity.as_ref().map(|identity| identity.not_after());
+        let left = ends.and_then(|ends| ends.duration_since(now).ok()).unwrap_or(LOOK);
+        left.min(LOOK) + Duration::from_millis(100)
     }
 
     /// Says when the own certificate nears its end.

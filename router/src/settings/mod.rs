@@ -24,3 +24,11 @@ pub struct Settings {
     /// Who the router is; `None`: it serves its own node only.
     pub identity: Option<Arc<Identity>>,
 }
+
+impl Settings {
+    /// When the own certificate ends, in seconds of Unix time.
+    pub(crate) fn certificate_ends(&self) -> Option<u64> {
+        let ends = self.identity.as_ref()?.not_after().duration_since(std::time::UNIX_EPOCH);
+        Some(ends.unwrap_or_default().as_secs())
+    }
+}

@@ -1,0 +1,54 @@
+//! Why a flow has nowhere to go, in the words of whoever set it up.
+
+use servicekeel_core::name::ServicePort;
+use servicekeel_runtime::net::Net;
+
+use crate::node::Node;
+
+/// Why [`Node::candidates`] has none.
+pub(crate) fn absence<N: Net>(node: &Node<N>, wanted: &ServicePort) -> String {
+    let (offered, others) = {
+        let routes = node.routes();
+        (routes.table.is_offered(wanted), routes.table.ports_of(&wanted.service))
+    };
+    if offered {
+        return "its `allow` does not let this cluster in".into();
+    }
+    if !others.is_empty() {
+        let others: Vec<_> = others.iter().map(|port| format!("{}/{}", port.port, port.protocol)).collect();
+        return format!(
+            "it is offered at {}, not at {}/{}",
+            others.join(" and "),
+            wanted.port,
+            wanted.protocol
+        );
+    }
+    let cluster = &wanted.service.cluster;
+    if *cluster == node.id.cluster {
+        return "no pod of this node exports it, and no router that is linked to this one offers it".into();
+    }
+    let settings = node.settings();
+    let Some(identity) = &settings.identity else {
+        return "this router has no `identity`: it serves its own node only".into();
+    };
+    if !identity.trust().any(|bundle| bundle.cluster() == cluster) {
+        return format!("{cluster} is not in this router's `trust`");
+    }
+    let (mut up, mut down) = (0, Vec::new());
+    for peer in node.all_peers().into_iter().filter(|peer| peer.id.cluster == *cluster) {
+        if peer.is_up() {
+            up += 1;
+        } else {
+            down.push(peer.id.node.to_string());
+        }
+    }
+    match (up, &down[..]) {
+        (0, []) => format!("no router of {cluster} was ever linked to this one"),
+        (0, down) => format!("no router of {cluster} is linked to this one: {} is down", down.join(", ")),
+        (_, []) => format!("no router of {cluster} that is linked to this one offers it"),
+        (_, down) => format!(
+            "no router of {cluster} that is linked to this one offers it, and {} is down",
+            down.join(", ")
+        ),
+    }
+}
