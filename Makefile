@@ -1,11 +1,11 @@
 # `make` or `make help` prints the targets. Nothing is needed but Rust and a C compiler; `make lint` takes cargo-deny
-# too, and `make e2e` root, iproute2, iptables, dig and curl.
+# too, `make e2e` root, iproute2, iptables, dig and curl, and `make test-images` a Docker engine and busybox-static.
 
 CARGO ?= cargo
 PROGRAMS := -p servicekeel-sidecar -p servicekeel-router
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test e2e bench compare lint fmt build-sidecar build-router build-controller clean
+.PHONY: help demo test e2e test-images bench compare lint fmt build-sidecar build-router build-controller clean
 
 help: ## Print this list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ e2e: ## Run the tests of the built programs, those that need root (network names
 	$(CARGO) build --locked $(PROGRAMS)
 	$(CARGO) test --locked -p e2e -- --include-ignored
 
+test-images: build-sidecar build-router build-controller ## Run the static programs as images FROM scratch, in containers of the Docker engine that answers.
+	$(CARGO) test --locked --profile demo -p e2e --features containers --test containers
+
 bench: ## Measure by criterion: annotations, leases, DNS answers, frames, TLS records, the routers' data path.
 	$(CARGO) bench --locked -p benches --benches
 
@@ -31,7 +34,7 @@ compare: ## Measure beside direct loopback and rathole, on an idle machine: spee
 
 lint: ## Check format, clippy, and what the workspace depends on.
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --locked --workspace --all-targets --features e2e/containers -- -D warnings
 	$(CARGO) deny --locked check bans licenses sources
 
 fmt: ## Format the code.

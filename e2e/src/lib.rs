@@ -1,6 +1,10 @@
 //! Tests of the built programs, from outside, as processes: this library starts them, the tests use them.
 
 mod apps;
+#[cfg(feature = "containers")]
+mod contained;
+#[cfg(feature = "containers")]
+mod engine;
 mod http;
 mod name;
 mod namespaces;
@@ -11,6 +15,10 @@ mod running;
 mod stand;
 
 pub use apps::{Echo, UdpEcho, ping};
+#[cfg(feature = "containers")]
+pub use contained::{Contained, Node, NodeOptions, Pod, PodOptions, until};
+#[cfg(feature = "containers")]
+pub use engine::Engine;
 pub use http::get;
 pub use name::{Answer, ask};
 pub use namespaces::{Namespaces, Refusal};

@@ -159,6 +159,16 @@ impl Stand {
         Ok(dir)
     }
 
+    /// Issues a node's certificate into a directory.
+    ///
+    /// # Errors
+    /// What `servicekeel-router pki` says.
+    pub fn issue(&self, cluster: &str, node: &str, dir: &Path) -> Result<()> {
+        let authority = self.authority(cluster)?;
+        let (from, to) = (authority.to_str().context("no UTF-8")?, dir.to_str().context("no UTF-8")?);
+        self.pki(&["issue", "--dir", from, "--node", node, "--out", to])
+    }
+
     /// Starts a router and waits until it serves.
     ///
     /// # Errors
@@ -167,9 +177,7 @@ impl Stand {
         let name = format!("router-{}-{}", options.cluster, options.node);
         let dir = self.dir().join(&name);
         std::fs::create_dir_all(&dir)?;
-        let authority = self.authority(options.cluster)?;
-        let (from, to) = (authority.to_str().context("no UTF-8")?, dir.to_str().context("no UTF-8")?);
-        self.pki(&["issue", "--dir", from, "--node", options.node, "--out", to])?;
+        self.issue(options.cluster, options.node, &dir)?;
         self.give(&options.place, &dir)?;
         // In a namespace of its own every port is free.
         let admin = match options.place.netns {

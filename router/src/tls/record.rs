@@ -4,7 +4,7 @@
 //! are made here, in buffers of the router's own.
 
 use ring::aead::{AES_128_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
-use rustls::ConnectionTrafficSecrets;
+use rustls::{AlertDescription, ConnectionTrafficSecrets};
 
 /// Bytes of a record's header.
 pub(crate) const RECORD_HEADER: usize = 5;
@@ -47,7 +47,7 @@ pub enum RecordError {
     #[error("a TLS record that does not open: it was changed on its way")]
     Sealed,
     /// The peer's alert (RFC 8446 §6).
-    #[error("the TLS alert {0} of the peer")]
+    #[error("refused by the other side with the TLS alert {:?}: its log says why", AlertDescription::from(*.0))]
     Alert(u8),
     /// A message that does not belong behind a handshake.
     #[error("an unexpected TLS message of type {0}")]
