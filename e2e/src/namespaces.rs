@@ -66,7 +66,7 @@ impl Namespaces {
         let name = format!("{}-{name}", self.prefix);
         run(Command::new("ip").args(["netns", "add", &name]))?;
         self.made.push(name.clone());
-        let place = Place { netns: Some(name), user: None };
+        let place = Place { netns: Some(name), user: None, open_files: None };
         ip(&place, "link set lo up")?;
         Ok(place)
     }

@@ -19,6 +19,8 @@ pub struct Place {
     pub netns: Option<String>,
     /// The user that programs run as there, without any capability; `None`: the test's own.
     pub user: Option<u32>,
+    /// How many files a program may have open (RLIMIT_NOFILE); `None`: as many as the test.
+    pub open_files: Option<u32>,
 }
 
 impl Place {
@@ -33,6 +35,9 @@ impl Place {
             let nothing = ["--clear-groups", "--inh-caps=-all", "--bounding-set=-all", "--no-new-privs"];
             words.extend(["setpriv", &user, &group].map(OsString::from));
             words.extend(nothing.map(OsString::from));
+        }
+        if let Some(limit) = self.open_files {
+            words.extend(["prlimit".to_owned(), format!("--nofile={limit}")].map(OsString::from));
         }
         words.push(program.into());
         let mut command = Command::new(&words[0]);

@@ -266,6 +266,16 @@ impl Stand {
         router.wait_ready()
     }
 
+    /// Ends a router, and starts it again with a limit of open files.
+    ///
+    /// # Errors
+    /// Where it does not serve; with its log.
+    pub fn limit_router(&self, router: &mut Router, open_files: u32) -> Result<()> {
+        router.process.kill()?;
+        router.place.open_files = Some(open_files);
+        self.restart_router(router)
+    }
+
     /// Starts a sidecar at a router and waits until it is ready.
     ///
     /// # Errors

@@ -46,8 +46,7 @@ pub(crate) async fn serve<N: Net>(node: Arc<Node<N>>, listener: N::TcpListener, 
     let mut failing = false;
     let accept = async {
         loop {
-            // A permit is not held while nothing comes: there may be more imports than flows.
-            drop(node.flows.acquire().await);
+            node.room_for_flow().await;
             match listener.accept().await {
                 Ok((app, _)) => {
                     failing = false;
@@ -60,6 +59,7 @@ pub(crate) async fn serve<N: Net>(node: Arc<Node<N>>, listener: N::TcpListener, 
                 }
                 Err(error) => {
                     // Such as EMFILE: what waits stays in the backlog meanwhile.
+                    node.is_short();
                     if !std::mem::replace(&mut failing, true) {
                         warn!(%wanted, %error, "connections can't be accepted; trying again");
                     }

@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{debug, warn};
 
-use crate::links::{self, Met};
+use crate::links::{self, LinkError, Met};
 use crate::node::{Node, ROUTE_PATIENCE};
 use crate::peers::{Busy, IDLE_TIMEOUT, Peer};
 use crate::tls::{Channel, ChannelError};
@@ -22,6 +22,8 @@ use crate::{datagrams, endpoint, flow, link};
 const UNUSED: Duration = IDLE_TIMEOUT.saturating_add(Duration::from_secs(15));
 /// The most handshakes with peers at once.
 const MAX_HANDSHAKES: usize = 256;
+/// As many where descriptors are short.
+const FEW_HANDSHAKES: usize = 8;
 /// How long to wait where the system can't give another descriptor.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -31,11 +33,11 @@ const PAUSE: Duration = Duration::from_millis(50);
 struct Handshakes(Mutex<BTreeMap<u64, oneshot::Sender<()>>>);
 
 impl Handshakes {
-    /// Counts one in. The receiver fails when it is to make room.
-    fn begin(&self, id: u64) -> oneshot::Receiver<()> {
+    /// Counts one in, of `most`. The receiver fails when it is to make room.
+    fn begin(&self, id: u64, most: usize) -> oneshot::Receiver<()> {
         let (keep, evicted) = oneshot::channel();
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if all.len() >= MAX_HANDSHAKES {
+        while all.len() >= most {
             all.pop_first();
         }
         all.insert(id, keep);
@@ -57,7 +59,8 @@ pub(crate) async fn listen<N: Net>(node: Arc<Node<N>>, listener: N::TcpListener)
                 failing = false;
                 let id = node.next_id();
                 let (task, handshakes) = (node.clone(), handshakes.clone());
-                let evicted = handshakes.begin(id);
+                let most = if node.is_short() { FEW_HANDSHAKES } else { MAX_HANDSHAKES };
+                let evicted = handshakes.begin(id, most);
                 node.tasks.spawn(async move {
                     let node = task;
                     let accepted = tokio::select! {
@@ -68,6 +71,9 @@ pub(crate) async fn listen<N: Net>(node: Arc<Node<N>>, listener: N::TcpListener)
                     handshakes.end(id);
                     match accepted {
                         Some(Ok(met)) => serve(&node, met, false).await,
+                        Some(Err(error @ LinkError::Short)) => {
+                            debug!(%from, %error, "a connection is refused")
+                        }
                         Some(Err(error)) => {
                             node.counters.peers_refused.inc();
                             if let Some(untold) = node.refusals.permit() {
@@ -85,6 +91,7 @@ pub(crate) async fn listen<N: Net>(node: Arc<Node<N>>, listener: N::TcpListener)
                 if !std::mem::replace(&mut failing, true) {
                     warn!(%error, "peers can't be accepted; trying again");
                 }
+                node.is_short();
                 sleep(PAUSE).await;
             }
         }
@@ -117,7 +124,10 @@ async fn flows<N: Net>(
     peer: &Arc<Peer<N>>,
     epoch: u64,
 ) {
+    let mut relieved = node.relieved.subscribe();
+    let mut used = false;
     loop {
+        relieved.mark_unchanged();
         let Ok(unused) = peer.unused.clone().try_acquire_owned() else {
             debug!(peer = %peer.id, "a peer has more unused connections than it may; one is closed");
             return;
@@ -126,8 +136,11 @@ async fn flows<N: Net>(
             biased;
             next = timeout(UNUSED, flow::next_open(&mut channel)) => next,
             () = peer.lost(epoch) => return,
+            // The peer has another before long. A new one is what a flow waits for.
+            _ = relieved.changed(), if used => return,
         };
         drop(unused);
+        used = true;
         let request = match next {
             Ok(Ok(Some(request))) => request,
             // Between two flows nothing is lost, however the connection ends.

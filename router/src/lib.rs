@@ -21,6 +21,7 @@ mod pods;
 mod run;
 mod seats;
 pub mod settings;
+mod shortage;
 mod sockets;
 mod status;
 mod stock;

@@ -257,6 +257,10 @@ impl<N: Net> Link<'_, N> {
         ];
         for (purpose, n) in wanted {
             for _ in 0..n {
+                if self.node.is_crowded() {
+                    debug!(peer = %peer.id, "no descriptor is left for a dial back");
+                    return;
+                }
                 let Ok(permit) = peer.dial_backs.clone().try_acquire_owned() else {
                     debug!(peer = %peer.id, "asks for more dials back than it may");
                     return;

@@ -71,6 +71,8 @@ pub(crate) enum LinkError {
     Stuck,
     #[error("does not answer")]
     Dead,
+    #[error("this router has no descriptor left for flows")]
+    Short,
 }
 
 pub(crate) type PeerChannel<N> = Channel<<N as Net>::TcpStream>;
@@ -132,6 +134,9 @@ pub(crate) async fn accept<N: Net>(
     let proven = identity.peer(&chain).map_err(|e| LinkError::Identity(e.to_string()))?;
     let preface = hear_preface(node, &mut channel, proven).await?;
     let purpose = preface.purpose;
+    if purpose == Purpose::Flows && node.is_crowded() {
+        return Err(LinkError::Short);
+    }
     say_preface(node, &mut channel, purpose).await?;
     meet(node, channel, chain, preface, purpose, from)
 }
@@ -223,6 +228,7 @@ pub(crate) async fn keep<N: Net>(node: Arc<Node<N>>, address: String) {
                 Duration::ZERO
             }
             Err(error) => {
+                node.is_short();
                 let reason = error.to_string();
                 set_problem(&node, &address, Some(reason.clone()));
                 // The same reason again is no news.

@@ -19,6 +19,7 @@ use crate::peers::Peer;
 use crate::pods::Pod;
 use crate::seats::Seats;
 use crate::settings::Settings;
+use crate::shortage;
 use crate::tasks::Tasks;
 use crate::tls::BufferPool;
 
@@ -49,10 +50,16 @@ pub(crate) struct Node<N: Net> {
     pub(crate) counters: Counters,
     pub(crate) buffers: Arc<BufferPool>,
     pub(crate) flows: Arc<Semaphore>,
+    /// What it has while no flow is carried.
+    pub(crate) most_flows: usize,
     /// For the log: peers and sidecars that are refused.
     pub(crate) refusals: Throttle,
-    /// For the log: sidecars whose sockets this process has no descriptors for.
+    /// For the log: this process has no descriptors for something.
     pub(crate) shortage: Throttle,
+    /// How often unused connections are closed for it.
+    pub(crate) relief: Throttle,
+    /// Counts those times.
+    pub(crate) relieved: latest::Sender<u64>,
     /// For the log: sidecars that come. All of a node may at once, where the router restarts.
     pub(crate) arrivals: Throttle,
     pub(crate) seats: Arc<Seats>,
@@ -79,6 +86,7 @@ impl<N: Net> Node<N> {
         seed: u64,
         settings: watch::Receiver<Arc<Settings>>,
     ) -> Arc<Self> {
+        let most_flows = shortage::most_flows(net.most_descriptors());
         let mut node = Self {
             net,
             id,
@@ -87,9 +95,12 @@ impl<N: Net> Node<N> {
             tasks: Tasks::default(),
             counters: Counters::default(),
             buffers: BufferPool::new(),
-            flows: Arc::new(Semaphore::new(MAX_FLOWS)),
+            flows: Arc::new(Semaphore::new(most_flows)),
+            most_flows,
             refusals: Throttle::new(10, Duration::from_secs(1)),
             shortage: Throttle::new(1, Duration::from_secs(10)),
+            relief: Throttle::new(1, shortage::PAUSE),
+            relieved: latest::Sender::new(0),
             arrivals: Throttle::new(512, Duration::from_millis(500)),
             seats: Arc::default(),
             draining: latest::Sender::new(false),

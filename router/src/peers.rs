@@ -269,6 +269,11 @@ impl<N: Net> Peer<N> {
         self.lock().close_unused();
     }
 
+    /// Closes the connections that carry no flow.
+    pub(crate) fn close_idle(&self) {
+        self.lock().idle.clear();
+    }
+
     fn cut(&self, state: &mut State<N>) {
         state.close_unused();
         self.epoch.send_modify(|epoch| *epoch += 1);

@@ -143,6 +143,7 @@ pub(crate) async fn serve<N: Net>(node: Arc<Node<N>>, listener: N::HandoffListen
                 if !std::mem::replace(&mut failing, true) {
                     warn!(%error, "no sidecar can be accepted; trying again");
                 }
+                node.is_short();
                 sleep(Duration::from_millis(100)).await;
             }
         }
@@ -325,6 +326,12 @@ fn is_gone(error: &std::io::Error) -> bool {
     matches!(error.kind(), std::io::ErrorKind::BrokenPipe | std::io::ErrorKind::ConnectionReset)
 }
 
+/// Waits until the sidecar should be asked for sockets: for how many at once.
+async fn asked<N: Net>(node: &Node<N>, pod: &Pod<N>) -> usize {
+    pod.stock.low().await;
+    node.room_for_sockets().await
+}
+
 /// Speaks with a sidecar until it closes; true where it said Bye.
 async fn converse<N: Net>(
     node: &Arc<Node<N>>,
@@ -353,7 +360,8 @@ async fn converse<N: Net>(
                 }
                 Err(error) => return Err(error.into()),
             },
-            (tcp, udp) = pod.stock.poll_ask(), if !words.gone => {
+            most = asked(node, pod), if !words.gone => {
+                let (tcp, udp) = pod.stock.ask(most);
                 words.say(&ToSidecar::More { tcp, udp }).await?;
                 continue;
             }

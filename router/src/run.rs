@@ -80,6 +80,7 @@ pub async fn run<N: Net>(
     let id = RouterId { cluster: config.cluster.clone(), node: config.node.clone() };
     let node = Node::new(net, id, seed, settings.clone());
     let _end_all = EndAll(node.clone());
+    node.tell_limit();
 
     let path = &config.listen.sidecars;
     let sidecars = node.net.handoff_listen(path).await.map_err(RunError::Sidecars)?;

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use servicekeel_core::handoff::{DescriptorKind, MAX_DESCRIPTORS};
+use servicekeel_core::handoff::DescriptorKind;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
@@ -56,6 +56,13 @@ impl<D> Shelf<D> {
         n
     }
 
+    /// Becomes as small as at first.
+    fn settle(&mut self, now: Instant) {
+        self.target = self.first;
+        self.held.truncate(self.target);
+        self.settled = now;
+    }
+
     fn shrink(&mut self, now: Instant) {
         if self.target > self.first && now - self.settled >= SHRINK {
             self.target = (self.target / 2).max(self.first);
@@ -69,6 +76,12 @@ struct Shelves<D> {
     tcp: Shelf<D>,
     udp: Shelf<D>,
     closed: bool,
+}
+
+impl<D> Shelves<D> {
+    fn is_low(&self) -> bool {
+        self.tcp.missing() + self.udp.missing() > 0
+    }
 }
 
 /// The stock. `D` is the network's descriptor.
@@ -131,20 +144,19 @@ impl<D> Stock<D> {
         }
     }
 
-    /// Waits until the sidecar should be asked, then says for how many TCP and UDP sockets.
-    pub(crate) async fn poll_ask(&self) -> (u16, u16) {
-        loop {
-            let (tcp, udp) = {
-                let mut shelves = self.lock();
-                let tcp = shelves.tcp.ask(MAX_DESCRIPTORS);
-                let udp = shelves.udp.ask(MAX_DESCRIPTORS - tcp);
-                (tcp as u16, udp as u16)
-            };
-            if tcp + udp > 0 {
-                return (tcp, udp);
-            }
+    /// Waits until the sidecar should be asked for more.
+    pub(crate) async fn low(&self) {
+        while !self.lock().is_low() {
             self.low.notified().await;
         }
+    }
+
+    /// For how many TCP and UDP sockets the sidecar is to be asked now, `most` together: they are on their way then.
+    pub(crate) fn ask(&self, most: usize) -> (u16, u16) {
+        let mut shelves = self.lock();
+        let tcp = shelves.tcp.ask(most);
+        let udp = shelves.udp.ask(most - tcp);
+        (tcp as u16, udp as u16)
     }
 
     /// Sockets came from the sidecar. What is far beyond the target was not asked for and is closed.
@@ -156,7 +168,7 @@ impl<D> Stock<D> {
             let room = LAST_TARGET.saturating_sub(shelf.held.len());
             shelf.held.extend(sockets.into_iter().take(room));
         }
-        if shelves.tcp.missing() + shelves.udp.missing() > 0 {
+        if shelves.is_low() {
             self.low.notify_one();
         }
         drop(shelves);
@@ -177,6 +189,14 @@ impl<D> Stock<D> {
         shelves.udp.shrink(now);
     }
 
+    /// Gives back all that a burst had needed.
+    pub(crate) fn settle(&self) {
+        let now = Instant::now();
+        let mut shelves = self.lock();
+        shelves.tcp.settle(now);
+        shelves.udp.settle(now);
+    }
+
     /// How many TCP and UDP sockets are held.
     pub(crate) fn held(&self) -> (usize, usize) {
         let shelves = self.lock();
@@ -186,10 +206,13 @@ impl<D> Stock<D> {
 
 #[cfg(test)]
 mod tests {
+    use servicekeel_core::handoff::MAX_DESCRIPTORS;
+
     use super::*;
 
     async fn asked(stock: &Stock<u32>) -> (u16, u16) {
-        tokio::time::timeout(Duration::from_millis(1), stock.poll_ask()).await.unwrap_or((0, 0))
+        let low = tokio::time::timeout(Duration::from_millis(1), stock.low()).await;
+        low.map_or((0, 0), |()| stock.ask(MAX_DESCRIPTORS))
     }
 
     #[tokio::test(start_paused = true)]
@@ -209,7 +232,7 @@ mod tests {
         assert!(stock.take(DescriptorKind::TcpUnconnected).await.is_err());
         assert_eq!(asked(&stock).await.0, 16);
         stock.put((0..16).collect(), vec![]);
-        assert_eq!(stock.held(), (16, 2));
+        assert_eq!((stock.held(), asked(&stock).await), ((16, 2), (0, 0)));
         tokio::time::advance(SHRINK).await;
         stock.sweep();
         assert_eq!(stock.held(), (8, 2));

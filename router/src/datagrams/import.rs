@@ -14,7 +14,7 @@ use tracing::{debug, warn};
 
 use super::link::{DatagramLink, Reply};
 use super::pod::{self, Answers};
-use super::{Counted, MAX_SESSIONS, SESSION_IDLE, Signs, receive};
+use super::{Counted, Crowd, MAX_SESSIONS, SESSION_IDLE, Signs, receive};
 use crate::absence::absence;
 use crate::imports::Import;
 use crate::node::Node;
@@ -61,7 +61,8 @@ pub(crate) async fn serve<N: Net>(node: Arc<Node<N>>, socket: N::UdpSocket, want
     let wanted = &import.wanted;
     let mut sessions: Sessions<SocketAddr, Session<N>> = Sessions::new(MAX_SESSIONS, SESSION_IDLE);
     let mut counted = Counted::new(node.clone());
-    let (mut failing, mut full) = (false, false);
+    let crowd = Crowd::new();
+    let mut failing = false;
     loop {
         let now = Instant::now().into_std();
         while let Some((client, session)) = sessions.poll_expired(now) {
@@ -72,7 +73,6 @@ pub(crate) async fn serve<N: Net>(node: Arc<Node<N>>, socket: N::UdpSocket, want
                 debug!(%wanted, %client, "a session was idle");
             }
         }
-        full &= sessions.len() >= MAX_SESSIONS;
         counted.set(sessions.len());
         let expiry = sessions.poll_timeout().map(Instant::from_std);
         let (datagram, client) = tokio::select! {
@@ -106,8 +106,8 @@ pub(crate) async fn serve<N: Net>(node: Arc<Node<N>>, socket: N::UdpSocket, want
                     continue;
                 }
             };
-            if sessions.insert(client, session, now).is_some() && !std::mem::replace(&mut full, true) {
-                warn!(%wanted, limit = MAX_SESSIONS, "the UDP sessions that are idle for longest make room");
+            if sessions.insert(client, session, now).is_some() {
+                crowd.tell(wanted);
             }
         }
         if let Some(session) = sessions.touch(&client, now)

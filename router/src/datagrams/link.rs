@@ -10,9 +10,9 @@ use servicekeel_core::session::Sessions;
 use servicekeel_runtime::net::{Datagrams, Net};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, sleep_until, timeout};
-use tracing::{debug, warn};
+use tracing::debug;
 
-use super::{LINK_BYTES, LINK_QUEUE, MAX_SESSIONS, QUEUE, SESSION_IDLE, Signs};
+use super::{Crowd, LINK_BYTES, LINK_QUEUE, MAX_SESSIONS, QUEUE, SESSION_IDLE, Signs};
 use crate::imports::Import;
 use crate::links::{self, LinkError};
 use crate::node::Node;
@@ -147,7 +147,7 @@ pub(crate) async fn run<N: Net>(
     let ended = match channel {
         Ok(channel) => {
             let replies = Sessions::new(MAX_SESSIONS, KEPT);
-            let mut link = Link { node: &node, peer: &peer, channel, replies, full: false };
+            let mut link = Link { node: &node, peer: &peer, channel, replies, crowd: Crowd::new() };
             link.serve(receiver.outgoing, epoch).await
         }
         Err(error) => Err(error),
@@ -163,7 +163,7 @@ struct Link<'a, N: Net> {
     channel: Channel<N::TcpStream>,
     replies: Sessions<u64, Reply<N>>,
     /// That the bound is reached was told.
-    full: bool,
+    crowd: Crowd,
 }
 
 impl<N: Net> Link<'_, N> {
@@ -213,14 +213,9 @@ impl<N: Net> Link<'_, N> {
         match outgoing {
             Outgoing::Open { session, open, reply } => {
                 self.channel.send_message(Kind::Open, session, &open)?;
-                match self.replies.insert(session, reply, now) {
-                    Some((oldest, _)) => {
-                        self.channel.send_payload(Kind::Close, oldest, &[])?;
-                        if !std::mem::replace(&mut self.full, true) {
-                            warn!(peer = %self.peer.id, limit = MAX_SESSIONS, "the UDP sessions that are idle for longest make room");
-                        }
-                    }
-                    None => self.full = false,
+                if let Some((oldest, _)) = self.replies.insert(session, reply, now) {
+                    self.channel.send_payload(Kind::Close, oldest, &[])?;
+                    self.crowd.tell(&self.peer.id);
                 }
             }
             Outgoing::Data { session, bytes, room: _room } => {

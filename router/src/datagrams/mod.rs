@@ -8,6 +8,7 @@ pub(crate) mod link;
 pub(crate) mod pod;
 pub(crate) mod serve;
 
+use std::fmt::Display;
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
@@ -18,7 +19,9 @@ use std::task::{Poll, ready};
 use std::time::Duration;
 
 use servicekeel_runtime::net::{Datagrams, Net};
+use servicekeel_runtime::throttle::Throttle;
 use tokio::io::ReadBuf;
+use tracing::warn;
 
 use crate::node::Node;
 use crate::tls::BufferPool;
@@ -33,6 +36,25 @@ pub(crate) const QUEUE: usize = 128;
 pub(crate) const LINK_QUEUE: usize = 2 * MAX_SESSIONS;
 /// ... and the most bytes of the datagrams among it.
 pub(crate) const LINK_BYTES: usize = 8 << 20;
+
+/// How often it is told that sessions make room.
+const TELL: Duration = Duration::from_secs(10);
+
+/// For the log: a table of sessions is at its bound. In a flood it is so again and again.
+pub(crate) struct Crowd(Throttle);
+
+impl Crowd {
+    pub(crate) fn new() -> Self {
+        Self(Throttle::new(1, TELL))
+    }
+
+    /// Says that a session makes room for another.
+    pub(crate) fn tell(&self, of: &dyn Display) {
+        if let Some(untold) = self.0.permit() {
+            warn!(%of, limit = MAX_SESSIONS, untold, "the UDP sessions that are idle for longest make room");
+        }
+    }
+}
 
 /// A datagram, in a buffer that goes back to the pool.
 pub(crate) struct Received {
@@ -123,3 +145,6 @@ impl<N: Net> Drop for Counted<N> {
         self.set(0);
     }
 }
+
+#[cfg(test)]
+mod tests;

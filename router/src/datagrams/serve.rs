@@ -8,11 +8,11 @@ use servicekeel_core::session::Sessions;
 use servicekeel_runtime::net::Net;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::link::{Outbox, Outgoing};
 use super::pod::{self, Answers};
-use super::{Counted, MAX_SESSIONS, QUEUE, SESSION_IDLE};
+use super::{Counted, Crowd, MAX_SESSIONS, QUEUE, SESSION_IDLE};
 use crate::inbound;
 use crate::links::LinkError;
 use crate::node::Node;
@@ -57,7 +57,7 @@ async fn serve<N: Net>(
         answers,
         sessions: Sessions::new(MAX_SESSIONS, SESSION_IDLE),
         counted: Counted::new(node.clone()),
-        full: false,
+        crowd: Crowd::new(),
     };
     loop {
         // What waits goes out together, also while datagrams come without a pause.
@@ -110,8 +110,7 @@ struct Served<'a, N: Net> {
     answers: Outbox<N>,
     sessions: Sessions<u64, Session>,
     counted: Counted<N>,
-    /// That the bound is reached was told.
-    full: bool,
+    crowd: Crowd,
 }
 
 impl<N: Net> Served<'_, N> {
@@ -163,18 +162,9 @@ impl<N: Net> Served<'_, N> {
         });
         let task = AbortOnDrop(task);
         let now = Instant::now().into_std();
-        match self.sessions.insert(session, Session { queue, _task: task }, now) {
-            Some((oldest, _)) => {
-                if !std::mem::replace(&mut self.full, true) {
-                    warn!(peer = %self.peer.id, limit = MAX_SESSIONS, "the UDP sessions that are idle for longest make room");
-                }
-                Some((oldest, Due::Close))
-            }
-            None => {
-                self.full = false;
-                None
-            }
-        }
+        let (oldest, _) = self.sessions.insert(session, Session { queue, _task: task }, now)?;
+        self.crowd.tell(&self.peer.id);
+        Some((oldest, Due::Close))
     }
 
     /// Puts an answer of a pod to what is sent.

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::ops::Range;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -13,6 +13,7 @@ use servicekeel_core::flow::frame::{HEADER, Header, Kind, MAX_DATA};
 use servicekeel_core::flow::machine::{End, Flow, Received};
 use servicekeel_runtime::net::Stream;
 use tokio::io::ReadBuf;
+use tokio::task::yield_now;
 use tokio::time::{Sleep, sleep};
 
 use crate::tls::{BUFFER, BufferPool, Channel, ChannelError, Place};
@@ -22,7 +23,10 @@ const RESET_TIMEOUT: Duration = Duration::from_secs(10);
 /// Payloads that go to the application with one system call.
 const BATCH: usize = 16;
 /// Bytes that are read from the application at once: four records.
-const READ: usize = 4 * MAX_DATA;
+pub(super) const READ: usize = 4 * MAX_DATA;
+/// Bytes that a flow moves before it lets the others run, so that a new one, a link and the admin endpoint have their
+/// turn soon however many move bytes. tokio's own bound counts operations, each of which may move [`READ`] or more.
+pub(super) const SHARE: usize = 256 << 10;
 
 /// Carries a flow to its end. When `lost` resolves, its path is lost for good. `count` is told meanwhile how many more
 /// bytes came from this side's application, and went to it.
@@ -50,8 +54,9 @@ pub async fn carry<S: Stream, A: Stream>(
         read_ended: false,
         end_passed: false,
         resetting: None,
+        share: SHARE,
     };
-    let mut lost = std::pin::pin!(lost);
+    let mut lost = pin!(lost);
     let mut counted = (0, 0);
     let end = poll_fn(|cx| {
         if lost.as_mut().poll(cx).is_ready() {
@@ -91,10 +96,13 @@ struct Carry<'a, S: Stream, A: Stream> {
     read_ended: bool,
     end_passed: bool,
     resetting: Option<Pin<Box<Sleep>>>,
+    /// What is left of [`SHARE`].
+    share: usize,
 }
 
 impl<S: Stream, A: Stream> Carry<'_, S, A> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ChannelError>> {
+        self.share = SHARE;
         loop {
             let mut moved = self.deliver(cx);
             moved |= self.take_frames(cx)?;
@@ -109,6 +117,11 @@ impl<S: Stream, A: Stream> Carry<'_, S, A> {
                 }
             }
             if !moved {
+                break;
+            }
+            if self.share == 0 {
+                // Wakes this task behind those that can run, and behind a look at what the sockets have.
+                let _ = pin!(yield_now()).poll(cx);
                 break;
             }
         }
@@ -146,9 +159,12 @@ impl<S: Stream, A: Stream> Carry<'_, S, A> {
     /// Gives the application what came for it.
     fn deliver(&mut self, cx: &mut Context<'_>) -> bool {
         let mut moved = false;
-        while let Some(app) = &mut self.app {
+        while self.share > 0
+            && let Some(app) = &mut self.app
+        {
             let taken = if !self.held.is_empty() {
-                Pin::new(app).poll_write(cx, self.held.as_slices().0)
+                let held = self.held.as_slices().0;
+                Pin::new(app).poll_write(cx, &held[..held.len().min(self.share)])
             } else if !self.places.is_empty() {
                 self.channel.poll_deliver(cx, app, &self.places)
             } else {
@@ -157,6 +173,7 @@ impl<S: Stream, A: Stream> Carry<'_, S, A> {
             match taken {
                 Poll::Ready(Ok(n)) if n > 0 => {
                     moved = true;
+                    self.share = self.share.saturating_sub(n);
                     self.flow.handle_delivered(n as u64);
                     if self.held.is_empty() {
                         consume(&mut self.places, n);
@@ -202,6 +219,7 @@ impl<S: Stream, A: Stream> Carry<'_, S, A> {
     /// Takes what waits for the application out of the channel's buffer.
     fn hold(&mut self) {
         for range in self.places.drain(..) {
+            self.share = self.share.saturating_sub(range.len());
             self.held.extend(self.channel.payload(&Place::Received(range)));
         }
     }
@@ -238,6 +256,7 @@ impl<S: Stream, A: Stream> Carry<'_, S, A> {
                     Place::Received(range) if self.held.is_empty() => self.places.push(range),
                     place => {
                         self.hold();
+                        self.share = self.share.saturating_sub(usize::from(frame.header.len));
                         self.held.extend(self.channel.payload(&place));
                     }
                 },
@@ -263,6 +282,7 @@ impl<S: Stream, A: Stream> Carry<'_, S, A> {
         match Pin::new(app).poll_read(cx, &mut buf) {
             Poll::Ready(Ok(())) => {
                 let n = buf.filled().len();
+                self.share = self.share.saturating_sub(n);
                 self.unsent_range = 0..n;
                 if n == 0 {
                     self.read_ended = true;

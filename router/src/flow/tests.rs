@@ -37,10 +37,16 @@ async fn carry_until(
     app: OsStream,
     lost: impl Future<Output = ()>,
 ) -> Carried {
-    let counted = std::cell::Cell::new((0, 0));
-    let count = |sent, received| counted.set((counted.get().0 + sent, counted.get().1 + received));
+    let counted = std::cell::Cell::new((0, 0, 0));
+    let count = |sent, received| {
+        let before = counted.get();
+        counted.set((before.0 + sent, before.1 + received, before.2.max(sent + received)));
+    };
     let end = carry(channel, app, lost, count).await;
-    let (sent, received) = counted.get();
+    let (sent, received, most) = counted.get();
+    // The last step may be a whole one, and what was read before is counted once it is sealed.
+    let bound = (super::carry::SHARE + crate::tls::BUFFER + 2 * super::carry::READ) as u64;
+    assert!(most <= bound, "{most} bytes, and no other flow had its turn");
     Carried { sent, received, end }
 }
 

@@ -103,7 +103,7 @@ impl<N: Net> Peer<N> {
                         let epoch = self.epoch();
                         node.counters.pool_reused.inc_by(pooled.into());
                         // One is kept in reserve, so that the next flow need not wait for a handshake.
-                        if state.idle.is_empty() && state.dialling == 0 {
+                        if state.idle.is_empty() && state.dialling == 0 && !node.net.is_short() {
                             self.more(node, &mut state, 1);
                         }
                         return Ok(Checkout {
@@ -169,6 +169,7 @@ impl<N: Net> Peer<N> {
                     }
                     Err(error) => {
                         debug!(peer = %peer.id, %at, %error, "a dial for flows failed");
+                        node.is_short();
                         peer.dial_failed(error.to_string());
                     }
                 }

@@ -31,6 +31,15 @@ pub trait Net: Clone + Send + Sync + 'static {
     /// A conversation between sidecar and router.
     type Handoff: Handoff<Descriptor = Self::Descriptor>;
 
+    /// How many descriptors this process may have; `None`: there is no limit.
+    fn most_descriptors(&self) -> Option<u64> {
+        None
+    }
+    /// Whether so few descriptors are left that what is held for long should take none.
+    fn is_short(&self) -> bool {
+        false
+    }
+
     /// Makes a socket that is not bound: [`DescriptorKind::TcpUnconnected`] or [`DescriptorKind::UdpUnconnected`].
     fn make_unbound(&self, kind: DescriptorKind) -> io::Result<Self::Descriptor>;
     /// Makes a bound socket: [`DescriptorKind::TcpListener`] or [`DescriptorKind::UdpBound`]. A socket of the same

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use servicekeel_core::handoff::DescriptorKind;
 
 use super::Net;
+use crate::limit;
 
 mod datagrams;
 mod descriptor;
@@ -40,6 +41,14 @@ impl Net for OsNet {
     type Descriptor = OsDescriptor;
     type HandoffListener = OsHandoffListener;
     type Handoff = OsHandoff;
+
+    fn most_descriptors(&self) -> Option<u64> {
+        limit::open_files()
+    }
+
+    fn is_short(&self) -> bool {
+        limit::is_short()
+    }
 
     fn make_unbound(&self, kind: DescriptorKind) -> io::Result<OsDescriptor> {
         OsDescriptor::unbound(kind)

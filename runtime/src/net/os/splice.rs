@@ -17,6 +17,7 @@ use tokio::net::TcpStream;
 use tokio::select;
 
 use super::OsStream;
+use crate::limit;
 use crate::net::Stream;
 
 /// Empty pipes that are kept for the next flow.
@@ -32,8 +33,19 @@ const LEAST: usize = 32 << 10;
 const NO_PIPE: Duration = Duration::from_millis(20);
 
 /// The stock of empty pipes.
-#[derive(Debug, Default)]
-pub(super) struct Pipes(Mutex<Vec<Pipe>>);
+#[derive(Debug)]
+pub(super) struct Pipes {
+    stock: Mutex<Vec<Pipe>>,
+    /// How many are kept: [`STOCK`], and few where descriptors are few.
+    most: usize,
+}
+
+impl Default for Pipes {
+    fn default() -> Self {
+        let most = limit::open_files().map_or(STOCK, |limit| STOCK.min(limit as usize / 32));
+        Self { stock: Mutex::default(), most }
+    }
+}
 
 #[derive(Debug)]
 struct Pipe {
@@ -46,6 +58,9 @@ struct Pipe {
 impl Pipe {
     fn open() -> io::Result<Self> {
         let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+        if limit::is_of_the_last(&write) {
+            return Err(io::Error::other("the limit of open files leaves no descriptor for it"));
+        }
         // Above the user's share of pipe memory this fails, and the pipe has its default size, or a page.
         let _ = rustix::pipe::fcntl_setpipe_size(&write, PIPE);
         Ok(Self { read, write, held: 0 })
@@ -81,7 +96,7 @@ fn uninterrupted(splice: impl Fn() -> rustix::io::Result<usize>) -> io::Result<u
 impl Pipes {
     async fn take(&self) -> Pipe {
         loop {
-            if let Some(pipe) = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop() {
+            if let Some(pipe) = self.stock.lock().unwrap_or_else(PoisonError::into_inner).pop() {
                 return pipe;
             }
             match Pipe::open() {
@@ -95,8 +110,8 @@ impl Pipes {
     }
 
     fn put_back(&self, pipe: Pipe) {
-        let mut stock = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if pipe.held == 0 && stock.len() < STOCK {
+        let mut stock = self.stock.lock().unwrap_or_else(PoisonError::into_inner);
+        if pipe.held == 0 && stock.len() < self.most {
             stock.push(pipe);
         }
     }

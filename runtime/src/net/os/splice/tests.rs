@@ -34,7 +34,7 @@ async fn flow() -> Flow {
 
 impl Flow {
     fn idle_pipes(&self) -> usize {
-        self.net.pipes.0.lock().unwrap().len()
+        self.net.pipes.stock.lock().unwrap().len()
     }
 }
 
@@ -74,10 +74,10 @@ async fn a_pipe_with_bytes_in_it_is_not_used_again() {
     let mut pipe = pipes.take().await;
     pipe.held = 1;
     pipes.put_back(pipe);
-    assert!(pipes.0.lock().unwrap().is_empty());
+    assert!(pipes.stock.lock().unwrap().is_empty());
     let many: Vec<Pipe> = (0..STOCK + 3).map(|_| Pipe::open().unwrap()).collect();
     for pipe in many {
         pipes.put_back(pipe);
     }
-    assert_eq!(pipes.0.lock().unwrap().len(), STOCK);
+    assert_eq!(pipes.stock.lock().unwrap().len(), STOCK);
 }
