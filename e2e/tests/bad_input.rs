@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Echo, Pair, Place, Process, RouterOptions, annotation, ping, wait_for};
+use e2e::{Echo, Pair, Place, Process, RouterOptions, Stand, annotation, ping, programs, wait_for};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketType,
@@ -378,6 +378,26 @@ fn configs_and_socket_paths() -> Result<()> {
 fn works_after(pair: &Pair) -> Result<()> {
     let _echo = Echo::start(pair.service)?;
     ping(pair.resolve("web.default")?)
+}
+
+#[test]
+fn settings_of_a_sidecar_that_are_wrong() -> Result<()> {
+    use std::os::unix::ffi::OsStrExt;
+    let stand = Stand::new(&programs()?)?;
+    let sidecar = stand.program("servicekeel-sidecar");
+    let refused = |name: &str, variables: &[(&str, &[u8])]| -> Result<String> {
+        let mut command = Command::new(&sidecar);
+        command.envs(variables.iter().map(|(name, value)| (name, std::ffi::OsStr::from_bytes(value))));
+        let mut process = Process::start(stand.dir(), name, &mut command)?;
+        ensure!(!process.wait(LIMIT)?.success());
+        Ok(process.log())
+    };
+    let log = refused("not-utf8", &[("SIDECAR_DNS_ADDR", b"\xff")])?;
+    ensure!(log.contains("not UTF-8: SIDECAR_DNS_ADDR"), "{log}");
+    let log =
+        refused("in-range", &[("POD_IPS", b"10.0.0.1,127.0.66.1"), ("SIDECAR_DNS_ADDR", b"127.0.0.1:0")])?;
+    ensure!(log.contains("POD_IPS has 127.0.66.1, which is inside SIDECAR_IP_RANGE"), "{log}");
+    Ok(())
 }
 
 #[test]

@@ -42,6 +42,13 @@ impl<N: Net> PodPort<N> {
             .filter(move |(i, _)| *i == last)
             .chain(all().filter(move |(i, _)| *i != last))
             .map(|(i, addr)| (i, SocketAddr::new(addr, self.target.get())))
+            .filter(|(_, addr)| !self.is_import(*addr))
+    }
+
+    /// Whether the pod's own import listens there: what is dialled there comes back to this router, which dials again,
+    /// for as long as there are descriptors. Imports have loopback addresses.
+    fn is_import(&self, addr: SocketAddr) -> bool {
+        addr.ip().is_loopback() && self.pod.imports().values().any(|served| served.at == addr)
     }
 
     pub(crate) fn answered(&self, address: usize) {

@@ -220,3 +220,11 @@ async fn the_end_resets_what_still_runs_within_two_seconds() {
     let nothing = timeout(Duration::from_millis(200), async { waiting.readable().await }).await;
     assert!(nothing.is_err(), "a connection does not wait for the next router");
 }
+
+#[tokio::test]
+async fn an_export_is_not_dialled_where_its_own_pod_imports() {
+    let mut stand = Stand::new().await;
+    let at = stand.selfish().await;
+    let mut flow = TcpStream::connect(at).await.unwrap();
+    assert_eq!(says(&mut flow, b"ping").await.unwrap(), b"ping");
+}

@@ -2,6 +2,7 @@
 
 use servicekeel_core::sidecar::{Annotation, ClusterSource, Notice, Sidecar};
 use servicekeel_runtime::throttle::Throttle;
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 /// Writes one change down. `unserved` says how many lines of single ports there may be.
@@ -16,6 +17,9 @@ pub(crate) fn log(notice: Notice, sidecar: &Sidecar, unserved: &Throttle) {
             if let Some(finding) = sidecar.findings(annotation).error {
                 warn!(%annotation, "the new text is not used, the last good one stays in service: {finding}");
             }
+        }
+        Notice::Unserved(annotation) if sidecar.findings(annotation).unserved.is_empty() => {
+            info!(%annotation, "all entries that waited are served now");
         }
         Notice::Unserved(annotation) => entries(annotation, sidecar),
         Notice::Cluster(cluster, source) => {
@@ -75,12 +79,14 @@ fn applied(annotation: Annotation, sidecar: &Sidecar) {
 
 /// One line for all: where a range is full, most of an annotation may be unserved.
 fn entries(annotation: Annotation, sidecar: &Sidecar) {
-    let list = sidecar.findings(annotation).unserved;
-    match list {
+    match sidecar.findings(annotation).unserved {
         [] => {}
-        [(service, reason)] => warn!(%annotation, %service, "not served: {reason}"),
         [(service, reason), more @ ..] => {
-            warn!(%annotation, %service, more = more.len(), "not served: {reason}; the others are at /status");
+            let reason = reason.at(Instant::now().into_std());
+            match more.len() {
+                0 => warn!(%annotation, %service, "not served: {reason}"),
+                more => warn!(%annotation, %service, more, "not served: {reason}; the others are at /status"),
+            }
         }
     }
 }

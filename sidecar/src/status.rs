@@ -44,7 +44,8 @@ impl Shared {
     }
 
     fn status<'a>(&'a self, sidecar: &'a Sidecar) -> Status<'a> {
-        let (up, lasts, error) = match sidecar.router(Instant::now().into_std()) {
+        let now = Instant::now().into_std();
+        let (up, lasts, error) = match sidecar.router(now) {
             RouterStatus::Up { router, lasts } => (Some(router), Some(lasts), None),
             RouterStatus::Down(error) => (None, None, error),
         };
@@ -79,7 +80,7 @@ impl Shared {
                 annotation: annotation.to_string(),
                 path: None,
                 line: None,
-                message: format!("{service}: {reason}"),
+                message: format!("{service}: {}", reason.at(now)),
             }));
             warnings.extend(findings.warnings.iter().map(|finding| format!("{annotation}: {finding}")));
         }

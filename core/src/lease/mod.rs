@@ -3,8 +3,8 @@
 //! - A Service keeps its address as long as it is wanted, and gets the same one again after a restart.
 //! - A freed address rests before another Service gets it, so that no client holds a DNS answer that now leads
 //!   elsewhere. Its own Service may have it back at once.
-//! - An address that nobody ever had is given before one that has rested; the lowest first. The same history gives
-//!   the same addresses.
+//! - An address that nobody ever had is given first, the lowest of them; then the one that has rested longest. So
+//!   each rests as long as the range allows. The same history gives the same addresses.
 //! - Network and broadcast addresses, 127.0.0.1 and those that the caller reserves are never given.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -41,10 +41,10 @@ pub enum RangeError {
 /// Why a Service has no address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LeaseError {
-    /// All addresses are in use or rest.
+    /// More Services are wanted than the range has addresses.
     #[error(
-        "{range} has no free address: {leased} are in use, {resting} rest before they are given again; \
-         choose a wider range or import fewer Services"
+        "{range} has no address left for it: {leased} are in use, {resting} rest and go to Services before it; \
+         choose a wider range (SIDECAR_IP_RANGE) or import fewer Services"
     )]
     Full {
         /// The range.
@@ -53,6 +53,21 @@ pub enum LeaseError {
         leased: usize,
         /// Addresses that were freed a short time ago.
         resting: usize,
+    },
+    /// There is one for it, which was freed a short time ago.
+    #[error(
+        "{range} has no free address now: {leased} are in use, and {resting} were freed a short time ago and rest \
+         first; nothing is to be done, it will be served by itself"
+    )]
+    Resting {
+        /// The range.
+        range: Ipv4Net,
+        /// Addresses in use.
+        leased: usize,
+        /// Addresses that were freed a short time ago.
+        resting: usize,
+        /// When the one for this Service has rested.
+        until: Instant,
     },
 }
 
@@ -115,12 +130,12 @@ impl Leases {
             let missing = set.iter().filter(|service| !self.by_service.contains_key(**service)).count();
             self.usable().filter(|address| !self.by_address.contains_key(address)).take(missing).collect()
         };
-        let rested: Vec<Ipv4Addr> = (self.by_address.iter())
-            .filter(|(_, service)| self.has_rested(service, now))
-            .map(|(address, _)| *address)
-            .collect();
-        let mut free = fresh.into_iter().chain(rested);
-        let mut refused = Vec::new();
+        let mut freed: Vec<(Instant, Ipv4Addr)> =
+            self.by_service.values().filter_map(|lease| Some((lease.freed?, lease.address))).collect();
+        freed.sort_unstable();
+        let (rested, resting) = freed.split_at(freed.partition_point(|(at, _)| *at + self.rest <= now));
+        let mut free = fresh.into_iter().chain(rested.iter().map(|(_, address)| *address));
+        let mut short = Vec::new();
         let mut asked = BTreeSet::new();
         for service in wanted {
             if self.by_service.contains_key(service) || !asked.insert(service) {
@@ -128,10 +143,17 @@ impl Leases {
             }
             match free.next() {
                 Some(address) => self.insert(service.clone(), Lease { address, freed: None }),
-                None => refused.push((service.clone(), self.full())),
+                None => short.push(service.clone()),
             }
         }
-        refused
+        let (range, leased) = (self.range, self.iter().count());
+        let mut until = resting.iter().map(|(at, _)| *at + self.rest);
+        let resting = resting.len();
+        let why = |service| match until.next() {
+            Some(until) => (service, LeaseError::Resting { range, leased, resting, until }),
+            None => (service, LeaseError::Full { range, leased, resting }),
+        };
+        short.into_iter().map(why).collect()
     }
 
     /// The address of a Service, where it has one.
@@ -183,21 +205,11 @@ impl Leases {
             && (u32::from(address) - network) as usize <= MAX_ADDRESSES + reserved_below
     }
 
-    fn has_rested(&self, service: &ServiceName, now: Instant) -> bool {
-        let freed = self.by_service.get(service).and_then(|lease| lease.freed);
-        freed.is_some_and(|freed| now.saturating_duration_since(freed) >= self.rest)
-    }
-
     /// Gives an address, and forgets who had it before.
     fn insert(&mut self, service: ServiceName, lease: Lease) {
         if let Some(before) = self.by_address.insert(lease.address, service.clone()) {
             self.by_service.remove(&before);
         }
         self.by_service.insert(service, lease);
-    }
-
-    fn full(&self) -> LeaseError {
-        let leased = self.iter().count();
-        LeaseError::Full { range: self.range, leased, resting: self.by_service.len() - leased }
     }
 }

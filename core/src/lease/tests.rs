@@ -50,8 +50,8 @@ fn a_full_range_refuses_and_serves_the_rest() {
     assert_eq!(refused[0].0, service(254));
     assert_eq!(
         refused[0].1.to_string(),
-        "127.0.66.0/24 has no free address: 254 are in use, 0 rest before they are given again; \
-         choose a wider range or import fewer Services"
+        "127.0.66.0/24 has no address left for it: 254 are in use, 0 rest and go to Services before it; \
+         choose a wider range (SIDECAR_IP_RANGE) or import fewer Services"
     );
     assert_eq!(leases.get(&service(0)), Some(ip("127.0.66.1")));
     assert_eq!(leases.get(&service(253)), Some(ip("127.0.66.254")));
@@ -81,8 +81,10 @@ fn a_freed_address_rests_but_not_for_its_own_service() {
     assert_eq!(leases.service_at(ip("127.0.66.1")), None);
 
     let almost = t + REST - Duration::from_nanos(1);
-    let full = LeaseError::Full { range: net("127.0.66.0/30"), leased: 1, resting: 1 };
-    assert_eq!(leases.assign(&services([1, 2]), almost), [(service(2), full)]);
+    let (range, leased, resting) = (net("127.0.66.0/30"), 1, 1);
+    let waits = LeaseError::Resting { range, leased, resting, until: t + REST };
+    let full = LeaseError::Full { range, leased, resting };
+    assert_eq!(leases.assign(&services([1, 2, 3]), almost), [(service(2), waits), (service(3), full)]);
 
     let mut back = leases.clone();
     assert_eq!(back.assign(&services([1, 0]), almost), []);
@@ -101,6 +103,33 @@ fn one_that_was_never_given_goes_before_one_that_has_rested() {
     leases.assign(&[], t);
     leases.assign(&services([1]), t + 2 * REST);
     assert_eq!(leases.get(&service(1)), Some(ip("127.0.66.2")));
+}
+
+#[test]
+fn the_one_that_has_rested_longest_goes_first() {
+    let t = start();
+    let mut leases = Leases::new(net("127.0.66.0/29"), REST, &[]).unwrap();
+    leases.assign(&services(0..6), t);
+    leases.assign(&services(0..5), t + Duration::from_secs(1));
+    leases.assign(&services(1..5), t + Duration::from_secs(2));
+    let both = t + Duration::from_secs(2) + REST;
+    leases.assign(&services([1, 2, 3, 4, 6]), both);
+    assert_eq!(leases.get(&service(6)), Some(ip("127.0.66.6")));
+    leases.assign(&services([1, 2, 3, 4, 6, 7]), both);
+    assert_eq!(leases.get(&service(7)), Some(ip("127.0.66.1")));
+}
+
+#[test]
+fn a_whole_annotation_that_is_renamed_is_served_again_when_its_addresses_have_rested() {
+    let t = start();
+    let mut leases = Leases::new(net("127.0.66.0/24"), REST, &[]).unwrap();
+    leases.assign(&services(0..200), t);
+    let wanted = services(1000..1200);
+    let refused = leases.assign(&wanted, t);
+    assert_eq!(refused.len(), 146);
+    let waits = |error: &LeaseError| matches!(error, LeaseError::Resting { until, .. } if *until == t + REST);
+    assert!(refused.iter().all(|(_, error)| waits(error)), "{refused:?}");
+    assert_eq!(leases.assign(&wanted, leases.next_rested().unwrap()), []);
 }
 
 #[test]
@@ -165,12 +194,21 @@ impl Model {
     }
 
     fn free_for_anyone(&self, range: Ipv4Net, reserved: Ipv4Addr, now: Instant) -> Vec<Ipv4Addr> {
-        let all: Vec<_> = range.hosts().filter(|address| *address != reserved).collect();
-        let fresh = all.iter().filter(|address| !self.given.contains_key(address));
-        let rested = all.iter().filter(|address| {
-            self.given.get(address).is_some_and(|(_, freed)| freed.is_some_and(|at| now >= at + REST))
-        });
-        fresh.chain(rested).copied().collect()
+        let fresh = range.hosts().filter(|at| *at != reserved && !self.given.contains_key(at));
+        fresh.chain(self.freed().filter(|(at, _)| now >= *at + REST).map(|(_, address)| address)).collect()
+    }
+
+    /// When each address was freed, the earliest first.
+    fn freed(&self) -> impl Iterator<Item = (Instant, Ipv4Addr)> {
+        let freed: BTreeSet<_> =
+            (self.given.iter()).filter_map(|(address, (_, freed))| Some(((*freed)?, *address))).collect();
+        freed.into_iter()
+    }
+
+    /// For how long each Service that got no address waits for one; `None`: for ever.
+    fn waits(&self, now: Instant) -> impl Iterator<Item = Option<Instant>> {
+        let until: Vec<_> = self.freed().map(|(at, _)| at + REST).filter(|until| *until > now).collect();
+        until.into_iter().map(Some).chain(std::iter::repeat(None))
     }
 }
 
@@ -197,7 +235,17 @@ proptest! {
                 }
                 Step::Want(numbers) => {
                     let wanted = services(numbers);
-                    let refused: Vec<_> = leases.assign(&wanted, now).into_iter().map(|(s, _)| s).collect();
+                    let before = model.given.clone();
+                    let refused: Vec<_> = leases.assign(&wanted, now).into_iter().map(|(service, error)| match error {
+                        LeaseError::Resting { until, .. } => (service, Some(until)),
+                        LeaseError::Full { .. } => (service, None),
+                    }).collect();
+                    for (service, address) in leases.iter() {
+                        if let Some((owner, freed)) = before.get(&address).filter(|(owner, _)| owner != service) {
+                            let rested = freed.is_some_and(|at| now >= at + REST);
+                            prop_assert!(rested, "{address} of {owner} went to {service} too early");
+                        }
+                    }
                     for (service, freed) in model.given.values_mut() {
                         *freed = if wanted.contains(service) { None } else { freed.or(Some(now)) };
                     }
@@ -211,7 +259,8 @@ proptest! {
                             None => short.push(service.clone()),
                         }
                     }
-                    prop_assert_eq!(refused, short);
+                    let waits: Vec<_> = short.into_iter().zip(model.waits(now)).collect();
+                    prop_assert_eq!(refused, waits);
                 }
             }
             // No sharing, within bounds, both directions agree, and all as the model has it.

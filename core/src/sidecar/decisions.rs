@@ -1,7 +1,7 @@
 //! What the machine has its driver do, send and log.
 
 use std::net::SocketAddrV4;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{Annotation, ClusterSource, Saved};
 use crate::dns::Zone;
@@ -30,6 +30,19 @@ pub enum Unserved {
         /// With all its rules.
         bytes: usize,
     },
+}
+
+impl Unserved {
+    /// The reason as of `now`: with the seconds that are left where it ends by itself.
+    pub fn at(&self, now: Instant) -> String {
+        match self {
+            Self::NoAddress(LeaseError::Resting { until, .. }) => {
+                let left = until.saturating_duration_since(now).as_millis().div_ceil(1000);
+                format!("{self} in {left} s")
+            }
+            _ => self.to_string(),
+        }
+    }
 }
 
 /// Something to do, at once and in the order in which it comes.

@@ -50,9 +50,9 @@ use imports::{Imports, Made};
 
 /// How long a first start waits for the router to say the cluster, before it takes [`ClusterName::fallback`].
 pub const CLUSTER_WAIT: Duration = Duration::from_secs(2);
-/// How long a freed address rests before another Service gets it: far longer than [`crate::dns::TTL_SECONDS`], since
-/// many clients keep an answer longer than they may.
-pub const REST: Duration = Duration::from_secs(300);
+/// How long a freed address rests at least before another Service gets it: several times [`crate::dns::TTL_SECONDS`],
+/// and longer than the 30 s for which a JVM keeps an answer, whatever its TTL. Where others are free it rests longer.
+pub const REST: Duration = Duration::from_secs(40);
 /// Leases that are not kept and are told by name.
 const DROPPED_TOLD: usize = 3;
 

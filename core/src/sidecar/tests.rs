@@ -236,7 +236,8 @@ fn a_full_range_serves_the_first_and_the_others_when_addresses_have_rested() {
     let unserved = world.sidecar.findings(Annotation::Imports).unserved;
     assert_eq!(unserved.len(), 1);
     assert_eq!(unserved[0].0.name.as_str(), "c");
-    assert!(unserved[0].1.to_string().contains("127.0.66.0/30 has no free address"), "{}", unserved[0].1);
+    let why = unserved[0].1.at(world.now);
+    assert!(why.contains("127.0.66.0/30 has no address left") && why.contains("wider range"), "{why}");
     let b = world.resolve("b").unwrap();
     world.imports(&text(&["b", "c"]));
     assert_eq!(world.resolve("b"), Some(b));
@@ -244,6 +245,8 @@ fn a_full_range_serves_the_first_and_the_others_when_addresses_have_rested() {
     world.notices();
     world.pass(REST - Duration::from_millis(1));
     assert_eq!(world.resolve("c"), None);
+    let why = world.sidecar.findings(Annotation::Imports).unserved[0].1.at(world.now);
+    assert!(why.ends_with("it will be served by itself in 1 s") && !why.contains("wider range"), "{why}");
     world.pass(Duration::from_millis(1));
     assert!(world.resolve("c").is_some());
     assert_eq!(world.notices(), [Notice::Unserved(Annotation::Imports)]);

@@ -1,6 +1,6 @@
 //! Two routers, of a.local and b.local, with a pod each: the one serves an echo, the other imports it.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -158,7 +158,7 @@ pub(crate) struct Stand {
     /// Where the client's pod finds the Service.
     pub(crate) import_tcp: SocketAddr,
     pub(crate) import_udp: SocketAddr,
-    _tasks: JoinSet<()>,
+    tasks: JoinSet<()>,
     _dir: tempfile::TempDir,
 }
 
@@ -210,7 +210,7 @@ impl Stand {
         let (import_tcp, import_udp) = (local(&listener).unwrap(), local(&datagrams).unwrap());
         let (net, socket) = (net.clone(), b.listen.sidecars.clone());
         tasks.spawn(async move { importer(net, &socket, listener, datagrams).await });
-        Self { a, b, import_tcp, import_udp, _tasks: tasks, _dir: dir }
+        Self { a, b, import_tcp, import_udp, tasks, _dir: dir }
     }
 
     /// A pod of b.local without a uid, whose sidecar has handed over one listener.
@@ -220,17 +220,41 @@ impl Stand {
         let listener = net.make_bound(DescriptorKind::TcpListener, at).await.unwrap();
         let at = listener.local_addr().unwrap();
         let pod = Pod { name: "bare".into(), namespace: "default".parse().unwrap(), uid: String::new() };
-        let conversation = say_hello(&net, &self.b.listen.sidecars, pod).await;
+        let conversation = say_hello(&net, &self.b.listen.sidecars, pod, Vec::new()).await;
         conversation.send(&ToRouter::Import { id: 1, wanted }.encode(), vec![listener]).await.unwrap();
         // Welcome: it was heard.
         conversation.recv().await.unwrap();
         (conversation, at)
     }
 
+    /// A pod of a.local that imports what it exports, and counts the import's address among its own. Its application
+    /// listens on its loopback. Returns where the import is.
+    pub(crate) async fn selfish(&mut self) -> SocketAddr {
+        use servicekeel_runtime::net::Descriptor;
+        let application = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let target = application.local_addr().unwrap().port();
+        let net = OsNet::new();
+        let at = SocketAddr::from(([127, 115, 0, 1], target));
+        let listener = net.make_bound(DescriptorKind::TcpListener, at).await.unwrap();
+        let pod = Pod { name: "selfish".into(), namespace: "default".parse().unwrap(), uid: "s".into() };
+        let conversation = say_hello(&net, &self.a.listen.sidecars, pod, vec![at.ip()]).await;
+        let offered = port(81);
+        let import = ToRouter::Import { id: 1, wanted: offered.clone() };
+        conversation.send(&import.encode(), vec![listener.share().unwrap()]).await.unwrap();
+        let export = ToRouter::Export { id: 2, offered, target: target.try_into().unwrap(), allow: None };
+        conversation.send(&export.encode(), Vec::new()).await.unwrap();
+        self.tasks.spawn(echo(application));
+        self.tasks.spawn(async move {
+            let _held = listener;
+            stock(net, conversation).await;
+        });
+        at
+    }
+
     /// A conversation with the router of b.local that says Hello and no more.
     pub(crate) async fn come_and_go(&self) {
         let pod = Pod { name: "rogue".into(), namespace: "default".parse().unwrap(), uid: String::new() };
-        drop(say_hello(&OsNet::new(), &self.b.listen.sidecars, pod).await);
+        drop(say_hello(&OsNet::new(), &self.b.listen.sidecars, pod, Vec::new()).await);
     }
 
     pub(crate) async fn connect(&self) -> TcpStream {
@@ -271,17 +295,17 @@ pub(crate) type Conversation = <OsNet as Net>::Handoff;
 
 async fn meet(net: &OsNet, socket: &Path, pod: &str) -> Conversation {
     let pod = Pod { name: pod.into(), namespace: "default".parse().unwrap(), uid: pod.into() };
-    say_hello(net, socket, pod).await
+    say_hello(net, socket, pod, Vec::new()).await
 }
 
-async fn say_hello(net: &OsNet, socket: &Path, pod: Pod) -> Conversation {
+async fn say_hello(net: &OsNet, socket: &Path, pod: Pod, addresses: Vec<IpAddr>) -> Conversation {
     let conversation = loop {
         match net.handoff_connect(socket).await {
             Ok(conversation) => break conversation,
             Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
         }
     };
-    let hello = ToRouter::Hello { version: 1, pod, addresses: Vec::new() };
+    let hello = ToRouter::Hello { version: 1, pod, addresses };
     conversation.send(&hello.encode(), Vec::new()).await.unwrap();
     conversation
 }
@@ -293,6 +317,11 @@ async fn exporter(net: OsNet, socket: &Path, tcp: u16, udp: u16) {
         let export = ToRouter::Export { id, offered, target: target.try_into().unwrap(), allow: None };
         conversation.send(&export.encode(), Vec::new()).await.unwrap();
     }
+    stock(net, conversation).await;
+}
+
+/// Gives the router the sockets that it asks for.
+async fn stock(net: OsNet, conversation: Conversation) {
     while let Ok(Some((bytes, _))) = conversation.recv().await {
         if let Ok(ToSidecar::More { tcp, udp }) = ToSidecar::decode(&bytes) {
             let tcps = std::iter::repeat_n(DescriptorKind::TcpUnconnected, tcp.into());

@@ -18,6 +18,7 @@ use prometheus_client::registry::Registry;
 use serde::Serialize;
 use servicekeel_core::dns::{Name, Zone, cache};
 
+mod exchange;
 mod foreign;
 mod hickory;
 mod metrics;
@@ -79,7 +80,7 @@ pub struct Limits {
     pub under_way: usize,
     /// The most clients that wait for the upstreams at a time. Others hear SERVFAIL.
     pub waiting: usize,
-    /// How long one upstream may take, before the next one is asked.
+    /// How long one upstream may take, before the next one is asked as well.
     pub one_try: Duration,
     /// How long all tries may take together.
     pub all_tries: Duration,

@@ -6,7 +6,7 @@ use hickory_proto::op::{Edns, LowerQuery, Message, Query};
 use hickory_proto::rr::RecordType;
 use hickory_server::server::Request;
 
-use super::upstream::UPSTREAM_UDP;
+use super::exchange::UPSTREAM_UDP;
 
 /// A question of class IN, with those of the client's wishes that change the answer.
 #[derive(Debug, Clone)]

@@ -1,8 +1,7 @@
-//! The upstreams: in which order they are asked, and one question to one of them by hickory-net.
+//! The upstreams: in which order they are asked, and which of their answers counts.
 //!
 //! - They are asked in the order of the settings; one that did not answer comes after the others for a while.
-//! - UDP first, sent twice within a try; TCP where the answer is truncated. hickory-net takes an answer only from
-//!   the upstream's address, with the query's id and question.
+//! - One that is silent for its turn is not given up when the next one is asked: the first good answer counts.
 //! - NOERROR and NXDOMAIN are answers. Any other code is passed on only if no other upstream does better.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -10,19 +9,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use hickory_net::NetError;
-use hickory_net::tcp::TcpClientStream;
-use hickory_net::udp::UdpClientStream;
-use hickory_net::xfer::{DnsExchange, DnsHandle, DnsMultiplexer, DnsRequestSender, FirstAnswer};
-use hickory_proto::op::{DnsRequest, DnsRequestOptions, DnsResponse, Message, ResponseCode};
+use hickory_proto::op::{DnsResponse, Message, ResponseCode};
+use tokio::task::JoinSet;
 
+use super::exchange::exchange;
 use super::metrics::Metrics;
 use super::question::Question;
-use super::socket::{BareFormErr, Connected};
 use super::{Limits, UpstreamState, UpstreamStatus};
 
-/// The size of answers over UDP that upstreams are asked for: what passes every network in one piece
-/// (RFC 9715 §3).
-pub(super) const UPSTREAM_UDP: u16 = 1232;
 /// How long an upstream that did not answer comes after the others.
 const REST: Duration = Duration::from_secs(30);
 /// An upstream is told to be gone after so many tries in a row without an answer: a datagram may be lost.
@@ -134,44 +128,29 @@ impl Upstreams {
     /// Where none gives an answer in time.
     pub(super) async fn ask(&self, question: &Question) -> Result<(Message, Vec<u8>), Failure> {
         let end = tokio::time::Instant::now() + self.limits.all_tries;
-        let mut said = None;
+        let mut asking = Asking { upstreams: self, end, tries: JoinSet::new(), open: Vec::new(), said: None };
         let mut order = order(&self.lock(), now());
         for _ in 0..ROUNDS {
             let mut silent = Vec::new();
             for addr in order {
-                let within =
-                    end.saturating_duration_since(tokio::time::Instant::now()).min(self.limits.one_try);
-                if within.is_zero() {
-                    return Err(said.map_or(Failure::Unreachable, Failure::Said));
+                if tokio::time::Instant::now() >= end {
+                    break;
                 }
-                match tokio::time::timeout(within, exchange(addr, question, within)).await {
-                    Ok(Ok(response)) => {
-                        self.answered(addr);
-                        match response.response_code {
-                            ResponseCode::NoError | ResponseCode::NXDomain => {
-                                return Ok(response.into_parts());
-                            }
-                            // Codes beyond four bits are about EDNS between us and it.
-                            code if code.high() > 0 => said = said.or(Some(ResponseCode::ServFail)),
-                            code => said = said.or(Some(code)),
-                        }
-                    }
-                    Ok(Err(error)) => {
-                        self.failed(addr, &error);
-                        silent.push(addr);
-                    }
-                    Err(_) => {
-                        self.failed(addr, &NetError::Timeout);
-                        silent.push(addr);
-                    }
+                match asking.turn(addr, question).await {
+                    Turn::Answer(response) => return Ok(response.into_parts()),
+                    Turn::Said => {}
+                    Turn::Silent => silent.push(addr),
                 }
             }
-            if said.is_some() {
+            if asking.said.is_some() || silent.is_empty() {
                 break;
             }
             order = silent;
         }
-        Err(said.map_or(Failure::Unreachable, Failure::Said))
+        match asking.said {
+            Some(code) => Err(Failure::Said(code)),
+            None => asking.last().await.map(DnsResponse::into_parts).ok_or(Failure::Unreachable),
+        }
     }
 
     fn answered(&self, addr: SocketAddr) {
@@ -203,6 +182,92 @@ impl Upstreams {
     }
 }
 
+/// One question, and the tries of it that may still be answered. Dropped, it listens no more.
+struct Asking<'u> {
+    upstreams: &'u Upstreams,
+    end: tokio::time::Instant,
+    tries: JoinSet<(SocketAddr, Result<DnsResponse, NetError>)>,
+    /// Whose tries these are.
+    open: Vec<SocketAddr>,
+    /// The first code that was no answer.
+    said: Option<ResponseCode>,
+}
+
+enum Turn {
+    Answer(DnsResponse),
+    /// It gave another code than those of answers.
+    Said,
+    Silent,
+}
+
+impl Asking<'_> {
+    /// Asks an upstream, unless it still owes an answer, and waits for its turn's time; another's answer that comes
+    /// meanwhile is as good.
+    async fn turn(&mut self, addr: SocketAddr, question: &Question) -> Turn {
+        let limits = self.upstreams.limits;
+        let now = tokio::time::Instant::now();
+        if !self.open.contains(&addr) {
+            let (within, one_try, question) = (self.end - now, limits.one_try, question.clone());
+            self.open.push(addr);
+            self.tries.spawn(async move { (addr, exchange(addr, &question, one_try, within).await) });
+        }
+        let until = self.end.min(now + limits.one_try);
+        loop {
+            match self.next(until).await {
+                Some((_, Ok(response))) if is_answer(&response) => return Turn::Answer(response),
+                Some((from, result)) if from == addr => {
+                    return match result {
+                        Ok(_) => Turn::Said,
+                        Err(error) => {
+                            self.upstreams.failed(addr, &error);
+                            Turn::Silent
+                        }
+                    };
+                }
+                Some(_) => {}
+                None => {
+                    self.upstreams.failed(addr, &NetError::Timeout);
+                    return Turn::Silent;
+                }
+            }
+        }
+    }
+
+    /// All had their turns: what else comes in time.
+    async fn last(&mut self) -> Option<DnsResponse> {
+        while let Some((_, result)) = self.next(self.end).await {
+            if let Some(response) = result.ok().filter(is_answer) {
+                return Some(response);
+            }
+        }
+        None
+    }
+
+    /// The next try that has come to its end, where one does in time.
+    async fn next(
+        &mut self,
+        until: tokio::time::Instant,
+    ) -> Option<(SocketAddr, Result<DnsResponse, NetError>)> {
+        let ended = tokio::time::timeout_at(until, self.tries.join_next()).await.ok()??;
+        let (from, result) = ended.ok()?;
+        self.open.retain(|addr| *addr != from);
+        if let Ok(response) = &result {
+            self.upstreams.answered(from);
+            if !is_answer(response) {
+                // Codes beyond four bits are about EDNS between us and it.
+                let code = response.response_code;
+                let code = if code.high() > 0 { ResponseCode::ServFail } else { code };
+                self.said.get_or_insert(code);
+            }
+        }
+        Some((from, result))
+    }
+}
+
+fn is_answer(response: &DnsResponse) -> bool {
+    matches!(response.response_code, ResponseCode::NoError | ResponseCode::NXDomain)
+}
+
 /// Whom to ask first: those that answer, then those that rest.
 fn order(servers: &[Server], now: Instant) -> Vec<SocketAddr> {
     let resting = |server: &&Server| matches!(server.health, Health::Silent { until } if now < until);
@@ -223,63 +288,6 @@ fn leads_to(upstream: SocketAddr, own: SocketAddr) -> bool {
     let own_ip = own.ip().to_canonical();
     upstream.port() == own.port()
         && (destination == own_ip || (own_ip.is_unspecified() && destination.is_loopback()))
-}
-
-/// One question to one upstream.
-async fn exchange(addr: SocketAddr, question: &Question, within: Duration) -> Result<DnsResponse, NetError> {
-    let first = datagram(addr, question.message(true), within).await;
-    let edns = !is_before_edns(&first);
-    let response = if edns { first? } else { datagram(addr, question.message(false), within).await? };
-    if response.truncation {
-        return stream(addr, question.message(edns), within).await;
-    }
-    Ok(response)
-}
-
-/// Whether a server from before EDNS says this (RFC 6891 §7).
-fn is_before_edns(response: &Result<DnsResponse, NetError>) -> bool {
-    match response {
-        Ok(response) => response.response_code == ResponseCode::FormErr && response.edns.is_none(),
-        Err(NetError::Io(error)) => error.get_ref().is_some_and(|error| error.is::<BareFormErr>()),
-        Err(_) => false,
-    }
-}
-
-async fn datagram(addr: SocketAddr, query: Message, within: Duration) -> Result<DnsResponse, NetError> {
-    let again = within * 2 / 5;
-    let mut options = DnsRequestOptions::default();
-    options.retry_interval = again;
-    let mut client = UdpClientStream::builder(addr, Connected::default())
-        .with_timeout(Some(within))
-        // The first one counts.
-        .with_max_retries(2)
-        .with_retry_interval_floor(again.as_millis() as u64)
-        // The kernel's range, which servers of the pod keep clear of.
-        .with_os_port_selection(true)
-        .build();
-    client.send_message(DnsRequest::new(query, options)).first_answer().await
-}
-
-async fn stream(addr: SocketAddr, query: Message, within: Duration) -> Result<DnsResponse, NetError> {
-    let asked = query.queries.clone();
-    let (connecting, sender) = TcpClientStream::new(addr, None, Some(within), Connected::default());
-    let multiplexer = DnsMultiplexer::new(connecting.await?, sender).with_timeout(within);
-    let (exchange, background) = DnsExchange::<Connected>::from_stream(multiplexer);
-    let mut answer = exchange.send(DnsRequest::new(query, DnsRequestOptions::default())).first_answer();
-    let response = tokio::select! {
-        biased;
-        response = &mut answer => response?,
-        // The connection has ended; the answer may have come before that.
-        () = background => answer.await?,
-    };
-    // hickory-net looks at the id alone here.
-    if response.queries != asked {
-        return Err(NetError::Message("the answer is to another question"));
-    }
-    if response.truncation {
-        return Err(NetError::Truncated);
-    }
-    Ok(response)
 }
 
 fn now() -> Instant {

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum};
 use ipnet::Ipv4Net;
 use servicekeel_core::handoff::Pod;
@@ -159,6 +160,19 @@ pub enum ArgsError {
          name the cluster's DNS service instead"
     )]
     OwnUpstream(SocketAddr),
+    /// A pod's address that an import may get: an export dialled there would lead back into the pod's own import.
+    #[error(
+        "{setting} has {address}, which is inside SIDECAR_IP_RANGE ({range}), where imports are served: \
+         choose another range, or leave the address out"
+    )]
+    PodInRange {
+        /// Who says the address.
+        setting: &'static str,
+        /// The address.
+        address: IpAddr,
+        /// The range.
+        range: Ipv4Net,
+    },
 }
 
 impl Args {
@@ -179,7 +193,14 @@ impl Args {
                 arg.get_env().is_some_and(|name| std::env::var_os(name).is_some_and(|v| v.is_empty()));
             if empty { arg.env(None::<&str>) } else { arg }
         });
-        Self::from_arg_matches(&command.try_get_matches_from(words)?)
+        let words: Vec<OsString> = words.into_iter().map(Into::into).collect();
+        let variables: Vec<OsString> =
+            command.get_arguments().filter_map(|arg| arg.get_env()).map(OsString::from).collect();
+        let matches = command.try_get_matches_from(&words).map_err(|error| match error.kind() {
+            ErrorKind::InvalidUtf8 => not_utf8(&words, &variables).unwrap_or(error),
+            _ => error,
+        })?;
+        Self::from_arg_matches(&matches)
     }
 
     /// The directory of the annotations' files.
@@ -206,7 +227,15 @@ impl Args {
             return Err(ArgsError::NoApi(self.sidecar_config_dir));
         }
         let own = self.sidecar_dns_addr;
-        let addresses = self.sidecar_pod_addrs.or(self.pod_ips).unwrap_or(interfaces);
+        let (setting, addresses) = match (self.sidecar_pod_addrs, self.pod_ips) {
+            (Some(addresses), _) => ("SIDECAR_POD_ADDRS", addresses),
+            (None, addresses) => ("POD_IPS", addresses.unwrap_or(interfaces)),
+        };
+        let range = self.sidecar_ip_range;
+        let in_range = |ip: &&IpAddr| matches!(ip.to_canonical(), IpAddr::V4(ip) if range.contains(&ip));
+        if let Some(address) = addresses.iter().find(in_range) {
+            return Err(ArgsError::PodInRange { setting, address: *address, range });
+        }
         let upstreams = match self.sidecar_dns_upstream {
             Some(servers) => match servers.iter().find(|server| is_own(**server, own, &addresses)) {
                 Some(server) => return Err(ArgsError::OwnUpstream(*server)),
@@ -215,7 +244,7 @@ impl Args {
             None => resolv.upstreams(Some(own), &addresses),
         };
         Ok(Settings {
-            range: self.sidecar_ip_range,
+            range,
             dns_addr: Some(own),
             upstreams,
             router: self.sidecar_server_listen,
@@ -231,6 +260,18 @@ impl Args {
             search: resolv.search,
         })
     }
+}
+
+/// clap says that something is not UTF-8, and not what.
+fn not_utf8(words: &[OsString], variables: &[OsString]) -> Option<clap::Error> {
+    let words = words.iter().filter(|word| word.to_str().is_none()).map(|word| format!("{word:?}"));
+    let variables = variables
+        .iter()
+        .filter(|name| std::env::var_os(name).is_some_and(|value| value.to_str().is_none()))
+        .map(|name| name.to_string_lossy().into_owned());
+    let found: Vec<String> = words.chain(variables).collect();
+    let text = format!("not UTF-8: {}\n", found.join(", "));
+    (!found.is_empty()).then(|| clap::Error::raw(ErrorKind::InvalidUtf8, text))
 }
 
 /// Kubernetes names the host of a pod as the pod.
@@ -294,94 +335,4 @@ fn pod_text(text: &str) -> Result<String, String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parse(flags: &[&str]) -> Result<Args, String> {
-        let words = ["servicekeel-sidecar"].into_iter().chain(flags.iter().copied());
-        Args::of(words).map_err(|error| error.to_string())
-    }
-
-    fn settings(flags: &[&str]) -> Result<Settings, String> {
-        let resolv =
-            Resolv::parse("nameserver 127.0.0.2\nnameserver 10.96.0.10\nsearch default.svc.cluster.local\n");
-        let interfaces = vec![IpAddr::from([10, 244, 1, 7])];
-        parse(flags)?.settings_with(resolv, interfaces, "pod-0".into()).map_err(|error| error.to_string())
-    }
-
-    fn refused(flags: &[&str], text: &str) {
-        let error = settings(flags).unwrap_err();
-        assert!(error.contains(text), "{flags:?}: {error}");
-    }
-
-    #[test]
-    fn defaults_are_those_of_the_contract() {
-        let expected = Settings {
-            range: "127.0.66.0/24".parse().unwrap(),
-            dns_addr: Some("127.0.0.2:53".parse().unwrap()),
-            upstreams: vec!["10.96.0.10:53".parse().unwrap()],
-            router: "/tmp/router.sock".into(),
-            cluster: None,
-            state_dir: Some("/var/lib/servicekeel/sidecar".into()),
-            admin: Some("0.0.0.0:15020".parse().unwrap()),
-            pod: Pod { name: "pod-0".into(), namespace: "default".parse().unwrap(), uid: String::new() },
-            addresses: vec![IpAddr::from([10, 244, 1, 7])],
-            search: vec!["default.svc.cluster.local".parse().unwrap()],
-        };
-        assert_eq!(settings(&[]), Ok(expected));
-        let args = parse(&[]).unwrap();
-        assert_eq!(args.config_dir(), Path::new("/etc/servicekeel"));
-        assert_eq!(args.sidecar_source, SourceKind::Auto);
-    }
-
-    #[test]
-    fn lists_sockets_and_switches() {
-        let read = settings(&[
-            "--sidecar-dns-upstream=10.0.0.1, 10.0.0.2:5353,fd00::1",
-            "--sidecar-server-listen=/run/r:1.sock",
-            "--sidecar-admin-addr=off",
-            "--pod-ips=10.1.0.1,fd00::7",
-            "--sidecar-ip-range=127.0.70.9/24",
-        ])
-        .unwrap();
-        let shown: Vec<String> = read.upstreams.iter().map(ToString::to_string).collect();
-        assert_eq!(shown, ["10.0.0.1:53", "10.0.0.2:5353", "[fd00::1]:53"]);
-        assert_eq!(read.router, Path::new("/run/r:1.sock"));
-        assert_eq!(read.admin, None);
-        assert_eq!(read.addresses, ["10.1.0.1".parse::<IpAddr>().unwrap(), "fd00::7".parse().unwrap()]);
-        assert_eq!(read.range.to_string(), "127.0.70.0/24");
-        let both = settings(&["--pod-ips=10.1.0.1", "--sidecar-pod-addrs=10.2.0.2"]).unwrap();
-        assert_eq!(both.addresses, [IpAddr::from([10, 2, 0, 2])]);
-        assert_eq!(settings(&["--sidecar-server-listen=unix:/r.sock"]).unwrap().router, Path::new("/r.sock"));
-    }
-
-    #[test]
-    fn what_is_wrong_is_said() {
-        refused(&["--sidecar-ip-range=10.0.0.0/24"], "not inside 127.0.0.0/8");
-        refused(&["--sidecar-ip-range=127.0.66.0/32"], "no address to give");
-        refused(&["--sidecar-ip-range=local"], "such as 127.0.66.0/24");
-        refused(&["--sidecar-server-listen=tcp://1.2.3.4:5"], "unix:///tmp/router.sock");
-        refused(&["--sidecar-server-listen=unix://"], "has no path");
-        refused(&["--sidecar-dns-upstream=dns.local"], "\"dns.local\" is not an address");
-        refused(&["--sidecar-dns-upstream=127.0.0.2"], "where this sidecar itself answers");
-        refused(&["--sidecar-cluster=a_b"], "'_'");
-        refused(&["--sidecar-source=api"], "set SIDECAR_SOURCE=files");
-        refused(&["--sidecar-source=etcd"], "files, api, auto");
-        refused(&["--pod-namespace="], "--pod-namespace");
-        refused(&["--sidecar-admin-addr=15020"], "nor `off`");
-        refused(&["--pod-name", &"x".repeat(254)], "253 is the most");
-    }
-
-    /// Each flag is the variable's name in lower case.
-    #[test]
-    fn flags_and_variables_have_the_same_names() {
-        let command = Args::command();
-        let mut seen = 0;
-        for arg in command.get_arguments() {
-            let Some(variable) = arg.get_env().and_then(|name| name.to_str()) else { continue };
-            assert_eq!(arg.get_long(), Some(variable.to_lowercase().replace('_', "-").as_str()));
-            seen += 1;
-        }
-        assert_eq!(seen, 14);
-    }
-}
+mod tests;

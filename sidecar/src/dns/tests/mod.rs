@@ -53,7 +53,11 @@ fn limits() -> Limits {
 
 /// A server with a zone.
 fn dns(upstreams: &[SocketAddr]) -> Dns {
-    let dns = Dns::new(upstreams.to_vec(), limits());
+    dns_within(upstreams, limits())
+}
+
+fn dns_within(upstreams: &[SocketAddr], limits: Limits) -> Dns {
+    let dns = Dns::new(upstreams.to_vec(), limits);
     dns.set_zone(zone_of("cluster-b.local"));
     dns
 }

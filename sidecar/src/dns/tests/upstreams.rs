@@ -40,11 +40,11 @@ async fn a_silent_upstream_is_passed_over_and_then_asked_last() {
     let started = Instant::now();
     assert_eq!(addresses(&ask_a(&dns, "one.example").await).len(), 1);
     assert!(started.elapsed() >= limits().one_try);
-    assert_eq!(silent.asked().len(), 2, "sent twice within its try");
+    assert_eq!(silent.asked().len(), 3, "sent again within its turn");
     let started = Instant::now();
     assert_eq!(addresses(&ask_a(&dns, "two.example").await).len(), 1);
     assert!(started.elapsed() < limits().one_try, "{:?}", started.elapsed());
-    assert_eq!(silent.asked().len(), 2);
+    assert_eq!(silent.asked().len(), 3);
     let state = |fake: &Fake, state| UpstreamStatus { address: fake.addr, state };
     assert_eq!(
         dns.status().upstreams,
@@ -61,6 +61,37 @@ async fn all_silent_is_a_failure_in_time() {
     let took = started.elapsed();
     assert!(took >= limits().all_tries - limits().one_try && took < limits().all_tries * 2, "{took:?}");
     assert_eq!(dns.metrics.upstream_failures.get(), 3);
+}
+
+/// Each of two upstreams answers a question's first datagram, when it has got its fourth: that is after its turn.
+#[tokio::test]
+async fn an_answer_after_its_turn_counts() {
+    let slow = async || {
+        let socket = tokio::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let addr = socket.local_addr().unwrap();
+        let serving = async move {
+            let mut buf = [0; 4096];
+            let (len, first) = socket.recv_from(&mut buf).await.unwrap();
+            let answer = fine(&Message::from_vec(&buf[..len]).unwrap()).remove(0);
+            for _ in 1..4 {
+                socket.recv_from(&mut buf).await.unwrap();
+            }
+            socket.send_to(&answer.to_vec().unwrap(), first).await.unwrap();
+            std::future::pending::<()>().await;
+        };
+        (addr, serving)
+    };
+    let mut serving = tokio::task::JoinSet::new();
+    for others in [0, 1] {
+        let (addr, job) = slow().await;
+        serving.spawn(job);
+        let silent = Fake::new(|_, _| vec![]).await;
+        let upstreams = [&[addr][..], &[silent.addr][..others]].concat();
+        let dns = dns_within(&upstreams, Limits { all_tries: Duration::from_secs(60), ..limits() });
+        let answer = ask_a(&dns, "slow.example").await;
+        assert_eq!(addresses(&answer), [Ipv4Addr::new(192, 0, 2, 1)], "{others} others");
+        assert_eq!(dns.status().upstreams[0].state, UpstreamState::Good);
+    }
 }
 
 #[tokio::test]
