@@ -5,9 +5,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{FieldsV1, ManagedFieldsEntr
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::ResourceExt;
 use serde_json::json;
-use servicekeel_core::plan::{self, ALLOW, EXPORT, EXPORTED_SERVICES, Role, Target};
+use servicekeel_core::plan::{self, ALLOW, EXPORT, EXPORTED_SERVICES, Role, SIDECAR, Target};
 
-use crate::{FIELD_MANAGER, SIDECAR, SIDECAR_CONTAINER};
+use crate::{FIELD_MANAGER, SIDECAR_CONTAINER};
 
 /// A Service as the plan wants it.
 pub fn service(service: &Service) -> plan::Service {

@@ -19,5 +19,3 @@ pub use run::{Output, RunError, Settings, run};
 pub const FIELD_MANAGER: &str = "servicekeel-controller";
 /// The name of the container, or init container, by which a pod is known to run a sidecar.
 pub const SIDECAR_CONTAINER: &str = "servicekeel-sidecar";
-/// The annotation by which a pod whose sidecar has another name says that it runs one: `"true"`.
-pub const SIDECAR: &str = "servicekeel.io/sidecar";

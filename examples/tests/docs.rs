@@ -75,6 +75,35 @@ fn the_table_of_the_sidecars_settings_is_its_help() {
     }
 }
 
+/// What the sidecar's help shows to copy makes, copied as it is, what it says.
+#[test]
+fn the_example_of_the_sidecars_help_can_be_copied() {
+    let help = succeeds("servicekeel-sidecar", &["--help"]);
+    let example = &help[help.find("\nExample").unwrap()..];
+    let lines: Vec<&str> = example.lines().skip_while(|line| !line.starts_with("  ")).collect();
+    let block =
+        lines.iter().take_while(|line| line.starts_with("  ")).copied().collect::<Vec<_>>().join("\n");
+    let dir = tempfile::tempdir().unwrap();
+    let block = block.replace("/tmp/pod", dir.path().to_str().unwrap());
+    let sh = |script: &str, flags: &[&str]| {
+        let done = Command::new("sh").args(flags).args(["-c", script]).output().unwrap();
+        assert!(done.status.success() && done.stderr.is_empty(), "{script}: {done:?}");
+    };
+    sh(&block, &["-n"]);
+    let (before, program) = block.split_once("servicekeel-sidecar ").unwrap();
+    sh(before, &["-e"]);
+    let file = dir.path().join("imported-services-config.yaml");
+    let said = succeeds("servicekeel-router", &["check", file.to_str().unwrap()]);
+    assert!(said.contains("1 entry") && !said.contains("warning"), "{said}");
+    let (command, after) = program.split_once('&').unwrap();
+    for flag in command.split_whitespace().filter(|word| word.starts_with("--")) {
+        assert!(help.contains(&format!("\n      {flag} <")), "{flag} in {help}");
+    }
+    let address = command.split_whitespace().skip_while(|word| *word != "--sidecar-dns-addr").nth(1).unwrap();
+    let (ip, port) = address.split_once(':').unwrap();
+    assert!(after.contains(&format!("dig @{ip} -p {port} simple-server.default")), "{after}");
+}
+
 #[test]
 fn the_table_of_the_controllers_flags_is_its_help() {
     let help = succeeds("servicekeel-controller", &["--help"]);
@@ -100,7 +129,6 @@ fn the_routers_config_of_the_readme_is_a_good_one() {
     }
     let (own, here) = (path("cluster-a.local"), path("."));
     succeeds("servicekeel-router", &["pki", "issue", "--dir", &own, "--node", "node-1", "--out", &here]);
-    std::fs::copy(path("cluster-a.local/ca.crt"), path("ca.crt")).unwrap();
     let bundle = succeeds("servicekeel-router", &["pki", "bundle", "--dir", &path("cluster-b.local")]);
     std::fs::write(path("cluster-b-ca.crt"), bundle).unwrap();
 

@@ -17,6 +17,10 @@ pub use reason::{LeftOut, Reason};
 
 /// The annotation that the plan becomes, on the pod.
 pub const EXPORTED_SERVICES: &str = "servicekeel.io/exported-services";
+/// The annotation of what a pod imports. The plan has no part in it.
+pub const IMPORTED_SERVICES: &str = "servicekeel.io/imported-services";
+/// The annotation by which a pod whose sidecar has another container's name says that it runs one: `"true"`.
+pub const SIDECAR: &str = "servicekeel.io/sidecar";
 /// The annotation of a Service or a namespace that opts out: `"false"`.
 pub const EXPORT: &str = "servicekeel.io/export";
 /// The annotation of a Service that says who may use it: rules of `allow`, separated by commas.
@@ -177,16 +181,15 @@ fn export(
     if service.selector.is_empty() {
         return Err(Reason::NoSelector);
     }
-    // What is neither "true" nor "false" was meant to keep something in, more likely than not.
-    match service.export.as_deref() {
-        None | Some("true") => {}
-        Some("false") => return Err(Reason::OptedOut),
-        Some(other) => return Err(Reason::Export(other.to_owned())),
+    match service.export.as_deref().map_or(Ok(false), opt_out) {
+        Ok(false) => {}
+        Ok(true) => return Err(Reason::OptedOut),
+        Err(other) => return Err(Reason::Export(other.to_owned())),
     }
-    match namespace.export.as_deref() {
-        None | Some("true") => {}
-        Some("false") => return Err(Reason::NamespaceOptedOut),
-        Some(other) => return Err(Reason::NamespaceExport(other.to_owned())),
+    match namespace.export.as_deref().map_or(Ok(false), opt_out) {
+        Ok(false) => {}
+        Ok(true) => return Err(Reason::NamespaceOptedOut),
+        Err(other) => return Err(Reason::NamespaceExport(other.to_owned())),
     }
     let name = service.name.parse().map_err(Reason::Name)?;
     let allow = service.allow.as_deref().map(allow).transpose()?;
@@ -195,9 +198,24 @@ fn export(
     Ok(Export { service: ServiceName { name, namespace, cluster }, ports, allow })
 }
 
-/// A rule that is not understood leaves the Service out: without the rule it would be open to whom the author meant
-/// to keep out.
-fn allow(text: &str) -> Result<Vec<AllowRule>, Reason> {
+/// Whether the value of [`EXPORT`] keeps something in.
+///
+/// # Errors
+/// The value, where it is neither `"true"` nor `"false"`. It was meant to keep something in, more likely than not.
+pub fn opt_out(value: &str) -> Result<bool, &str> {
+    match value {
+        "true" => Ok(false),
+        "false" => Ok(true),
+        other => Err(other),
+    }
+}
+
+/// The rules in the value of [`ALLOW`].
+///
+/// # Errors
+/// [`Reason`]: a rule that is not understood leaves the Service out, since without the rule it would be open to whom
+/// the author meant to keep out.
+pub fn allow(text: &str) -> Result<Vec<AllowRule>, Reason> {
     let rules: Vec<&str> = text.split(',').map(str::trim).collect();
     if rules.len() > MAX_ALLOW {
         return Err(Reason::TooManyRules(rules.len()));

@@ -1,5 +1,8 @@
 //! `check`: what is wrong with a config, an annotation or a manifest.
 
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -17,10 +20,10 @@ const MAX_FILE: usize = 4 << 20;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// Files to check.
+    /// Files to check; `-` is stdin.
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// What they are; told by their content and name where this is not given.
+    /// What they are; told by their names and content where this is not given.
     #[arg(long)]
     kind: Option<Kind>,
 }
@@ -34,7 +37,7 @@ pub(super) enum Kind {
     Imports,
     /// The text of the annotation servicekeel.io/exported-services.
     Exports,
-    /// A manifest of Kubernetes (a Pod, or what has a Pod's template) with either annotation.
+    /// Manifests of Kubernetes, YAML or JSON: Pods, what has a Pod's template, Services and Namespaces.
     Manifest,
 }
 
@@ -54,14 +57,8 @@ impl Arguments {
         let mut good = true;
         for file in &self.files {
             let checked = Checked::of(file, self.kind);
-            for problem in &checked.errors {
+            for problem in checked.told() {
                 print(format_args!("{problem}\n"))?;
-            }
-            for problem in &checked.warnings {
-                print(format_args!(
-                    "{}\n",
-                    Problem { text: format!("warning: {}", problem.text), ..problem.clone() }
-                ))?;
             }
             if checked.errors.is_empty() {
                 print(format_args!("{}: ok, {}\n", file.display(), checked.summary))?;
@@ -83,34 +80,90 @@ pub(super) struct Checked {
 
 impl Checked {
     fn of(file: &Path, kind: Option<Kind>) -> Self {
-        match text(file) {
+        let (name, text) = match read(file) {
+            Ok(read) => read,
             Err(error) => {
-                Self { errors: vec![Problem::of_file(file, format!("{error:#}"))], ..Self::default() }
+                return Self {
+                    errors: vec![Problem::of_file(file, format!("{error:#}"))],
+                    ..Self::default()
+                };
             }
-            Ok(text) => match kind.unwrap_or_else(|| guess(file, &text)) {
-                Kind::Config => config(file),
-                Kind::Manifest => manifest::check(file, &text),
-                kind => annotation(file, &text, kind),
-            },
+        };
+        match kind.unwrap_or_else(|| guess(file, &text)) {
+            Kind::Config => {
+                let mut checked = config(&name, &text);
+                if kind.is_none() && !has(&text, "cluster:") {
+                    for error in &mut checked.errors {
+                        error.text.push_str(" (taken for a router's config; --kind says otherwise)");
+                    }
+                }
+                checked
+            }
+            Kind::Manifest => manifest::check(&name, &text),
+            kind => annotation(&name, &text, kind),
         }
     }
+
+    /// Errors and warnings in the order of the text.
+    fn told(&self) -> Vec<Problem> {
+        let warnings = self.warnings.iter().cloned();
+        let warnings = warnings.map(|it| Problem { text: format!("warning: {}", it.text), ..it });
+        let mut told: Vec<_> = self.errors.iter().cloned().chain(warnings).collect();
+        told.sort_by_key(|problem| problem.place);
+        told
+    }
 }
 
-fn text(file: &Path) -> anyhow::Result<String> {
-    let bytes = read_bounded(file, MAX_FILE).context("can't be read")?;
-    String::from_utf8(bytes).context("not UTF-8 text")
+/// A file's text, and the name under which its problems are told. What comes by a pipe belongs to the directory where
+/// the check runs, as do paths in it.
+fn read(file: &Path) -> anyhow::Result<(PathBuf, String)> {
+    let (name, bytes) = if file == Path::new("-") {
+        ("stdin".into(), bounded(std::io::stdin().lock()))
+    } else {
+        let opened = File::open(file).context("can't be read")?;
+        match opened.metadata().context("can't be read")?.file_type() {
+            kind if kind.is_fifo() || kind.is_char_device() || kind.is_socket() => {
+                ("pipe".into(), bounded(opened))
+            }
+            _ => (file.to_owned(), read_bounded(file, MAX_FILE)),
+        }
+    };
+    let text = String::from_utf8(bytes.context("can't be read")?).context("not UTF-8 text")?;
+    Ok((name, text))
 }
 
-/// What a file is, by its top level, and for the two annotations by its name.
+fn bounded(input: impl Read) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    input.take(MAX_FILE as u64 + 1).read_to_end(&mut bytes)?;
+    if bytes.len() > MAX_FILE {
+        return Err(io::Error::other(format!("longer than the limit of {MAX_FILE} bytes")));
+    }
+    Ok(bytes)
+}
+
+/// Whether a line of the top level begins so.
+fn has(text: &str, key: &str) -> bool {
+    text.lines().any(|line| line.starts_with(key))
+}
+
+/// What a file is: by its name where it is one that the sidecar reads, else by its top level, and which of the
+/// annotations by its name again.
 fn guess(file: &Path, text: &str) -> Kind {
-    let has = |key: &str| text.lines().any(|line| line.starts_with(key));
-    if has("apiVersion:") || has("kind:") {
+    let name = file.file_name().map(|name| name.to_string_lossy().to_lowercase()).unwrap_or_default();
+    match name.as_str() {
+        "exported-services-config.yaml" => return Kind::Exports,
+        "imported-services-config.yaml" => return Kind::Imports,
+        _ => {}
+    }
+    let json = text.trim_start().starts_with('{');
+    let has = |key: &str| has(text, &format!("{key}:")) || (json && text.contains(&format!("\"{key}\"")));
+    if has("apiVersion") || has("kind") {
         return Kind::Manifest;
     }
-    if !has("services:") {
+    let named = |direction: &str| name.contains(&format!("{direction}ed-services"));
+    if !(has("services") || named("export") || named("import")) {
         return Kind::Config;
     }
-    let name = file.file_name().map(|name| name.to_string_lossy().to_lowercase()).unwrap_or_default();
     let only_exports_have = text.lines().any(|line| line.trim_start().starts_with("allow:"));
     if name.contains("export") || (only_exports_have && !name.contains("import")) {
         Kind::Exports
@@ -119,8 +172,8 @@ fn guess(file: &Path, text: &str) -> Kind {
     }
 }
 
-fn config(file: &Path) -> Checked {
-    let reading = settings::read(file, &settings::host());
+fn config(file: &Path, text: &str) -> Checked {
+    let reading = settings::read_text(text, file, &settings::host());
     let mut checked = Checked { warnings: reading.warnings, ..Checked::default() };
     match reading.outcome {
         Err(bad) => checked.errors = bad.problems.0,
@@ -159,11 +212,7 @@ pub(super) fn findings(text: &str, kind: Kind, at: impl Fn(Finding) -> Problem) 
         Ok((entries, refused, warnings)) => Checked {
             errors: refused.into_iter().map(&at).collect(),
             warnings: warnings.into_iter().map(&at).collect(),
-            summary: format!(
-                "{} with {entries} {}",
-                kind.name(),
-                if entries == 1 { "entry" } else { "entries" }
-            ),
+            summary: format!("{} with {}", kind.name(), manifest::count(entries, "entry", "entries")),
         },
     }
 }
@@ -210,6 +259,51 @@ mod tests {
         let allow = format!("{services}  allow: [b.local]\n");
         assert_eq!(checked("x.yaml", &allow, None).2, "exported-services with 1 entry");
         assert_eq!(checked("x.yaml", services, Some(Kind::Exports)).2, "exported-services with 1 entry");
+    }
+
+    #[test]
+    fn names_come_before_content_and_json_is_told() {
+        let wrong = "service:\n- name: a\n";
+        let (errors, warnings, _) = checked("imported-services-config.yaml", wrong, None);
+        assert!(errors.is_empty() && warnings[0].contains("known here: services"), "{errors:?} {warnings:?}");
+        assert_eq!(checked("exported-services-config.yaml", "", None).2, "exported-services with 0 entries");
+        let (errors, ..) = checked("x.yaml", wrong, None);
+        assert!(errors[0].ends_with("(taken for a router's config; --kind says otherwise)"), "{errors:?}");
+        let (errors, ..) = checked("x.yaml", wrong, Some(Kind::Config));
+        assert!(!errors[0].contains("taken for"), "{errors:?}");
+        let pod = r#"{"apiVersion": "v1", "kind": "Pod", "metadata": {"annotations":
+            {"servicekeel.io/imported-services": "services: [{name: a, ports: [{port: 1}]}]"}}}"#;
+        let (errors, _, summary) = checked("pod.json", pod, None);
+        assert_eq!((errors, summary.as_str()), (vec![], "imported-services with 1 entry"));
+    }
+
+    #[test]
+    fn pipes_are_read_within_the_bound() {
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("fifo");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR)
+            .unwrap();
+        let check = |text: String| {
+            let to = fifo.clone();
+            let writer = std::thread::spawn(move || std::fs::write(to, text));
+            let checked = Checked::of(&fifo, None);
+            let _ = writer.join();
+            checked
+        };
+        let checked = check("services: []\nservice: 1\n".into());
+        assert!(checked.told()[0].to_string().starts_with("pipe:2:1: warning: "), "{checked:?}");
+        let checked = check(" ".repeat(MAX_FILE + 1));
+        assert!(checked.errors[0].text.contains("longer than the limit"), "{:?}", checked.errors);
+    }
+
+    #[test]
+    fn what_is_told_is_in_the_order_of_the_text() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("i.yaml");
+        let text = "services:\n- name: a\n  colour: red\n  ports: [{port: 0}]\n  size: 1\n- name: b\n";
+        std::fs::write(&file, text).unwrap();
+        let lines: Vec<_> = Checked::of(&file, None).told().iter().map(|it| it.place.unwrap().0).collect();
+        assert_eq!(lines, [3, 4, 5, 6]);
     }
 
     #[test]

@@ -1,91 +1,241 @@
-//! Annotations inside of a manifest of Kubernetes.
+//! Annotations inside of a manifest of Kubernetes: of pods, which the sidecar reads, and of Services and namespaces,
+//! which the controller reads.
 
-use std::collections::BTreeMap;
+mod shape;
+#[cfg(test)]
+mod tests;
+
 use std::path::Path;
 
-use serde::Deserialize;
-use serde_yaml::Spanned;
+use serde_yaml::{Error, Options, Spanned};
+use servicekeel_core::plan::{self, ALLOW, EXPORT, EXPORTED_SERVICES, IMPORTED_SERVICES, SIDECAR};
 
+use self::shape::{Object, Value};
 use super::check::{Checked, Kind, findings, words};
 use crate::settings::problem::Problem;
 use crate::settings::{explain, options};
 
-const IMPORTS: &str = "servicekeel.io/imported-services";
-const EXPORTS: &str = "servicekeel.io/exported-services";
-
-/// What is read of a manifest; the rest is Kubernetes' own matter.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Manifest {
-    metadata: Option<Metadata>,
-    spec: Option<Spec>,
-    /// Of a List.
-    items: Option<Vec<Manifest>>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Metadata {
-    annotations: Option<BTreeMap<String, Option<Spanned<String>>>>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct Spec {
-    /// Of a Deployment and its like.
-    template: Option<Box<Manifest>>,
-    /// Of a CronJob.
-    job_template: Option<Box<Manifest>>,
-}
+const KEYS: [&str; 5] = [IMPORTED_SERVICES, EXPORTED_SERVICES, SIDECAR, EXPORT, ALLOW];
+const PREFIX: &str = "servicekeel.io/";
+/// The most values in a manifest, which may be a long List.
+const MAX_NODES: usize = 1 << 20;
+/// The deepest nesting. A List of Deployments as JSON, with the fields that each manager owns, has about 20.
+const MAX_DEPTH: usize = 64;
 
 /// Checks the annotations of every document.
 pub(super) fn check(file: &Path, text: &str) -> Checked {
-    let documents: Vec<Option<Manifest>> = match serde_yaml::from_multiple_with_options(text, options()) {
+    let documents: Vec<Option<Object>> = match serde_yaml::from_multiple_with_options(text, limits()) {
         Ok(documents) => documents,
         Err(error) => {
             let place = error.location().map(|at| (at.line().max(1), at.column().max(1)));
-            let text = explain(error.without_snippet());
+            let text = match error.without_snippet() {
+                Error::Budget { .. } => {
+                    format!("too large or too deep: {MAX_NODES} values and {MAX_DEPTH} levels are the most")
+                }
+                error => explain(error),
+            };
             let error = Problem { file: file.to_owned(), place, text };
             return Checked { errors: vec![error], ..Checked::default() };
         }
     };
-    let mut all = Checked::default();
-    let mut summaries = Vec::new();
-    for document in documents.iter().flatten() {
-        walk(document, &mut |key, kind, value| {
-            let checked = annotation(file, text, key, kind, value);
-            all.errors.extend(checked.errors);
-            all.warnings.extend(checked.warnings);
-            summaries.push(checked.summary);
-        });
+    let mut reader = Reader { file, text, checked: Checked::default(), seen: false, summaries: Vec::new() };
+    documents.iter().flatten().for_each(|document| reader.walk(document, None));
+    let Reader { mut checked, seen, mut summaries, .. } = reader;
+    if !seen {
+        let warning = format!("no annotation {IMPORTED_SERVICES} or {EXPORTED_SERVICES} in it");
+        checked.warnings.push(Problem::of_file(file, warning));
     }
     if summaries.is_empty() {
-        let warning = format!("no annotation {IMPORTS} or {EXPORTS} in it");
-        all.warnings.push(Problem::of_file(file, warning));
         summaries.push("nothing to check".into());
     }
-    all.summary = summaries.join(", ");
-    all
+    checked.summary = summaries.join(", ");
+    checked
 }
 
-fn walk(manifest: &Manifest, found: &mut impl FnMut(&str, Kind, &Spanned<String>)) {
-    let annotations = manifest.metadata.as_ref().and_then(|metadata| metadata.annotations.as_ref());
-    for (key, value) in annotations.into_iter().flatten() {
-        match (key.as_str(), value) {
-            (IMPORTS, Some(value)) => found(key, Kind::Imports, value),
-            (EXPORTS, Some(value)) => found(key, Kind::Exports, value),
+fn limits() -> Options {
+    let mut options = options();
+    if let Some(budget) = &mut options.budget {
+        (budget.max_nodes, budget.max_events) = (MAX_NODES, 3 * MAX_NODES);
+        (budget.max_depth, budget.flow_nesting_limit) = (MAX_DEPTH, MAX_DEPTH);
+    }
+    options
+}
+
+/// What annotations stand on.
+#[derive(Clone, Copy)]
+enum Holder<'o> {
+    /// A pod, or the template of pods.
+    Pod,
+    Service,
+    Namespace,
+    /// A Deployment and its like, by its kind: its pods get the annotations of its template.
+    Workload(&'o str),
+    Other(&'o str),
+}
+
+impl<'o> Holder<'o> {
+    fn of(object: &'o Object) -> Self {
+        let holds_template =
+            object.spec.as_ref().is_some_and(|spec| spec.template.is_some() || spec.job_template.is_some());
+        match object.kind.as_deref() {
+            Some("Service") => Self::Service,
+            Some("Namespace") => Self::Namespace,
+            kind if holds_template => Self::Workload(kind.unwrap_or("object")),
+            None | Some("Pod") => Self::Pod,
+            Some(kind) => Self::Other(kind),
+        }
+    }
+
+    /// Why nothing reads this annotation here; `None` where it is read.
+    fn ignores(self, key: &str) -> Option<String> {
+        let of_pods = [IMPORTED_SERVICES, EXPORTED_SERVICES, SIDECAR].contains(&key);
+        let (kind, read) = match self {
+            Self::Pod => ("pod", of_pods),
+            Self::Service => ("Service", key == EXPORT || key == ALLOW),
+            Self::Namespace => ("Namespace", key == EXPORT),
+            Self::Workload(kind) if of_pods => {
+                return Some(format!(
+                    "stands on the {kind}, not in its pod template: no pod gets it; \
+                     move it to spec.template.metadata.annotations"
+                ));
+            }
+            Self::Workload(kind) | Self::Other(kind) => (kind, false),
+        };
+        let belongs = match key {
+            EXPORT => "a Service or a Namespace",
+            ALLOW => "a Service",
+            _ => "a pod",
+        };
+        (!read).then(|| format!("stands on the {kind}, where nothing reads it; it belongs on {belongs}"))
+    }
+}
+
+struct Reader<'m> {
+    file: &'m Path,
+    text: &'m str,
+    checked: Checked,
+    /// Whether any annotation of ours, or one that was meant to be, is there.
+    seen: bool,
+    summaries: Vec<String>,
+}
+
+impl Reader<'_> {
+    fn walk(&mut self, object: &Object, template: Option<Holder<'_>>) {
+        let holder = template.unwrap_or_else(|| Holder::of(object));
+        let annotations = object.metadata.as_ref().and_then(|metadata| metadata.annotations.as_ref());
+        for (key, value) in annotations.iter().flat_map(|annotations| &annotations.0) {
+            self.annotation(holder, key, value);
+        }
+        if let Some(spec) = &object.spec {
+            spec.template.iter().for_each(|template| self.walk(template, Some(Holder::Pod)));
+            spec.job_template
+                .iter()
+                .for_each(|template| self.walk(template, Some(Holder::Workload("jobTemplate"))));
+        }
+        object.items.iter().flatten().for_each(|item| self.walk(item, None));
+    }
+
+    fn annotation(&mut self, holder: Holder<'_>, key: &Spanned<String>, value: &Spanned<Value>) {
+        let name = key.value.as_str();
+        if !KEYS.contains(&name) {
+            if let Some(reason) = unknown(name) {
+                self.seen = true;
+                self.warn(key, reason);
+            }
+            return;
+        }
+        self.seen = true;
+        if let Some(reason) = holder.ignores(name) {
+            return self.warn(key, format!("{name} {reason}"));
+        }
+        let value_text = match &value.value {
+            Value::Empty => return,
+            Value::Text(text) => text,
+            Value::Bare => {
+                return self.refuse(value, format!("{name}: an annotation is a text: put it in quotes"));
+            }
+            Value::Tree => {
+                let reason =
+                    "an annotation is a text: put `|` behind the colon, and the lines below it indented";
+                return self.refuse(key, format!("{name}: {reason}"));
+            }
+        };
+        match name {
+            IMPORTED_SERVICES => self.services(name, Kind::Imports, value, value_text),
+            EXPORTED_SERVICES => self.services(name, Kind::Exports, value, value_text),
+            EXPORT => match plan::opt_out(value_text) {
+                Ok(out) => self.summaries.push(format!("{name} is \"{}\"", !out)),
+                Err(other) => self.refuse(
+                    value,
+                    format!("{name} is {other:?}; \"true\" and \"false\" are understood, and nothing is exported by another"),
+                ),
+            },
+            ALLOW => match plan::allow(value_text) {
+                Ok(rules) => {
+                    if rules.iter().any(|rule| rule.namespace.is_some()) {
+                        let reason = "a rule with a namespace lets nobody in yet; name the whole cluster";
+                        self.warn(value, format!("{name}: {reason}"));
+                    }
+                    self.summaries.push(format!("{name} with {}", count(rules.len(), "rule", "rules")));
+                }
+                Err(reason) => self.refuse(value, reason.to_string()),
+            },
+            SIDECAR => match value_text.as_str() {
+                "true" => self.summaries.push(format!("{name} is \"true\"")),
+                "false" => {}
+                other => self.warn(value, format!("{name} is {other:?}; only \"true\" says that a sidecar runs")),
+            },
             _ => {}
         }
     }
-    let templates = manifest.spec.iter().flat_map(|spec| [&spec.template, &spec.job_template]);
-    templates.flatten().for_each(|template| walk(template, found));
-    manifest.items.iter().flatten().for_each(|item| walk(item, found));
+
+    fn services(&mut self, key: &str, kind: Kind, value: &Spanned<Value>, text: &str) {
+        let checked = services(self.file, self.text, key, kind, place(value), text);
+        self.checked.errors.extend(checked.errors);
+        self.checked.warnings.extend(checked.warnings);
+        self.summaries.extend(Some(checked.summary).filter(|summary| !summary.is_empty()));
+    }
+
+    fn warn<T>(&mut self, at: &Spanned<T>, text: String) {
+        self.checked.warnings.push(Problem { file: self.file.to_owned(), place: Some(place(at)), text });
+    }
+
+    fn refuse<T>(&mut self, at: &Spanned<T>, text: String) {
+        self.checked.errors.push(Problem { file: self.file.to_owned(), place: Some(place(at)), text });
+    }
 }
 
-fn annotation(file: &Path, manifest: &str, key: &str, kind: Kind, value: &Spanned<String>) -> Checked {
-    let (line, column) = (value.referenced.line().max(1), value.referenced.column().max(1));
+fn place<T>(value: &Spanned<T>) -> (u64, u64) {
+    (value.referenced.line().max(1), value.referenced.column().max(1))
+}
+
+pub(super) fn count(number: usize, one: &str, several: &str) -> String {
+    format!("{number} {}", if number == 1 { one } else { several })
+}
+
+/// What to say of an annotation that nothing reads and whose author meant one of ours.
+fn unknown(key: &str) -> Option<String> {
+    let near = KEYS.map(|known| (strsim::damerau_levenshtein(known, key), known)).into_iter().min()?;
+    let ours = key.starts_with(PREFIX);
+    match near {
+        (distance, known) if distance <= 2 || (ours && distance <= 4) => {
+            Some(format!("{key} is not read by anything; did you mean {known}?"))
+        }
+        _ => ours.then(|| format!("{key} is not read by anything; known are {}", KEYS.join(", "))),
+    }
+}
+
+/// Checks a text of `imported-services` or `exported-services` that stands at this place of the manifest.
+fn services(
+    file: &Path,
+    manifest: &str,
+    key: &str,
+    kind: Kind,
+    (line, column): (u64, u64),
+    text: &str,
+) -> Checked {
     let block = block(manifest, line, column);
-    findings(&value.value, kind, |finding| {
+    findings(text, kind, |finding| {
         let (place, text) = match block {
             Some((head, indent)) => {
                 ((head + finding.line, indent + finding.column), format!("{key}: {}", words(&finding)))
@@ -117,51 +267,4 @@ fn heads_block(line: &str) -> bool {
     let line = line.split(" #").next().unwrap_or(line).trim_end();
     let style = line.rsplit([' ', ':']).next().unwrap_or("");
     style.strip_prefix('|').is_some_and(|rest| rest.chars().all(|c| matches!(c, '+' | '-' | '0'..='9')))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const POD: &str = "\
-apiVersion: v1
-kind: Pod
-metadata:
-  name: client
-  annotations:
-    other: {}
-    servicekeel.io/imported-services: | # by hand
-      services:
-        - name: web
-          ports:
-            - port: 99999
-spec:
-  containers: [ { name: app, image: x } ]
-";
-
-    #[test]
-    fn findings_stand_where_the_manifest_has_them() {
-        let text = POD.replace("{}", "\"1\"");
-        let checked = check(Path::new("pod.yaml"), &text);
-        assert_eq!(checked.errors.len(), 1, "{checked:?}");
-        let (line, column) = checked.errors[0].place.unwrap();
-        let line = text.lines().nth(line as usize - 1).unwrap();
-        assert_eq!(&line[column as usize - 1..], "99999");
-        assert!(
-            checked.errors[0].text.starts_with("servicekeel.io/imported-services: services[0].ports[0].port")
-        );
-    }
-
-    #[test]
-    fn templates_lists_and_several_documents() {
-        let deployment = "kind: Deployment\nspec:\n  template:\n    metadata:\n      annotations:\n        servicekeel.io/exported-services: \"services: [{name: a, ports: [{port: 1}]}]\"\n";
-        let checked = check(Path::new("d.yaml"), &format!("---\nkind: Service\n---\n{deployment}"));
-        assert!(checked.errors.is_empty() && checked.warnings.is_empty(), "{checked:?}");
-        assert_eq!(checked.summary, "exported-services with 1 entry");
-        let wrong = deployment.replace("port: 1", "port: x");
-        let checked = check(Path::new("d.yaml"), &wrong);
-        assert_eq!(checked.errors[0].place, Some((6, 43)), "{checked:?}");
-        let checked = check(Path::new("s.yaml"), "kind: Service\n");
-        assert!(checked.errors.is_empty() && checked.warnings.len() == 1, "{checked:?}");
-    }
 }

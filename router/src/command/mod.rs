@@ -57,7 +57,7 @@ its own node only:
     admin: 127.0.0.1:7480              # /livez /readyz /metrics /status and a page; off
   peers:                               # routers to dial; one that dials nobody only accepts
     - address: hub.example:7443
-  identity: { ca: pki/ca.crt, cert: node.crt, key: node.key }
+  identity: { ca: ca.crt, cert: node.crt, key: node.key }
   trust:                               # other clusters' authorities (see `pki bundle`)
     - { cluster: cluster-b.local, ca: cluster-b-ca.crt }
   state: /var/lib/servicekeel/router   # reserved: nothing is kept there yet

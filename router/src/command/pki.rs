@@ -1,7 +1,7 @@
 //! `pki`: authorities and certificates as files.
 
 use std::fs::{self, OpenOptions, Permissions};
-use std::io::{ErrorKind, Write};
+use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -24,12 +24,14 @@ const MAX_PEM: usize = 64 * 1024;
 
 /// What comes when.
 pub(super) const EXAMPLES: &str = "\
-Once for a cluster; keep the directory safe, it is not needed on the nodes:
+Once for a cluster. Keep the directory safe; no node needs it:
   servicekeel-router pki init --cluster cluster-a.local --dir pki
 
-For each node; what is printed goes into its config. With --force again before a year is over: the router takes the \
-new files while it runs:
+For each node. The three files go beside its config, and what is printed goes into it:
   servicekeel-router pki issue --dir pki --node node-1 --out node-1
+
+Before the certificate ends, after a year, issue another. A router that runs takes the new files by itself:
+  servicekeel-router pki issue --dir pki --node node-1 --out node-1 --force
 
 For the routers of other clusters, which take it into `trust`:
   servicekeel-router pki bundle --dir pki > cluster-a.local.crt";
@@ -39,7 +41,8 @@ pub(super) enum Command {
     /// Make the authority of a cluster: DIR/ca.crt, and DIR/ca.key, which is a secret. Who has the key is every router
     /// of the cluster.
     Init(Init),
-    /// Issue the certificate of a node's router: OUT/node.crt, and OUT/node.key, which is a secret.
+    /// Issue the certificate of a node's router: OUT/node.crt, OUT/node.key, which is a secret, and the authority's
+    /// certificate, OUT/ca.crt.
     Issue(Issue),
     /// Print the authority's certificate, which other clusters take into their `trust`.
     Bundle(Bundle),
@@ -105,14 +108,10 @@ impl Init {
     fn run(self) -> anyhow::Result<()> {
         let authority = Authority::generate(&self.cluster, self.days, SystemTime::now())?;
         let (certificate, key) = (self.dir.join("ca.crt"), self.dir.join("ca.key"));
-        put(
-            &key,
-            authority.key().as_bytes(),
-            &certificate,
-            authority.certificate().as_bytes(),
-            self.force,
-            "every certificate that it issued is worth nothing then",
-        )?;
+        let secret = authority.key();
+        let files =
+            [(&*key, secret.as_bytes(), SECRET), (&certificate, authority.certificate().as_bytes(), PUBLIC)];
+        put(&files, self.force, "every certificate that it issued is worth nothing then")?;
         print(format_args!(
             "the authority of {cluster}, valid until {until}:\n  {}\n  {} (a secret)\n\
              Next, for each node:  servicekeel-router pki issue --dir {dir} --node NODE --out OUT\n",
@@ -129,23 +128,23 @@ impl Issue {
     fn run(self) -> anyhow::Result<()> {
         let authority = authority(&self.dir)?;
         let issued = authority.issue(&self.node, &self.dns, self.days, SystemTime::now())?;
-        let (certificate, key) = (self.out.join("node.crt"), self.out.join("node.key"));
-        put(
-            &key,
-            issued.key.as_bytes(),
-            &certificate,
-            issued.certificate.as_bytes(),
-            self.force,
-            "a router that runs takes the new one by itself",
-        )?;
+        let [ca, certificate, key] = ["ca.crt", "node.crt", "node.key"].map(|name| self.out.join(name));
+        let mut files = vec![
+            (&*key, issued.key.as_bytes(), SECRET),
+            (&certificate, issued.certificate.as_bytes(), PUBLIC),
+        ];
+        // It may be there from the last time, among others, or be the authority's own.
+        if !fs::read_to_string(&ca).is_ok_and(|text| text.contains(authority.certificate().trim())) {
+            files.push((&ca, authority.certificate().as_bytes(), PUBLIC));
+        }
+        put(&files, self.force, "a router that runs takes the new one by itself")?;
         print(format_args!(
-            "the certificate of {cluster}/{node}, valid until {until}:\n  {}\n  {} (a secret)\n\
-             Lines for its config:\n  cluster: {cluster}\n  node: {node}\n  identity: {{ ca: {}, cert: {}, key: {} }}\n",
+            "the certificate of {cluster}/{node}, valid until {until}:\n  {}\n  {}\n  {} (a secret)\n\
+             Lines for a config beside them:\n  cluster: {cluster}\n  node: {node}\n  \
+             identity: {{ ca: ca.crt, cert: node.crt, key: node.key }}\n",
+            ca.display(),
             certificate.display(),
             key.display(),
-            absolute(&self.dir.join("ca.crt")).display(),
-            absolute(&certificate).display(),
-            absolute(&key).display(),
             cluster = authority.cluster(),
             node = self.node,
             until = Date::from(issued.not_after),
@@ -170,10 +169,6 @@ impl Bundle {
     }
 }
 
-fn absolute(path: &Path) -> PathBuf {
-    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
-}
-
 fn authority(dir: &Path) -> anyhow::Result<Authority> {
     let certificate = read(&dir.join("ca.crt"))?;
     let key = read(&dir.join("ca.key"))?;
@@ -191,36 +186,43 @@ fn read(path: &Path) -> anyhow::Result<String> {
     String::from_utf8(bytes).with_context(|| format!("{} is not PEM", path.display()))
 }
 
-/// Writes a key and its certificate. Neither may be there yet, unless by `force`; `replaced` says what comes of that.
-fn put(
-    key: &Path,
-    secret: &[u8],
-    certificate: &Path,
-    public: &[u8],
-    force: bool,
-    replaced: &str,
-) -> anyhow::Result<()> {
-    for path in [key, certificate] {
+/// Writes files, each with its mode. None may be there yet, unless by `force`; `replaced` says what comes of that.
+/// Where one can't be written, those that were new before it are removed, so that the same command can be given again.
+fn put(files: &[(&Path, &[u8], u32)], force: bool, replaced: &str) -> anyhow::Result<()> {
+    for (path, ..) in files {
         if !force && path.symlink_metadata().is_ok() {
             bail!("{} is there already; --force replaces it, and {replaced}", path.display());
         }
     }
-    if let Some(dir) = key.parent().filter(|dir| !dir.as_os_str().is_empty()) {
+    let dirs = files.iter().filter_map(|(path, ..)| path.parent());
+    for dir in dirs.filter(|dir| !dir.as_os_str().is_empty()) {
         fs::create_dir_all(dir).with_context(|| format!("can't make the directory {}", dir.display()))?;
     }
-    write(key, secret, SECRET, force)?;
-    write(certificate, public, PUBLIC, force)
+    let mut new = Vec::new();
+    for (path, bytes, mode) in files {
+        let written = if force { over(path, bytes, *mode) } else { create(path, bytes, *mode) };
+        if let Err(error) = written {
+            for path in new {
+                drop(fs::remove_file(path));
+            }
+            return Err(error).with_context(|| format!("can't write {}", path.display()));
+        }
+        if !force {
+            new.push(path);
+        }
+    }
+    Ok(())
 }
 
-fn write(path: &Path, bytes: &[u8], mode: u32, force: bool) -> anyhow::Result<()> {
-    let written = if force {
-        replace(path, bytes).and_then(|()| fs::set_permissions(path, Permissions::from_mode(mode)))
-    } else {
-        // Whoever was faster keeps what is his.
-        let new = OpenOptions::new().write(true).create_new(true).mode(mode).open(path);
-        new.and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
-    };
-    written.with_context(|| format!("can't write {}", path.display()))
+fn over(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    replace(path, bytes)?;
+    fs::set_permissions(path, Permissions::from_mode(mode))
+}
+
+/// Whoever was faster keeps what is his.
+fn create(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).inspect_err(|_| drop(fs::remove_file(path)))
 }
 
 #[cfg(test)]
@@ -266,6 +268,41 @@ mod tests {
         let after = keys();
         assert!(before.0 != after.0 && before.1 != after.1);
         assert_eq!((mode(&out.join("node.key")), mode(&out.join("node.crt"))), (0o600, 0o644));
+    }
+
+    #[test]
+    fn what_a_node_needs_is_in_one_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let (pki, out) = (dir.path().join("pki"), dir.path().join("node"));
+        init(&pki, "a.local", false).unwrap();
+        issue(&pki, &out, false).unwrap();
+        let ca = fs::read_to_string(pki.join("ca.crt")).unwrap();
+        assert_eq!(fs::read_to_string(out.join("ca.crt")).unwrap(), ca);
+        // While authorities change, the file has others, too.
+        let both = format!("{ca}another\n");
+        fs::write(out.join("ca.crt"), &both).unwrap();
+        issue(&pki, &out, true).unwrap();
+        assert_eq!(fs::read_to_string(out.join("ca.crt")).unwrap(), both);
+        // The authority's own directory will do.
+        issue(&pki, &pki, false).unwrap();
+        assert_eq!(fs::read_to_string(pki.join("ca.crt")).unwrap(), ca);
+        // Another cluster's authority is not taken for it.
+        fs::remove_file(out.join("node.key")).unwrap();
+        fs::remove_file(out.join("node.crt")).unwrap();
+        fs::write(out.join("ca.crt"), "another").unwrap();
+        assert!(issue(&pki, &out, false).unwrap_err().to_string().contains("ca.crt is there already"));
+        assert!(!out.join("node.key").exists());
+        issue(&pki, &out, true).unwrap();
+        assert_eq!(fs::read_to_string(out.join("ca.crt")).unwrap(), ca);
+    }
+
+    #[test]
+    fn what_fails_leaves_nothing_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let (first, second) = (dir.path().join("first"), dir.path().join("x".repeat(300)));
+        let files: [(&Path, &[u8], u32); 2] = [(&first, b"1", SECRET), (&second, b"2", PUBLIC)];
+        assert!(format!("{:#}", put(&files, false, "").unwrap_err()).contains("can't write"));
+        assert!(!first.exists());
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 pub use config::{Config, DEFAULT_ADMIN, DEFAULT_PATH, Listen, MAX_PEERS, Peer};
 pub use read::{Bad, Good, Reading, read};
-pub(crate) use read::{admin_of, host};
+pub(crate) use read::{admin_of, host, read_text};
 pub use text::MAX_CONFIG;
 pub(crate) use text::{explain, options};
 

@@ -53,9 +53,18 @@ impl From<Problems> for Bad {
 
 /// Reads the config at `path`. `host` is the node's name where the config says none.
 pub fn read(path: &Path, host: &str) -> Reading {
+    match text(path) {
+        Ok(text) => read_text(&text, path, host),
+        Err(problems) => {
+            Reading { files: vec![path.to_owned()], warnings: Vec::new(), outcome: Err(problems.into()) }
+        }
+    }
+}
+
+/// As [`read`], of a text that is known already. Paths in it are relative to `path`.
+pub(crate) fn read_text(text: &str, path: &Path, host: &str) -> Reading {
     let mut files = vec![path.to_owned()];
-    let parsed = text(path).and_then(|text| config::parse(&text, path, host));
-    match parsed {
+    match config::parse(text, path, host) {
         Err(problems) => Reading { files, warnings: Vec::new(), outcome: Err(problems.into()) },
         Ok(mut parsed) => {
             files.extend(parsed.files().map(|named| named.path.clone()));

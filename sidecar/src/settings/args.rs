@@ -35,15 +35,14 @@ Every flag is an environment variable, too; an empty variable counts as unset.
 
 Example, on one's own machine beside a router that listens at /tmp/router.sock:
 
-  mkdir -p /tmp/pod && cat > /tmp/pod/imported-services-config.yaml <<END
-  services:
-    - name: simple-server
-      cluster: cluster-a.local
-      ports: [{ port: 8080 }]
-  END
+  mkdir -p /tmp/pod
+  printf '%s\\n' 'services:' \\
+      '- name: simple-server' \\
+      '  cluster: cluster-a.local' \\
+      '  ports: [{ port: 8080 }]' > /tmp/pod/imported-services-config.yaml
   servicekeel-sidecar --sidecar-config-dir /tmp/pod --sidecar-state-dir /tmp/pod/state \\
-      --sidecar-dns-addr 127.0.0.2:5353 &
-  dig @127.0.0.2 -p 5353 simple-server.default
+      --sidecar-dns-addr 127.0.0.2:10053 &
+  dig @127.0.0.2 -p 10053 simple-server.default
   curl localhost:15020/status
 
 SERVICEKEEL_LOG sets what is logged (error, warn, info, debug; default info), SERVICEKEEL_LOG_FORMAT how (text, json).";
