@@ -117,6 +117,11 @@ impl Flow {
         if self.fin.is_some() || self.reset.is_some() { 0 } else { self.window - (self.sent - self.acked) }
     }
 
+    /// How many bytes of the application are on their way unacknowledged.
+    pub fn on_way(&self) -> u64 {
+        self.sent - self.acked
+    }
+
     /// `n` bytes of the application go out, at most [`Self::may_send`]: the offset of the first, for their frames.
     pub fn handle_local_bytes(&mut self, n: u64) -> u64 {
         debug_assert!(n <= self.may_send());

@@ -16,6 +16,7 @@ use tokio::io::ReadBuf;
 use tokio::task::yield_now;
 use tokio::time::{Sleep, sleep};
 
+use super::room::Share;
 use crate::tls::{BUFFER, BufferPool, Channel, ChannelError, Place};
 
 /// How long the peer may take to confirm that a flow is broken off, before its connection is given up.
@@ -43,6 +44,7 @@ pub async fn carry<S: Stream, A: Stream>(
 ) -> Result<(), ChannelError> {
     let buffers = channel.buffers();
     let mut carry = Carry {
+        room: Share::new(buffers.clone()),
         channel,
         buffers,
         app: Some(app),
@@ -86,6 +88,8 @@ struct Carry<'a, S: Stream, A: Stream> {
     /// Gone once it is broken or was reset.
     app: Option<A>,
     flow: Flow,
+    /// Of what all flows may have on their way.
+    room: Share,
     /// Payloads in the channel's buffer that the application has not taken yet.
     places: Vec<Range<usize>>,
     /// Bytes before those that have left the channel's buffer: of frames that span records, or to read on behind them.
@@ -125,6 +129,7 @@ impl<S: Stream, A: Stream> Carry<'_, S, A> {
                 break;
             }
         }
+        self.room.settle(self.flow.on_way());
         if self.unsent_range.is_empty()
             && let Some(buffer) = self.unsent.take()
         {
@@ -211,9 +216,14 @@ impl<S: Stream, A: Stream> Carry<'_, S, A> {
         moved
     }
 
+    /// How many bytes of the application may be read now.
+    fn may_send(&mut self) -> u64 {
+        self.flow.may_send().min(self.room.allows(self.flow.on_way()))
+    }
+
     /// Whether this side's application is stopped until the peer acknowledges.
-    fn window_is_full(&self) -> bool {
-        self.app.is_some() && !self.read_ended && self.flow.may_send() == 0
+    fn window_is_full(&mut self) -> bool {
+        self.app.is_some() && !self.read_ended && self.may_send() == 0
     }
 
     /// Takes what waits for the application out of the channel's buffer.
@@ -272,7 +282,7 @@ impl<S: Stream, A: Stream> Carry<'_, S, A> {
         if self.read_ended || !self.unsent_range.is_empty() {
             return false;
         }
-        let may = usize::try_from(self.flow.may_send()).unwrap_or(usize::MAX).min(READ);
+        let may = usize::try_from(self.may_send()).unwrap_or(usize::MAX).min(READ);
         let Some(app) = &mut self.app else { return false };
         if may == 0 {
             return false;

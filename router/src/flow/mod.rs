@@ -1,8 +1,10 @@
 //! TCP flows between two routers, one after the other on a channel.
 
 mod carry;
+mod room;
 
 pub use carry::carry;
+pub(crate) use room::Room;
 use servicekeel_core::flow::frame::{self, Kind, Open, Refused};
 use servicekeel_runtime::net::Stream;
 

@@ -216,6 +216,42 @@ async fn one_that_writes_all_before_it_reads_is_not_stopped_by_what_it_does_not_
 }
 
 #[tokio::test]
+async fn without_room_a_flow_has_little_on_its_way_and_goes_on() {
+    let (mut a, mut b) = channels().await;
+    a.buffers().room().exhaust();
+    b.buffers().room().exhaust();
+    // A peer that reads and acknowledges nothing.
+    let (mut app, router) = streams().await;
+    let (mut near, mut far) = channels().await;
+    near.buffers().room().exhaust();
+    let bytes = pattern(30_000_000);
+    let writes =
+        async { tokio::join!(carry_until(&mut near, router, std::future::pending()), app.write_all(&bytes)) };
+    let mut came = 0;
+    let reads = async {
+        while let Ok(Ok(frame)) = timeout(Duration::from_millis(500), far.recv()).await {
+            came += frame.expect("the flow goes on").1.len() as u64;
+        }
+    };
+    tokio::select! {
+        _ = writes => panic!("all went out"),
+        () = reads => {}
+    }
+    assert!((1..=super::room::OWN).contains(&came), "{came} bytes on their way");
+    // Both sides write all before they read: neither waits for the other's room.
+    let bytes = pattern(10_000_000);
+    let client = async |mut stream: OsStream| {
+        stream.write_all(&bytes).await.unwrap();
+        stream.shutdown().await.unwrap();
+        let mut got = Vec::new();
+        stream.read_to_end(&mut got).await.unwrap();
+        got
+    };
+    let (near, far, got, back) = flow(&mut a, &mut b, client, |s| send_all_then_read(s, bytes.clone())).await;
+    assert!(near.end.is_ok() && far.end.is_ok() && got == bytes && back == bytes);
+}
+
+#[tokio::test]
 async fn a_flow_that_is_dropped_resets_the_application() {
     let (mut a, _b) = channels().await;
     let (mut app, router) = streams().await;

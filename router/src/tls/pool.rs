@@ -2,14 +2,19 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::flow::Room;
+
 /// Bytes of one buffer: several full records each way.
 pub(crate) const BUFFER: usize = 128 * 1024;
 /// The most unused buffers kept: 8 MiB.
 const MAX_KEPT: usize = 64;
 
-/// The pool.
+/// The pool, and what the flows that share it share beside.
 #[derive(Debug, Default)]
-pub struct BufferPool(Mutex<Vec<Box<[u8]>>>);
+pub struct BufferPool {
+    kept: Mutex<Vec<Box<[u8]>>>,
+    room: Room,
+}
 
 impl BufferPool {
     /// An empty pool.
@@ -17,15 +22,20 @@ impl BufferPool {
         Arc::default()
     }
 
+    /// What is taken of the bytes that flows may have on their way.
+    pub(crate) fn room(&self) -> &Room {
+        &self.room
+    }
+
     /// A buffer of [`BUFFER`] bytes, with anything in it.
     pub(crate) fn take(&self) -> Box<[u8]> {
-        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner).pop();
         kept.unwrap_or_else(|| vec![0; BUFFER].into_boxed_slice())
     }
 
     /// Gives a buffer back.
     pub(crate) fn give(&self, buffer: Box<[u8]>) {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.len() < MAX_KEPT {
             kept.push(buffer);
         }
