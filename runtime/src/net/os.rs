@@ -12,12 +12,14 @@ use super::Net;
 mod datagrams;
 mod descriptor;
 mod handoff;
+mod reservation;
 mod splice;
 mod stream;
 
 pub use datagrams::OsDatagrams;
 pub use descriptor::{OsDescriptor, WrongKind};
 pub use handoff::{OsHandoff, OsHandoffListener};
+pub use reservation::OsReservation;
 pub use stream::{OsListener, OsStream};
 
 /// The kernel's network. Clones share one stock of pipes for [`Net::splice`].
@@ -40,6 +42,11 @@ impl Net for OsNet {
     type Descriptor = OsDescriptor;
     type HandoffListener = OsHandoffListener;
     type Handoff = OsHandoff;
+    type Reservation = OsReservation;
+
+    fn reserve(&self, name: &str) -> io::Result<OsReservation> {
+        OsReservation::new(name)
+    }
 
     fn make_unbound(&self, kind: DescriptorKind) -> io::Result<OsDescriptor> {
         OsDescriptor::unbound(kind)
