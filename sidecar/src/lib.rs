@@ -1,5 +1,6 @@
 //! The sidecar: DNS, addresses and sockets of one pod.
 
+mod alone;
 mod disk;
 pub mod dns;
 mod driver;
@@ -12,4 +13,5 @@ pub mod source;
 pub mod state;
 mod status;
 
+pub use alone::Taken;
 pub use run::{RunError, run};

@@ -278,6 +278,31 @@ async fn a_restart_without_router_and_annotations_serves_the_last_good_state() {
 }
 
 #[tokio::test]
+async fn a_range_is_one_sidecars_and_the_next_one_waits_for_it() {
+    let stage = Stage::new();
+    let router = stage.router().await;
+    let first = stage.start(stage.settings(), both());
+    let peer = Peer::accept(&router).await;
+    let held = peer.sockets().await;
+    first.wait_ready().await;
+
+    let other =
+        Settings { range: format!("127.113.{}.0/25", stage.number).parse().unwrap(), ..stage.settings() };
+    let second = stage.start(Settings { state_dir: None, ..other }, both());
+    let error = timeout(LIMIT, second.task).await.unwrap().unwrap().unwrap_err();
+    assert!(matches!(error, RunError::Taken(_)) && error.to_string().contains("SIDECAR_IP_RANGE"), "{error}");
+
+    // One that is there before its forerunner has ended takes over, though the router still has the old sockets.
+    let next = stage.start(stage.settings(), both());
+    tokio::task::yield_now().await;
+    first.end().await;
+    next.wait_ready().await;
+    assert_eq!(next.status().await["imports"][0]["ports"][0]["state"], "held");
+    drop(held);
+    next.end().await;
+}
+
+#[tokio::test]
 async fn a_first_start_without_annotations_is_not_ready() {
     let stage = Stage::new();
     let mut settings = stage.settings();

@@ -35,6 +35,7 @@ macro_rules! net_laws {
                 an_applications_stream_that_is_closed_ends_after_all_that_was_written,
                 a_close_with_unread_bytes_resets,
                 refusals_say_where,
+                a_reserved_name_is_one_programs_at_a_time,
                 datagrams_keep_their_boundaries_and_report_refusals;
             splices:
                 bytes_go_both_ways_at_once_and_are_counted,

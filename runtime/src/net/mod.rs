@@ -30,6 +30,14 @@ pub trait Net: Clone + Send + Sync + 'static {
     type HandoffListener: HandoffListener<Handoff = Self::Handoff>;
     /// A conversation between sidecar and router.
     type Handoff: Handoff<Descriptor = Self::Descriptor>;
+    /// What [`Net::reserve`] gives.
+    type Reservation: Send + 'static;
+
+    /// Takes a name in the program's network namespace, until what is returned is dropped or the process is gone.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::AddrInUse`]: another has it.
+    fn reserve(&self, name: &str) -> io::Result<Self::Reservation>;
 
     /// How many descriptors this process may have; `None`: there is no limit.
     fn most_descriptors(&self) -> Option<u64> {

@@ -13,12 +13,14 @@ use crate::limit;
 mod datagrams;
 mod descriptor;
 mod handoff;
+mod reservation;
 mod splice;
 mod stream;
 
 pub use datagrams::OsDatagrams;
 pub use descriptor::{OsDescriptor, WrongKind};
 pub use handoff::{OsHandoff, OsHandoffListener};
+pub use reservation::OsReservation;
 pub use stream::{OsListener, OsStream};
 
 /// The kernel's network. Clones share one stock of pipes for [`Net::splice`].
@@ -41,6 +43,11 @@ impl Net for OsNet {
     type Descriptor = OsDescriptor;
     type HandoffListener = OsHandoffListener;
     type Handoff = OsHandoff;
+    type Reservation = OsReservation;
+
+    fn reserve(&self, name: &str) -> io::Result<OsReservation> {
+        OsReservation::new(name)
+    }
 
     fn most_descriptors(&self) -> Option<u64> {
         limit::open_files()

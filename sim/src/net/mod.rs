@@ -41,6 +41,7 @@ pub use descriptor::SimDescriptor;
 pub use handoff::{SimHandoff, SimHandoffListener};
 pub use kernel::Kernel;
 pub(crate) use kernel::Process;
+pub use namespace::SimReservation;
 pub use stream::{SimListener, SimStream};
 
 use namespace::Namespace;
@@ -112,6 +113,11 @@ impl Net for SimNet {
     type Descriptor = SimDescriptor;
     type HandoffListener = SimHandoffListener;
     type Handoff = SimHandoff;
+    type Reservation = SimReservation;
+
+    fn reserve(&self, name: &str) -> io::Result<SimReservation> {
+        self.namespace()?.reserve(name)
+    }
 
     fn make_unbound(&self, kind: DescriptorKind) -> io::Result<SimDescriptor> {
         SimDescriptor::unbound(self.namespace()?, kind)

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::datagrams::Udp;
-use super::kernel::Kernel;
+use super::kernel::{Counted, Kernel};
 use super::local::Listening;
 use crate::random::Random;
 
@@ -20,6 +20,12 @@ pub(super) struct Namespace {
     tcp: Mutex<Table<Listening>>,
     udp: Mutex<Table<Udp>>,
     next_port: Mutex<u16>,
+    reserved: Mutex<BTreeMap<String, Weak<Counted>>>,
+}
+
+/// A name of the pod that one program has at a time.
+pub struct SimReservation {
+    _held: Arc<Counted>,
 }
 
 impl Namespace {
@@ -30,7 +36,18 @@ impl Namespace {
             tcp: Mutex::default(),
             udp: Mutex::default(),
             next_port: Mutex::new(*EPHEMERAL.start()),
+            reserved: Mutex::default(),
         })
+    }
+
+    pub(super) fn reserve(&self, name: &str) -> io::Result<SimReservation> {
+        let mut reserved = self.reserved.lock().unwrap_or_else(PoisonError::into_inner);
+        if reserved.get(name).is_some_and(|held| held.strong_count() > 0) {
+            return Err(io::Error::new(io::ErrorKind::AddrInUse, format!("{name} is reserved")));
+        }
+        let held = Arc::new(self.kernel.count("reservation"));
+        reserved.insert(name.to_owned(), Arc::downgrade(&held));
+        Ok(SimReservation { _held: held })
     }
 
     pub(super) fn tcp(&self) -> MutexGuard<'_, Table<Listening>> {

@@ -134,3 +134,14 @@ pub async fn datagrams_keep_their_boundaries_and_report_refusals(net: impl Net) 
     let error = soon(client.recv_from(&mut buf)).await.unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
 }
+
+pub async fn a_reserved_name_is_one_programs_at_a_time(net: impl Net) {
+    let name = format!("a law of process {}", std::process::id());
+    let first = net.reserve(&name).unwrap();
+    let refused = net.clone().reserve(&name).err().expect("both have it");
+    assert_eq!(refused.kind(), io::ErrorKind::AddrInUse, "{refused}");
+    let other = net.reserve(&format!("another {name}")).unwrap();
+    drop(first);
+    net.reserve(&name).unwrap();
+    drop(other);
+}
