@@ -15,7 +15,7 @@ fn main() -> ExitCode {
     match logs::init().map_err(anyhow::Error::msg).and_then(|()| serve(args)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("servicekeel-sidecar: {error:#}");
+            logs::fatal("servicekeel-sidecar", &format!("{error:#}"));
             ExitCode::FAILURE
         }
     }
