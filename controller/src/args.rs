@@ -24,8 +24,10 @@ owns (written by hand, or in a Deployment's template) is left alone, and the log
 Ports of TCP and UDP are exported, headless Services too; a named targetPort is looked up in each pod. ExternalName, \
 Services without a selector and other protocols are left out, and the log says why. On a Service:
 
-  servicekeel.io/export: \"false\"                               not exported; on a namespace: none of its Services
-  servicekeel.io/allow: \"cluster-b.local,cluster-c.local\"  who may use it; absent: every member of the mesh";
+  servicekeel.io/export: \"false\"
+      not exported; on a namespace: none of its Services
+  servicekeel.io/allow: \"cluster-b.local,cluster-c.local\"
+      the clusters that may use it, and no other, the own one neither; absent: every member of the mesh";
 const EXAMPLES: &str = "\
 It finds the API by KUBECONFIG or ~/.kube/config, else by the pod's service account, which needs:
 
@@ -80,9 +82,10 @@ pub struct Args {
 struct Admin(Option<SocketAddr>);
 
 impl Args {
-    /// The settings.
-    pub fn settings(self) -> Settings {
+    /// The settings, for the API at this address.
+    pub fn settings(self, server: String) -> Settings {
         Settings {
+            server,
             namespace: self.namespace,
             once: self.once,
             dry_run: self.dry_run,
@@ -111,7 +114,8 @@ mod tests {
     use super::*;
 
     fn parse(words: &[&str]) -> Result<Settings, clap::Error> {
-        Args::try_parse_from([&["servicekeel-controller"], words].concat()).map(Args::settings)
+        Args::try_parse_from([&["servicekeel-controller"], words].concat())
+            .map(|args| args.settings(String::new()))
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! The program; see the library.
 
-use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
+use kube::config::KubeConfigOptions;
 use kube::{Client, Config};
 use servicekeel_controller::args::Args;
 use servicekeel_runtime::{logs, signal};
@@ -13,26 +13,18 @@ use servicekeel_runtime::{logs, signal};
 const GRACE: Duration = Duration::from_millis(100);
 
 fn main() -> ExitCode {
-    let settings = Args::parse().settings();
+    let args = Args::parse();
     if let Err(error) = logs::init() {
-        // Where stderr is gone, the exit code says it.
-        let _ = writeln!(std::io::stderr(), "servicekeel-controller: {error}");
-        return ExitCode::FAILURE;
+        return failed(&error);
     }
     let shutdown = signal::shutdown();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => {
-            tracing::error!("can't start: {error}");
-            return ExitCode::FAILURE;
-        }
+        Err(error) => return failed(&format!("can't start: {error}")),
     };
     let result = runtime.block_on(async {
-        let config = Config::infer().await.map_err(|error| {
-            format!(
-                "no cluster is known: set KUBECONFIG, or run in a pod that has a service account ({error})"
-            )
-        })?;
+        let config = cluster().await?;
+        let settings = args.settings(config.cluster_url.to_string());
         let client = Client::try_from(config)
             .map_err(|error| format!("the cluster's config can't be used: {error}"))?;
         let output = Box::new(std::io::stdout());
@@ -43,9 +35,22 @@ fn main() -> ExitCode {
     runtime.shutdown_timeout(GRACE);
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            tracing::error!("{error}");
-            ExitCode::FAILURE
-        }
+        Err(error) => failed(&error),
     }
+}
+
+fn failed(why: &str) -> ExitCode {
+    logs::fatal("servicekeel-controller", why);
+    ExitCode::FAILURE
+}
+
+/// Where the API is. What KUBECONFIG names counts alone: who names a cluster wants no other.
+async fn cluster() -> Result<Config, String> {
+    if let Some(path) = std::env::var_os("KUBECONFIG").filter(|path| !path.is_empty()) {
+        let read = Config::from_kubeconfig(&KubeConfigOptions::default()).await;
+        return read.map_err(|error| format!("KUBECONFIG={}: can't be used: {error}", path.display()));
+    }
+    Config::infer().await.map_err(|error| {
+        format!("no cluster is known: set KUBECONFIG, or run in a pod that has a service account ({error})")
+    })
 }

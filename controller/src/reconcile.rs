@@ -16,6 +16,7 @@ use prometheus_client::registry::Registry;
 use servicekeel_core::annotation::Defaults;
 use servicekeel_core::name::ClusterName;
 use servicekeel_core::plan::{self, EXPORT, EXPORTED_SERVICES, Plan};
+use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::convert::{self, Owner};
@@ -68,6 +69,24 @@ pub(crate) struct Reconciler {
     memory: Mutex<Memory>,
     writes: Counter,
     failures: Counter,
+    /// Writes that are under way.
+    writing: watch::Sender<usize>,
+}
+
+/// A write that is under way.
+struct Writing<'r>(&'r watch::Sender<usize>);
+
+impl<'r> Writing<'r> {
+    fn begin(writing: &'r watch::Sender<usize>) -> Self {
+        writing.send_modify(|writes| *writes += 1);
+        Self(writing)
+    }
+}
+
+impl Drop for Writing<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|writes| *writes -= 1);
+    }
 }
 
 impl Reconciler {
@@ -79,8 +98,15 @@ impl Reconciler {
         dry_run: Option<Output>,
     ) -> Self {
         let (writes, failures) = (Counter::default(), Counter::default());
-        let (dry_run, memory) = (dry_run.map(Mutex::new), Mutex::default());
-        Self { client, services, namespaces, dry_run, memory, writes, failures }
+        let (dry_run, memory, writing) =
+            (dry_run.map(Mutex::new), Mutex::default(), watch::Sender::default());
+        Self { client, services, namespaces, dry_run, memory, writes, failures, writing }
+    }
+
+    /// Resolves once no write is under way.
+    pub(crate) async fn idle(&self) {
+        // The sender is here as long as this is.
+        let _ = self.writing.subscribe().wait_for(|writes| *writes == 0).await;
     }
 
     /// Adds the counters to the metrics.
@@ -164,6 +190,7 @@ impl Reconciler {
         wanted: Option<String>,
         notes: &mut BTreeSet<Note>,
     ) -> Result<Done, ReconcileError> {
+        let _under_way = Writing::begin(&self.writing);
         // What an earlier apply set and this one does not name is taken away.
         let meta = ObjectMeta {
             name: pod.metadata.name.clone(),

@@ -44,6 +44,8 @@ pub type Output = Box<dyn io::Write + Send>;
 /// What to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
+    /// The API's address, for what is told of it.
+    pub server: String,
     /// The one namespace that is followed; `None`: all.
     pub namespace: Option<Label>,
     /// Make one pass and end.
@@ -59,8 +61,8 @@ pub struct Settings {
 pub enum RunError {
     /// The admin endpoint can't be served.
     Admin(SocketAddr, io::Error),
-    /// One pass: the API did not answer.
-    List(Box<kube::Error>),
+    /// One pass: the API at this address did not answer.
+    List(String, Box<kube::Error>),
     /// One pass: there is no such namespace.
     NoNamespace(Label),
     /// One pass: so many pods could not be written. The log has the reasons.
@@ -71,7 +73,9 @@ impl fmt::Display for RunError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Admin(addr, error) => write!(f, "can't serve the admin endpoint at {addr}: {error}"),
-            Self::List(error) => write!(f, "can't read the cluster: {}", error::of_call(error)),
+            Self::List(server, error) => {
+                write!(f, "can't read the cluster at {server}: {}", error::of_call(error))
+            }
             Self::NoNamespace(name) => write!(f, "there is no namespace {name}"),
             Self::Failed(pods) => write!(f, "{pods} pods could not be written"),
         }
@@ -146,7 +150,14 @@ pub async fn run(
         }
     }
     drop(stop);
-    if timeout(GRACE, passes).await.is_err() {
+    let ended = async {
+        tokio::select! {
+            biased;
+            () = &mut passes => {}
+            () = reconciler.idle() => {}
+        }
+    };
+    if timeout(GRACE, ended).await.is_err() {
         tracing::warn!("ending with a write under way");
     }
     Ok(())
@@ -203,14 +214,14 @@ fn changes(
 ) -> impl Stream<Item = ObjectRef<Pod>> + Send + use<> {
     let scope = Scope::new(settings, client);
     let by_services = store.clone();
-    let services = follow(scope.objects(), None, services).map(move |changed| {
+    let services = follow(scope.objects(), None, services, &settings.server).map(move |changed| {
         pods_of(&by_services, changed.into_iter().filter_map(|key| key.namespace).collect())
     });
     let by_namespaces = store.clone();
-    let namespaces = follow(scope.namespaces(), scope.fields(), namespaces)
+    let namespaces = follow(scope.namespaces(), scope.fields(), namespaces, &settings.server)
         .map(move |changed| pods_of(&by_namespaces, changed.into_iter().map(|key| key.name).collect()));
     let (store, reconciler) = (store.clone(), Arc::clone(reconciler));
-    let pods = follow(scope.objects(), None, pods).map(move |mut changed| {
+    let pods = follow(scope.objects(), None, pods, &settings.server).map(move |mut changed| {
         changed.retain(|pod| {
             let there = store.get(pod).is_some();
             if !there {
@@ -260,7 +271,7 @@ impl Scope {
 }
 
 async fn pass(settings: &Settings, client: Client, output: Option<Output>) -> Result<(), RunError> {
-    let failed = |error| RunError::List(Box::new(error));
+    let failed = |error| RunError::List(settings.server.clone(), Box::new(error));
     let scope = Scope::new(settings, client.clone());
     let services = list(scope.objects(), None, Mirror::new(trim_service)).await.map_err(failed)?;
     let namespaces =

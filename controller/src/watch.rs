@@ -131,15 +131,17 @@ impl Backoff for Patience {
 }
 
 /// Follows all objects of `api`: a list, then a watch, again and again, with growing pauses while the API does not
-/// answer. Yields what [`Mirror::handle`] says, where that is something. What goes wrong is logged once, until the API
-/// answers again.
+/// answer. Yields what [`Mirror::handle`] says, where that is something. What goes wrong is logged once, with the API's
+/// address `server`, until the API answers again.
 pub(crate) fn follow<K: Object>(
     api: Api<K>,
     fields: Option<&str>,
     mut mirror: Mirror<K>,
+    server: &str,
 ) -> impl Stream<Item = Vec<ObjectRef<K>>> + Send + use<K> {
     let config = watcher::Config { field_selector: fields.map(str::to_owned), ..watcher::Config::default() };
     let mut trouble: Option<String> = None;
+    let server = server.to_owned();
     watcher(api, config).backoff(Patience::default()).filter_map(move |event| {
         ready(match event {
             Ok(event) => {
@@ -152,7 +154,7 @@ pub(crate) fn follow<K: Object>(
                 let text = error::of_watch(&error);
                 if text.is_some() && text != trouble {
                     let text = text.as_deref().unwrap_or_default();
-                    tracing::warn!("can't follow {}, trying on: {text}", K::plural(&()));
+                    tracing::warn!("can't follow {} at {server}, trying on: {text}", K::plural(&()));
                 }
                 trouble = text.or(trouble.take());
                 None

@@ -65,7 +65,8 @@ fn show_all(stand: &Stand, pods: &Pods, report: &mut Report, ending: &Ending, ke
     cut::cut_and_heal(address, &stage, pods, report, ending)?;
     ending.check()?;
     if keep {
-        leave(&stage, stand, addr, &port.service.to_string(), report);
+        let (datagrams, _) = pods.shared(Protocol::Udp)?;
+        leave(&stage, stand, addr, datagrams.port.get(), &port.service.to_string(), report);
         ending.wait();
     }
     stage.end(report, ending)?;
@@ -95,21 +96,36 @@ fn show(pods: &Pods, report: &Report) {
 }
 
 /// Says what there is to try.
-fn leave(stage: &Stage, stand: &Stand, addr: SocketAddr, service: &str, report: &mut Report) {
+fn leave(stage: &Stage, stand: &Stand, addr: SocketAddr, udp: u16, service: &str, report: &mut Report) {
     let (dns, port) = (stage.client.dns, addr.port());
     let dig = format!("dig @{} -p {} +noall +answer", dns.ip(), dns.port());
     let name = service.split('.').take(2).collect::<Vec<_>>().join(".");
     let by_name = format!("curl --resolve {name}:{port}:{} http://{name}:{port}/hostname", addr.ip());
     let router = stand.program("servicekeel-router");
-    let annotation = stage.client.config.join("imported-services-config.yaml");
-    report.step("Left running: try it from another terminal, and end it here with Ctrl-C");
+    let imports = stage.client.config.join("imported-services-config.yaml");
+    let exports = stage.server.config.join("exported-services-config.yaml");
+    let another = port.saturating_add(10);
+    let edit =
+        format!("sed -i 's/ port: {port}$/ port: {another}/' {} {}", exports.display(), imports.display());
+    let udp = format!(
+        "python3 -c \"import socket as s; u = s.socket(type=s.SOCK_DGRAM); u.settimeout(5); \
+         u.sendto(b'hostname', ('{}', {udp})); print(u.recv(99).decode())\"",
+        addr.ip()
+    );
+    report.step(
+        "Left running: try it from another terminal; Ctrl-C ends it here (make then says \"Interrupt\")",
+    );
     for (what, line) in [
         ("a name", format!("{dig} {name}")),
         ("over TCP", format!("{dig} +tcp {service}")),
         ("fetch", format!("curl http://{addr}/hostname")),
         ("fetch by name", by_name),
         ("fetch a GB", format!("curl -o /dev/null http://{addr}/bytes/16000")),
-        ("an annotation", format!("$EDITOR {}", annotation.display())),
+        ("over UDP", udp),
+        ("the exports", exports.display().to_string()),
+        ("the imports", imports.display().to_string()),
+        ("another port", edit),
+        ("and fetch", format!("curl http://{}:{another}/hostname", addr.ip())),
         ("the sidecar", format!("curl http://{}/status", stage.client.admin)),
         ("the router", format!("{} status --config {}", router.display(), stage.near.config.display())),
         ("in a browser", format!("http://{}/", stage.near.admin)),

@@ -156,6 +156,18 @@ fn the_annotations_of_the_readme_and_the_manifests_are_good_ones() {
 }
 
 #[test]
+fn the_annotations_of_the_readme_are_those_that_check_knows() {
+    let dir = tempfile::tempdir().unwrap();
+    let pod = dir.path().join("pod.yaml");
+    std::fs::write(&pod, "kind: Pod\nmetadata: { annotations: { servicekeel.io/unknown-to-all: x } }\n")
+        .unwrap();
+    let said = succeeds("servicekeel-router", &["check", pod.to_str().unwrap()]);
+    let known = said.lines().next().unwrap().split_once("known are ").unwrap().1;
+    let known: BTreeSet<String> = known.split(", ").map(str::to_owned).collect();
+    assert_eq!(first_column(section(&read("README.md"), "### Annotations")), known);
+}
+
+#[test]
 fn the_subcommands_of_the_readme_are_there() {
     let readme = read("README.md");
     let named = first_column(section(&readme, "### Router"));
@@ -189,19 +201,44 @@ fn links_lead_somewhere() {
         let text = read(page);
         let dir = root().join(page).parent().unwrap().to_owned();
         for link in text.split("](").skip(1).map(|rest| rest.split(')').next().unwrap()) {
-            match link.strip_prefix('#') {
-                _ if link.contains("://") => {}
-                Some(anchor) => {
-                    let heading = |line: &str| {
-                        let kept = line.trim_start_matches('#').trim().to_lowercase();
-                        let kept = kept.chars().filter(|c| c.is_alphanumeric() || *c == ' ' || *c == '-');
-                        kept.collect::<String>().replace(' ', "-")
-                    };
-                    let there = text.lines().any(|line| line.starts_with('#') && heading(line) == anchor);
-                    assert!(there, "{page}: #{anchor}");
-                }
-                None => assert!(dir.join(link).exists(), "{page}: {link}"),
+            if link.contains("://") {
+                continue;
             }
+            let (path, anchor) = link.split_once('#').map_or((link, None), |(path, at)| (path, Some(at)));
+            assert!(dir.join(path).exists(), "{page}: {link}");
+            let Some(anchor) = anchor else { continue };
+            let target =
+                if path.is_empty() { text.clone() } else { std::fs::read_to_string(dir.join(path)).unwrap() };
+            let heading = |line: &str| {
+                let kept = line.trim_start_matches('#').trim().to_lowercase();
+                let kept = kept.chars().filter(|c| c.is_alphanumeric() || *c == ' ' || *c == '-');
+                kept.collect::<String>().replace(' ', "-")
+            };
+            let there = target.lines().any(|line| line.starts_with('#') && heading(line) == anchor);
+            assert!(there, "{page}: {link}");
         }
+    }
+}
+
+/// The programs register their metrics under a prefix of each, so that a name stands in the source without it.
+#[test]
+fn the_metrics_of_the_readme_are_there() {
+    fn sources(dir: &Path) -> String {
+        let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+        let read = |path: PathBuf| {
+            if path.is_dir() { sources(&path) } else { std::fs::read_to_string(path).unwrap() }
+        };
+        entries.map(read).collect()
+    }
+    let readme = read("README.md");
+    let watch = section(&readme, "### What to watch");
+    let named: Vec<&str> = watch.split("`servicekeel_").skip(1).collect();
+    assert!(named.len() >= 8, "{watch}");
+    for metric in named {
+        let metric = metric.split(['`', '{']).next().unwrap();
+        let (program, name) = metric.split_once('_').unwrap();
+        let name = name.trim_end_matches("_total").trim_start_matches("dns_");
+        let there = sources(&root().join(program).join("src")).contains(&format!("\"{name}\""));
+        assert!(there, "servicekeel_{metric}");
     }
 }

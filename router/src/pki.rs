@@ -35,7 +35,7 @@ pub enum PkiError {
     #[error("not an authority that can issue: {0}")]
     Authority(String),
     /// It is valid for a time that can't be.
-    #[error("a validity of {0} days; 1 to {MAX_DAYS} can be")]
+    #[error("--days is {0}; it must be from 1 to {MAX_DAYS}")]
     Days(u32),
     /// The authority ends before it starts to be of use.
     #[error("the authority expires in less than a day, it issues nothing more; make another one")]

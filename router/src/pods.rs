@@ -131,7 +131,7 @@ pub(crate) async fn serve<N: Net>(node: Arc<Node<N>>, listener: N::HandoffListen
                     }
                     Err(error) => {
                         if let Some(untold) = node.refusals.permit() {
-                            warn!(?credentials, %error, untold, "a sidecar is refused");
+                            warn!(pid = credentials.pid, uid = credentials.uid, %error, untold, "a sidecar is refused");
                         }
                         node.counters.sidecars_refused.inc();
                     }
@@ -161,12 +161,16 @@ async fn session<N: Net>(
     let (claim, addresses) = match hello {
         Ok(Some(hello)) => hello,
         Ok(None) => {
-            debug!(?credentials, "a connection to the sidecars' socket closed before Hello");
+            debug!(
+                pid = credentials.pid,
+                uid = credentials.uid,
+                "a connection to the sidecars' socket closed before Hello"
+            );
             return;
         }
         Err(error) => {
             if let Some(untold) = node.refusals.permit() {
-                warn!(?credentials, %error, untold, "a sidecar is refused");
+                warn!(pid = credentials.pid, uid = credentials.uid, %error, untold, "a sidecar is refused");
             }
             refuse(&conversation, error.to_string()).await;
             node.counters.sidecars_refused.inc();
@@ -185,7 +189,7 @@ async fn session<N: Net>(
     let name = format!("{}/{}", pod.claim.namespace, pod.claim.name);
     let told = node.arrivals.permit();
     if let Some(untold) = told {
-        info!(pod = %name, ?credentials, untold, "sidecar connected");
+        info!(pod = %name, pid = credentials.pid, uid = credentials.uid, untold, "sidecar connected");
     }
     supersede(&node, &pod);
     node.pods().insert(pod.session, pod.clone());

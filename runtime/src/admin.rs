@@ -100,7 +100,10 @@ impl Admin {
                 Some(page) => response(StatusCode::OK, HTML, page),
                 None => response(StatusCode::OK, TEXT, PATHS),
             },
-            _ => response(StatusCode::NOT_FOUND, TEXT, format!("nothing here; there is:\n{PATHS}")),
+            _ => {
+                let page = if self.page.is_some() { "/\n" } else { "" };
+                response(StatusCode::NOT_FOUND, TEXT, format!("nothing here; there is:\n{page}{PATHS}"))
+            }
         }
     }
 

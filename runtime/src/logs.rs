@@ -1,8 +1,9 @@
 //! Logs: to stderr, as text or as JSON, filtered by the environment.
 
 use std::env::{self, VarError};
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 
+use tracing::{Level, error};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
@@ -10,8 +11,9 @@ use tracing_subscriber::filter::LevelFilter;
 /// such as `info,servicekeel_router=debug`. Default: [`DEFAULT`].
 pub const FILTER: &str = "SERVICEKEEL_LOG";
 /// What is logged where nobody says: the changes of state that the project's own programs tell, and the warnings of the
-/// libraries below them. Of hickory only the errors: it tells each query at `info` and each wrong packet at `warn`.
-pub const DEFAULT: &str = "warn,servicekeel=info,hickory=error";
+/// libraries below them. Of hickory only the errors: it tells each query at `info` and each wrong packet at `warn`. Of
+/// kube's client nothing: what a call came to is for its caller to tell.
+pub const DEFAULT: &str = "warn,servicekeel=info,hickory=error,kube_client=off";
 /// How it is written: `text` (default) or `json`, an object a line.
 pub const FORMAT: &str = "SERVICEKEEL_LOG_FORMAT";
 
@@ -40,6 +42,17 @@ pub fn init() -> Result<(), String> {
         Format::Json => logs.json().flatten_event(true).try_init(),
     }
     .map_err(|error| format!("cannot start logging: {error}"))
+}
+
+/// Tells why `program` ends: in the log, a line each, or where errors are not logged on stderr as it is, so that no
+/// filter leaves the exit code alone to say it.
+pub fn fatal(program: &str, text: &str) {
+    if tracing::enabled!(Level::ERROR) {
+        text.lines().for_each(|line| error!("{line}"));
+    } else {
+        // The last resort is gone where stderr is.
+        let _ = writeln!(io::stderr(), "{program}: {text}");
+    }
 }
 
 fn variable(name: &str) -> Result<Option<String>, String> {
@@ -84,8 +97,8 @@ mod tests {
     #[test]
     fn takes_levels_and_directives() {
         for (value, read) in [
-            (None, "servicekeel=info,hickory=error,warn"),
-            (Some(""), "servicekeel=info,hickory=error,warn"),
+            (None, "servicekeel=info,kube_client=off,hickory=error,warn"),
+            (Some(""), "servicekeel=info,kube_client=off,hickory=error,warn"),
             (Some(" debug "), "debug"),
             (Some("OFF"), "off"),
             (Some("info,servicekeel_router=trace"), "servicekeel_router=trace,info"),

@@ -1,6 +1,5 @@
 //! The program; see the library.
 
-use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -16,8 +15,7 @@ fn main() -> ExitCode {
     match logs::init().map_err(anyhow::Error::msg).and_then(|()| serve(args)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Where stderr is gone, the exit code says it.
-            let _ = writeln!(std::io::stderr(), "servicekeel-sidecar: {error:#}");
+            logs::fatal("servicekeel-sidecar", &format!("{error:#}"));
             ExitCode::FAILURE
         }
     }

@@ -27,7 +27,9 @@ pub(crate) fn log(notice: Notice, sidecar: &Sidecar, unserved: &Throttle) {
                 ClusterSource::Configured => "SIDECAR_CLUSTER",
                 ClusterSource::Router => "the router",
                 ClusterSource::Saved => "the router, in an earlier run",
-                ClusterSource::Fallback => "nobody; the default is taken",
+                ClusterSource::Fallback => {
+                    "the default, since neither SIDECAR_CLUSTER nor a router has named it"
+                }
             };
             info!(%cluster, from, "the pod's cluster");
         }

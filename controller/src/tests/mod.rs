@@ -27,7 +27,13 @@ services:
 ";
 
 fn settings() -> Settings {
-    Settings { namespace: None, once: false, dry_run: false, admin: None }
+    Settings {
+        server: "https://api.example".into(),
+        namespace: None,
+        once: false,
+        dry_run: false,
+        admin: None,
+    }
 }
 
 /// What a dry run prints.

@@ -105,5 +105,8 @@ async fn failures_are_told() {
     assert_eq!(error.to_string(), "1 pods could not be written");
     api.set_down(true);
     let error = once(&api, settings()).await.0.unwrap_err();
-    assert!(error.to_string().starts_with("can't read the cluster: ServiceError"), "{error}");
+    assert!(
+        error.to_string().starts_with("can't read the cluster at https://api.example: ServiceError"),
+        "{error}"
+    );
 }

@@ -224,7 +224,7 @@ impl Reader<'_> {
         // The text must be the number's own: YAML 1.1 reads 010 as 8, YAML 1.2 as 10.
         let number = text.parse().ok().filter(|number: &NonZeroU16| number.to_string() == *text);
         if number.is_none() {
-            let reason = format!("{} is not a port; a number from 1 to 65535 is", quoted(text));
+            let reason = format!("{} is not a port; a port is a number from 1 to 65535", quoted(text));
             self.findings.refuse(node, path, reason);
         }
         number
@@ -239,7 +239,11 @@ impl Reader<'_> {
                     Value::Text(text) => quoted(text),
                     other => other.kind().to_owned(),
                 };
-                self.findings.refuse(node, path, format!("{shown} is not carried; TCP and UDP are"));
+                self.findings.refuse(
+                    node,
+                    path,
+                    format!("{shown} is not carried; the protocol is TCP or UDP"),
+                );
                 None
             }
         }

@@ -76,7 +76,7 @@ pub enum Reason {
     #[error("its protocol is not carried; TCP and UDP are")]
     Protocol,
     /// A port that is none.
-    #[error("{0} is not a port; a number from 1 to 65535 is")]
+    #[error("{0} is not a port; a port is a number from 1 to 65535")]
     Number(i32),
     /// The name of a port.
     #[error("its name {0:?} {1}")]

@@ -187,7 +187,7 @@ fn each_that_is_left_out_has_its_reason() {
             "sctp:80/SCTP: its protocol is not carried; TCP and UDP are".to_owned(),
             "sctp: none of its ports can be exported".to_owned(),
             "un_named: its name has the character '_'; letters a-z, digits and '-' are allowed".to_owned(),
-            "zero:0/TCP: 0 is not a port; a number from 1 to 65535 is".to_owned(),
+            "zero:0/TCP: 0 is not a port; a port is a number from 1 to 65535".to_owned(),
             "zero: none of its ports can be exported".to_owned(),
         ]
     );
@@ -212,7 +212,7 @@ fn one_bad_port_leaves_the_others() {
         [
             "a:53/UDP: it stands there twice, and the first is exported",
             "a:80/TCP: no container of the pod has a port named \"web\" of this protocol",
-            "a:81/TCP: 65536 is not a port; a number from 1 to 65535 is",
+            "a:81/TCP: 65536 is not a port; a port is a number from 1 to 65535",
             "a:82/TCP: it needs a name, since the Service has several ports",
             "a:83/TCP: its name \"a_b\" has the character '_'; letters a-z, digits and '-' are allowed",
             "a:90/SCTP: its protocol is not carried; TCP and UDP are",

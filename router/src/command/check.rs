@@ -117,7 +117,7 @@ impl Checked {
 /// A file's text, and the name under which its problems are told. What comes by a pipe belongs to the directory where
 /// the check runs, as do paths in it.
 fn read(file: &Path) -> anyhow::Result<(PathBuf, String)> {
-    let (name, bytes) = if file == Path::new("-") {
+    let (name, bytes) = if ["-", "/dev/stdin"].iter().any(|stdin| file == Path::new(stdin)) {
         ("stdin".into(), bounded(std::io::stdin().lock()))
     } else {
         let opened = File::open(file).context("can't be read")?;

@@ -217,8 +217,10 @@ pub(super) fn count(number: usize, one: &str, several: &str) -> String {
 fn unknown(key: &str) -> Option<String> {
     let near = KEYS.map(|known| (strsim::damerau_levenshtein(known, key), known)).into_iter().min()?;
     let ours = key.starts_with(PREFIX);
+    // A short word is another one after two letters.
+    let slips = |known: &str| if ours { ((known.len() - PREFIX.len()) / 4).max(1) } else { 2 };
     match near {
-        (distance, known) if distance <= 2 || (ours && distance <= 4) => {
+        (distance, known) if distance <= slips(known) => {
             Some(format!("{key} is not read by anything; did you mean {known}?"))
         }
         _ => ours.then(|| format!("{key} is not read by anything; known are {}", KEYS.join(", "))),

@@ -6,6 +6,7 @@ mod pki;
 mod start;
 mod status;
 
+use std::io::{self, ErrorKind, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -31,6 +32,7 @@ enum Command {
     #[command(subcommand, after_long_help = pki::EXAMPLES)]
     Pki(pki::Command),
     /// Ask a router that runs how it is.
+    #[command(after_long_help = status::WORDS, after_help = status::WORDS)]
     Status(status::Arguments),
     /// Say what is wrong with a config, an annotation or a manifest.
     Check(check::Arguments),
@@ -79,11 +81,17 @@ impl Arguments {
     }
 }
 
-/// Tells the error, if any, on stderr.
+/// What a shell says of a program that writes to a pipe without a reader: 128 and the number of SIGPIPE.
+const CLOSED_PIPE: u8 = 141;
+
+/// Tells the error, if any, on stderr; but not that who read stdout has read enough.
 fn ended(outcome: anyhow::Result<ExitCode>) -> ExitCode {
     outcome.unwrap_or_else(|error| {
+        if error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == ErrorKind::BrokenPipe) {
+            return ExitCode::from(CLOSED_PIPE);
+        }
         // The last resort is gone where stderr is; the exit code says it too.
-        let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("{error:#}\n"));
+        let _ = writeln!(io::stderr(), "{error:#}");
         ExitCode::FAILURE
     })
 }
@@ -93,5 +101,5 @@ fn ended(outcome: anyhow::Result<ExitCode>) -> ExitCode {
 /// # Errors
 /// Such as a pipe whose reader is gone.
 fn print(text: std::fmt::Arguments<'_>) -> anyhow::Result<()> {
-    Ok(std::io::Write::write_fmt(&mut std::io::stdout().lock(), text)?)
+    Ok(io::stdout().lock().write_fmt(text)?)
 }

@@ -50,7 +50,7 @@ pub(super) enum Command {
 
 #[derive(Debug, Args)]
 pub(super) struct Init {
-    /// The cluster, such as cluster-a.local.
+    /// The cluster, such as cluster-a.local: a name of your choice, its own for each cluster of the mesh.
     #[arg(long)]
     cluster: ClusterName,
     /// The authority's directory; made where it is not there.

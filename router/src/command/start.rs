@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use ring::rand::{SecureRandom, SystemRandom};
 use servicekeel_runtime::net::os::OsNet;
 use servicekeel_runtime::{limit, logs, signal};
 use tokio::runtime::Builder;
-use tracing::{error, info};
+use tracing::info;
 
 use crate::settings::{self, follow::Follow};
 
@@ -17,20 +17,19 @@ const LAST_WAIT: std::time::Duration = std::time::Duration::from_millis(100);
 
 /// Runs the router by a config file until a signal ends it.
 pub(super) fn run(config: PathBuf) -> ExitCode {
-    if let Err(error) = logs::init() {
-        return super::ended(Err(anyhow::Error::msg(error)));
-    }
-    match serve(config) {
+    match logs::init().map_err(anyhow::Error::msg).and_then(|()| serve(config)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // What is wrong with the files is told a line each.
-            format!("{error:#}").lines().for_each(|line| error!("{line}"));
+            logs::fatal("servicekeel-router", &format!("{error:#}"));
             ExitCode::FAILURE
         }
     }
 }
 
 fn serve(config: PathBuf) -> anyhow::Result<()> {
+    if !config.try_exists().unwrap_or(true) {
+        bail!("{}: is not there; name a config with --config FILE (--help shows one)", config.display());
+    }
     limit::raise_open_files();
     let mut seed = [0; 8];
     SystemRandom::new().fill(&mut seed).ok().context("the system gives no random numbers")?;

@@ -15,6 +15,11 @@ use crate::identity::Date;
 use crate::settings::{self, DEFAULT_ADMIN, DEFAULT_PATH};
 use crate::status::{PeerStatus, Status};
 
+/// The words of the tables that do not explain themselves.
+pub(super) const WORDS: &str = "\
+Of the flows since the start, \"failed\" are those that found no endpoint, and \"lost\" those that had one and lost the \
+path to it: both were reset. IDLE CONNS are connections to a peer that wait for the next flow.";
+
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     /// The router's config file, for its listen.admin. Where none is named and none is at the usual place:
@@ -22,7 +27,7 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "FILE", conflicts_with = "admin")]
     config: Option<PathBuf>,
     /// Where the router's admin endpoint listens.
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "IP:PORT", value_parser = address)]
     admin: Option<SocketAddr>,
     /// Print the JSON of /status as it is.
     #[arg(long)]
@@ -60,6 +65,10 @@ impl Arguments {
     }
 }
 
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| format!("not an address such as {DEFAULT_ADMIN}"))
+}
+
 /// The admin endpoint that a config names.
 fn admin_of(path: &Path) -> anyhow::Result<SocketAddr> {
     let Some(mut addr) = settings::admin_of(path)? else {
@@ -90,7 +99,7 @@ fn render(status: &Status, now: SystemTime) -> String {
     );
     table(
         &mut text,
-        ["PEER", "STATE", "LINK", "FLOWS", "UNUSED"],
+        ["PEER", "STATE", "LINK", "FLOWS", "IDLE CONNS"],
         status.peers.iter().map(|peer| {
             let (flows, idle) = (peer.flows.to_string(), peer.idle_connections.to_string());
             [peer.router.clone(), peer.state.clone(), links(peer), flows, idle]
@@ -178,6 +187,14 @@ fn table<const N: usize>(text: &mut String, head: [&str; N], rows: impl Iterator
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_address_is_shown_where_one_is_wanted() {
+        assert_eq!(address("127.0.0.1:7481"), Ok("127.0.0.1:7481".parse().unwrap()));
+        for wrong in ["7480", "localhost:7480", "127.0.0.1"] {
+            assert_eq!(address(wrong).unwrap_err(), "not an address such as 127.0.0.1:7480");
+        }
+    }
 
     #[test]
     fn what_the_router_says_is_what_the_table_shows() {

@@ -1,6 +1,6 @@
 //! A cluster's authorities, as others trust them.
 
-use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use servicekeel_core::name::ClusterName;
 use x509_parser::extensions::GeneralName;
@@ -65,11 +65,25 @@ pub(super) fn certificates(pem: &[u8], part: &Part) -> Result<Vec<CertificateDer
     let certificates = CertificateDer::pem_slice_iter(pem)
         .take(MAX_CERTIFICATES + 1)
         .collect::<Result<Vec<_>, _>>()
-        .map_err(|e| refuse(format!("this is not PEM: {e}")))?;
+        .map_err(|e| refuse(format!("this is not PEM: {}", in_words(&e))))?;
     match certificates.len() {
         0 => Err(refuse("there is no certificate in it (-----BEGIN CERTIFICATE-----)".to_owned())),
         n if n > MAX_CERTIFICATES => Err(refuse(format!("more than {MAX_CERTIFICATES} certificates"))),
         _ => Ok(certificates),
+    }
+}
+
+/// What is wrong with a PEM text. The error itself shows lines of the text as numbers.
+pub(super) fn in_words(error: &pem::Error) -> String {
+    let shown = |line: &[u8]| String::from_utf8_lossy(line).escape_debug().to_string();
+    match error {
+        pem::Error::MissingSectionEnd { end_marker } => {
+            format!("it ends before its last line, -----END {}-----: is the file whole?", shown(end_marker))
+        }
+        pem::Error::IllegalSectionStart { line } => {
+            format!("a line begins a section and does not end with five dashes: {}", shown(line))
+        }
+        other => other.to_string(),
     }
 }
 

@@ -189,7 +189,7 @@ fn key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, IdentityError> {
             rustls::pki_types::pem::Error::NoItemsFound => {
                 "there is no private key in it (-----BEGIN PRIVATE KEY-----)".to_owned()
             }
-            e => format!("this is not a key in PEM: {e}"),
+            e => format!("this is not a key in PEM: {}", bundle::in_words(&e)),
         },
     })
 }

@@ -201,7 +201,8 @@ impl Reader<'_> {
     }
 
     fn socket(&mut self, value: &Placed) -> Option<PathBuf> {
-        let path = value.value.strip_prefix("unix://").unwrap_or(&value.value);
+        let text = &value.value;
+        let path = ["unix://", "unix:"].iter().find_map(|scheme| text.strip_prefix(scheme)).unwrap_or(text);
         let wrong = if !path.starts_with('/') {
             format!("{:?} is not an absolute path, such as unix://{SIDECARS}", value.value)
         } else if path.len() > MAX_SOCKET_PATH {
@@ -261,7 +262,7 @@ fn check_address(text: &str) -> Result<(), String> {
         return Err(format!("has no port; write {text}:7443"));
     };
     if !port.parse::<u16>().is_ok_and(|port| port > 0) {
-        return Err(format!("has the port {port:?}; 1 to 65535 can be"));
+        return Err(format!("has the port {port:?}; a port is a number from 1 to 65535"));
     }
     // Underscores occur in names that are resolved by /etc/hosts or Docker.
     let name = host.replace('_', "-");

@@ -55,6 +55,7 @@ async fn answers_each_path() {
 #[tokio::test]
 async fn says_what_it_is() {
     serving(admin().with_page("<!doctype html><title>links</title>"), async |addr| {
+        assert!(get(addr, "/nonsense").await.unwrap().1.contains("\n/\n/livez\n"));
         for (path, kind) in [
             ("/metrics", "application/openmetrics-text; version=1.0.0; charset=utf-8"),
             ("/status", "application/json"),

@@ -57,7 +57,7 @@ pub struct Args {
     sidecar_ip_range: Ipv4Net,
 
     /// Where DNS is answered, UDP and TCP
-    #[arg(long, env = "SIDECAR_DNS_ADDR", value_name = "IP:PORT", default_value = "127.0.0.2:53")]
+    #[arg(long, env = "SIDECAR_DNS_ADDR", value_name = "IP:PORT", default_value = "127.0.0.2:53", value_parser = dns)]
     sidecar_dns_addr: SocketAddr,
 
     /// Where names that are not imported are asked for: `IP` or `IP:PORT`, separated by commas. Default: the
@@ -65,7 +65,8 @@ pub struct Args {
     #[arg(long, env = "SIDECAR_DNS_UPSTREAM", value_name = "SERVERS", value_delimiter = ',', value_parser = server)]
     sidecar_dns_upstream: Option<Vec<SocketAddr>>,
 
-    /// The socket of the node's router: `unix:///path`, or a bare path
+    /// The socket of the node's router: `unix:///path`, or a bare path. On a machine that others share,
+    /// unix:///run/servicekeel/router.sock is the better place: anybody may take a name in /tmp first
     #[arg(
         long,
         env = "SIDECAR_SERVER_LISTEN",
@@ -84,7 +85,8 @@ pub struct Args {
     #[arg(long, env = "SIDECAR_CONFIG_DIR", value_name = "DIRECTORY", default_value = "/etc/servicekeel")]
     sidecar_config_dir: PathBuf,
 
-    /// The pod's own cluster. Default: what the router says, else what it said last, else cluster.local
+    /// The pod's own cluster, a name of your choice that no other of the mesh has; it need not be the DNS domain of
+    /// Kubernetes. Default: what the router says, else what it said last, else cluster.local
     #[arg(long, env = "SIDECAR_CLUSTER", value_name = "DOMAIN", value_parser = cluster)]
     sidecar_cluster: Option<ClusterName>,
 
@@ -136,7 +138,7 @@ pub enum SourceKind {
     Files,
     /// A watch on the own pod. Not in this version
     Api,
-    /// Files; where the directory is not there yet, it is waited for
+    /// The same as files in this version. Either waits for a directory that is not there yet
     Auto,
 }
 
@@ -283,6 +285,10 @@ fn hostname() -> String {
 fn range(text: &str) -> Result<Ipv4Net, String> {
     let range: Ipv4Net = text.parse().map_err(|_| "not a network such as 127.0.66.0/24".to_owned())?;
     Leases::new(range, REST, &[]).map(|leases| leases.range()).map_err(|error| error.to_string())
+}
+
+fn dns(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "not an address such as 127.0.0.2:53".to_owned())
 }
 
 fn server(text: &str) -> Result<SocketAddr, String> {

@@ -52,6 +52,8 @@ fn off_and_a_bare_path() {
         let listen = parsed(&text).config.listen;
         assert_eq!(listen, Listen { sidecars: "/run/r.sock".into(), peers: None, admin: None });
     }
+    let one_slash = parsed("cluster: a.local\nlisten: { sidecars: \"unix:/run/r.sock\" }\n");
+    assert_eq!(one_slash.config.listen.sidecars, Path::new("/run/r.sock"));
     let empty = parsed("cluster: a.local\nlisten:\npeers:\ntrust:\nidentity:\n");
     assert_eq!(empty.config.listen.peers, Some("0.0.0.0:7443".parse().unwrap()));
 }

@@ -149,3 +149,19 @@ fn several_bad_files_are_told_at_once() {
     std::fs::write(files.dir.path().join("router.yaml"), [0xff, 0xfe]).unwrap();
     assert!(files.bad().0[0].contains("UTF-8"));
 }
+
+#[test]
+fn a_file_that_was_cut_is_told_in_words() {
+    for (name, kind) in [("ca.crt", "CERTIFICATE"), ("node.key", "PRIVATE KEY")] {
+        let files = Files::new();
+        let path = files.dir.path().join(name);
+        let text = std::fs::read_to_string(&path).unwrap();
+        files.put(name, &text[..text.len() / 2]);
+        let (told, _) = files.bad();
+        assert!(
+            told[0].contains(&format!("ends before its last line, -----END {kind}-----"))
+                && told[0].contains(name),
+            "{told:?}"
+        );
+    }
+}

@@ -65,6 +65,7 @@ fn what_is_wrong_is_said() {
     refused(&["--sidecar-ip-range=local"], "such as 127.0.66.0/24");
     refused(&["--sidecar-server-listen=tcp://1.2.3.4:5"], "unix:///tmp/router.sock");
     refused(&["--sidecar-server-listen=unix://"], "has no path");
+    refused(&["--sidecar-dns-addr=127.0.0.2"], "such as 127.0.0.2:53");
     refused(&["--sidecar-dns-upstream=dns.local"], "\"dns.local\" is not an address");
     refused(&["--sidecar-dns-upstream=127.0.0.2"], "where this sidecar itself answers");
     for address in ["127.0.66.1", "127.0.66.255", "::ffff:127.0.66.9"] {
