@@ -26,6 +26,8 @@ const MAX_HANDSHAKES: usize = 256;
 const FEW_HANDSHAKES: usize = 8;
 /// How long to wait where the system can't give another descriptor.
 const PAUSE: Duration = Duration::from_millis(50);
+/// Between two connections where descriptors are short.
+const PACE: Duration = Duration::from_millis(10);
 
 /// The handshakes that go on. At the bound the oldest makes room, so that strangers who connect and say nothing keep
 /// nobody out.
@@ -59,7 +61,8 @@ pub(crate) async fn listen<N: Net>(node: Arc<Node<N>>, listener: N::TcpListener)
                 failing = false;
                 let id = node.next_id();
                 let (task, handshakes) = (node.clone(), handshakes.clone());
-                let most = if node.is_short() { FEW_HANDSHAKES } else { MAX_HANDSHAKES };
+                let short = node.is_short();
+                let most = if short { FEW_HANDSHAKES } else { MAX_HANDSHAKES };
                 let evicted = handshakes.begin(id, most);
                 node.tasks.spawn(async move {
                     let node = task;
@@ -86,6 +89,10 @@ pub(crate) async fn listen<N: Net>(node: Arc<Node<N>>, listener: N::TcpListener)
                         }
                     }
                 });
+                if short {
+                    // What makes room, or is refused, is closed before the next one takes a descriptor of the reserve.
+                    sleep(PACE).await;
+                }
             }
             Err(error) => {
                 if !std::mem::replace(&mut failing, true) {
