@@ -1,53 +1,47 @@
-//! One sidecar has a range of addresses in its network namespace.
+//! One address and port of a network namespace means one Service.
 //!
-//! Two of them, as pods of the host's network may be, would not see each other's sockets: SO_REUSEPORT, by which a
-//! sidecar that restarts binds beside what the router still holds of its earlier run, would share every connection out
-//! among both. So each reserves its range, by a socket that is never handed over.
-//!
-//! The name of a range is its first address, from which on addresses are given. Ranges that overlap and begin
-//! elsewhere are not found out; they meet when the wider one has given its addresses up to the other.
+//! Two sidecars of one namespace, as those of the host's network may be, do not see each other's sockets: SO_REUSEPORT,
+//! by which a sidecar that restarts binds beside what the router still holds of its earlier run, would share every
+//! connection out among both, whatever Service each means. So a sidecar takes two names for each socket that it makes,
+//! which are gone with its process and never handed over: one for the address and port, and one that says the Service
+//! too. Where another has the first and not the second, it means another Service there. Where another has both, it is
+//! the same one, such as the pod's earlier sidecar that is just ending, and no connection can go wrong.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
-use std::time::Duration;
+use std::net::SocketAddrV4;
 
-use ipnet::Ipv4Net;
+use servicekeel_core::name::ServicePort;
 use servicekeel_runtime::net::Net;
-use tokio::time::{Instant, sleep};
-use tracing::{info, warn};
 
-/// How long an earlier sidecar of the pod may take to end: longer than [`crate::run`] drains.
-const PATIENCE: Duration = Duration::from_secs(2);
-const INTERVAL: Duration = Duration::from_millis(20);
-
-/// Another sidecar has the range.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+/// Another sidecar means another Service there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "another sidecar in this network namespace has the addresses from {} on, and each would take connections of the \
-     other: give every sidecar that shares a loopback a range of its own (SIDECAR_IP_RANGE), or end the other one",
-    .0.network()
+    "another sidecar on this loopback has it for another Service: give each of them a range of its own \
+     (SIDECAR_IP_RANGE), or end the other one"
 )]
-pub struct Taken(pub Ipv4Net);
+pub(crate) struct Taken;
 
-/// Reserves a range for as long as what is returned lives. `None`: the system has no such reservations, and the sidecar
-/// does without.
-pub(crate) async fn reserve<N: Net>(net: &N, range: Ipv4Net) -> Result<Option<N::Reservation>, Taken> {
-    let name = format!("sidecar/{}", range.network());
-    let end = Instant::now() + PATIENCE;
-    let mut told = false;
-    loop {
-        match net.reserve(&name) {
-            Ok(reservation) => return Ok(Some(reservation)),
-            Err(error) if error.kind() != io::ErrorKind::AddrInUse => {
-                warn!(%range, %error, "can't find out whether another sidecar has this range");
-                return Ok(None);
-            }
-            Err(_) if Instant::now() >= end => return Err(Taken(range)),
-            Err(_) => {
-                if !std::mem::replace(&mut told, true) {
-                    info!(%range, "another sidecar has this range; waiting for it to end");
-                }
-                sleep(INTERVAL).await;
-            }
+/// The names of one socket, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Claim<N: Net> {
+    _names: [Option<N::Reservation>; 2],
+}
+
+impl<N: Net> Claim<N> {
+    /// Takes the names of a socket for `port` at `addr`. Where the system has no such names, it does without.
+    pub(crate) fn new(net: &N, port: &ServicePort, addr: SocketAddrV4) -> Result<Self, Taken> {
+        let address = format!("{addr}/{}", port.protocol);
+        // The Service's own name may be longer than a socket's.
+        let mut hasher = DefaultHasher::new();
+        port.hash(&mut hasher);
+        let service = format!("{address}/{:016x}", hasher.finish());
+        match net.reserve(&address) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => match net.reserve(&service) {
+                Ok(_) => Err(Taken),
+                Err(_) => Ok(Self { _names: [None, None] }),
+            },
+            address => Ok(Self { _names: [address.ok(), net.reserve(&service).ok()] }),
         }
     }
 }

@@ -7,12 +7,14 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use servicekeel_core::handoff::{DescriptorKind, SocketId, ToRouter, ToSidecar};
+use servicekeel_core::name::ServicePort;
 use servicekeel_core::sidecar::{Annotation, Command, Outgoing, RouterStatus};
 use servicekeel_runtime::net::{Descriptor, Net};
 use servicekeel_runtime::throttle::Throttle;
 use tokio::time::Instant;
 use tracing::warn;
 
+use crate::alone::Claim;
 use crate::disk::Disk;
 use crate::link::{Event, Link};
 use crate::metrics::Metrics;
@@ -23,6 +25,12 @@ use crate::status::Shared;
 /// Between two warnings about what is tried again and again.
 const SELDOM: Duration = Duration::from_secs(60);
 
+/// The socket of an import.
+struct Held<N: Net> {
+    descriptor: N::Descriptor,
+    _claim: Claim<N>,
+}
+
 /// The hands of one sidecar.
 pub(crate) struct Driver<N: Net> {
     net: N,
@@ -30,7 +38,7 @@ pub(crate) struct Driver<N: Net> {
     metrics: Metrics,
     pub(crate) disk: Disk,
     /// The sockets of imports. The router has others of the same sockets; the kernel's backlog is one.
-    held: BTreeMap<SocketId, N::Descriptor>,
+    held: BTreeMap<SocketId, Held<N>>,
     pub(crate) link: Link<N>,
     /// Whether the log has that this router says what can't be read.
     unread: bool,
@@ -135,17 +143,13 @@ impl<N: Net> Driver<N> {
 
     async fn execute(&mut self, command: Command) {
         match command {
-            Command::Make { id, kind, addr } => {
-                let result = match self.net.make_bound(kind, addr.into()).await {
-                    Ok(descriptor) => {
-                        self.metrics.sockets_made.inc();
-                        self.held.insert(id, descriptor);
-                        Ok(())
-                    }
-                    Err(error) => {
-                        self.metrics.socket_failures.inc();
-                        Err(explain(addr, &error))
-                    }
+            Command::Make { id, kind, addr, port } => {
+                let result = make(&self.net, kind, addr, &port).await.map(|held| {
+                    self.held.insert(id, held);
+                });
+                match &result {
+                    Ok(()) => self.metrics.sockets_made.inc(),
+                    Err(_) => self.metrics.socket_failures.inc(),
                 };
                 self.shared.sidecar().handle_made(id, result, now());
             }
@@ -166,17 +170,19 @@ impl<N: Net> Driver<N> {
             match outgoing {
                 None => return,
                 Some(Outgoing::Plain(message)) => self.link.send(message.encode(), Vec::new()),
-                Some(Outgoing::WithSocket(message, id)) => match self.held.get(&id).map(Descriptor::share) {
-                    Some(Ok(shared)) => self.link.send(message.encode(), vec![shared]),
-                    failed => {
-                        if let (Some(Err(error)), ToRouter::Import { wanted, .. }) = (failed, &message)
-                            && let Some(untold) = self.unshared.permit()
-                        {
-                            warn!(port = %wanted, %error, untold, "a socket can't be handed over; it is tried again");
+                Some(Outgoing::WithSocket(message, id)) => {
+                    match self.held.get(&id).map(|held| held.descriptor.share()) {
+                        Some(Ok(shared)) => self.link.send(message.encode(), vec![shared]),
+                        failed => {
+                            if let (Some(Err(error)), ToRouter::Import { wanted, .. }) = (failed, &message)
+                                && let Some(untold) = self.unshared.permit()
+                            {
+                                warn!(port = %wanted, %error, untold, "a socket can't be handed over; it is tried again");
+                            }
+                            self.shared.sidecar().handle_unsent(id, now());
                         }
-                        self.shared.sidecar().handle_unsent(id, now());
                     }
-                },
+                }
                 Some(Outgoing::Stock { tcp, udp }) => self.stock(tcp, udp),
             }
         }
@@ -247,6 +253,18 @@ impl<N: Net> Driver<N> {
         }
         self.disk.finish().await;
     }
+}
+
+async fn make<N: Net>(
+    net: &N,
+    kind: DescriptorKind,
+    addr: SocketAddrV4,
+    port: &ServicePort,
+) -> Result<Held<N>, String> {
+    let claim = Claim::new(net, port, addr).map_err(|taken| taken.to_string())?;
+    let made = net.make_bound(kind, addr.into()).await;
+    let descriptor = made.map_err(|error| explain(addr, &error))?;
+    Ok(Held { descriptor, _claim: claim })
 }
 
 /// Why a socket can't be made, and what to do.

@@ -13,5 +13,4 @@ pub mod source;
 pub mod state;
 mod status;
 
-pub use alone::Taken;
 pub use run::{RunError, run};

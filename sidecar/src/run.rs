@@ -17,7 +17,6 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{error, info, warn};
 
-use crate::alone::{self, Taken};
 use crate::disk::Disk;
 use crate::dns::{Bound, Dns, Limits, Serve};
 use crate::driver::Driver;
@@ -40,9 +39,6 @@ pub enum RunError {
     /// The range of addresses.
     #[error("{0} (SIDECAR_IP_RANGE)")]
     Range(RangeError),
-    /// Another sidecar has it.
-    #[error(transparent)]
-    Taken(#[from] Taken),
     /// The address of DNS.
     #[error("DNS can't be answered: {0} (SIDECAR_DNS_ADDR)")]
     Dns(io::Error),
@@ -71,7 +67,7 @@ enum Ended {
 /// `dns` is how queries come in, and `annotations` what the pod's annotations say now and from now on.
 ///
 /// # Errors
-/// [`RunError`] where DNS or the admin endpoint can't be served, or another sidecar has the range of addresses. A router that is away, an annotation that is wrong
+/// [`RunError`] where DNS or the admin endpoint can't be served. A router that is away, an annotation that is wrong
 /// and a disk that can't be written are none.
 pub async fn run<N: Net, D: Serve>(
     settings: Settings,
@@ -80,13 +76,6 @@ pub async fn run<N: Net, D: Serve>(
     mut annotations: watch::Receiver<Arc<Annotations>>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), RunError> {
-    let mut shutdown = std::pin::pin!(shutdown);
-    // Before the state is read, which an earlier sidecar may still write, and released after all else is closed.
-    let _alone = tokio::select! {
-        biased;
-        () = &mut shutdown => return Ok(()),
-        alone = alone::reserve(&net, settings.range) => alone?,
-    };
     let store = settings.state_dir.as_deref().map(|directory| Store::new(directory, &settings.pod));
     let sidecar = Sidecar::new(config(&settings), load(store.as_ref()), Instant::now().into_std())
         .map_err(RunError::Range)?;
@@ -117,6 +106,7 @@ pub async fn run<N: Net, D: Serve>(
 
     let mut driver = Driver::new(net, shared, metrics, Disk::new(store));
     driver.handle_annotations(&annotations.borrow_and_update().clone());
+    let mut shutdown = std::pin::pin!(shutdown);
     let mut ready_by = None;
     loop {
         driver.drive().await;

@@ -278,28 +278,28 @@ async fn a_restart_without_router_and_annotations_serves_the_last_good_state() {
 }
 
 #[tokio::test]
-async fn a_range_is_one_sidecars_and_the_next_one_waits_for_it() {
+async fn one_address_and_port_means_one_service_of_one_sidecar() {
     let stage = Stage::new();
-    let router = stage.router().await;
-    let first = stage.start(stage.settings(), both());
-    let peer = Peer::accept(&router).await;
-    let held = peer.sockets().await;
+    let cluster = Some("a.local".parse().unwrap());
+    let settings = || Settings { state_dir: None, cluster: cluster.clone(), ..stage.settings() };
+    let port = |status: &serde_json::Value| status["imports"][0]["ports"][0].clone();
+    let first = stage.start(settings(), both());
     first.wait_ready().await;
+    let same = stage.start(settings(), both());
+    same.wait_ready().await;
+    same.wait("the same Service", |status| port(status)["state"] == "held").await;
+    same.end().await;
 
-    let other =
-        Settings { range: format!("127.113.{}.0/25", stage.number).parse().unwrap(), ..stage.settings() };
-    let second = stage.start(Settings { state_dir: None, ..other }, both());
-    let error = timeout(LIMIT, second.task).await.unwrap().unwrap().unwrap_err();
-    assert!(matches!(error, RunError::Taken(_)) && error.to_string().contains("SIDECAR_IP_RANGE"), "{error}");
-
-    // One that is there before its forerunner has ended takes over, though the router still has the old sockets.
-    let next = stage.start(stage.settings(), both());
-    tokio::task::yield_now().await;
+    let imports = Some(IMPORTS.replace("web", "another"));
+    let other = stage.start(settings(), Annotations { imports, ..Annotations::default() });
+    other.wait_ready().await;
+    let status = other.wait("another Service", |status| port(status)["state"] == "failed").await;
+    assert!(port(&status).to_string().contains("SIDECAR_IP_RANGE"), "{status:#}");
+    assert_eq!(status["imports"][1]["ports"][0]["state"], "held", "what both mean is served: {status:#}");
+    // Where the other one ends it is served, though its sockets may live on in a router.
     first.end().await;
-    next.wait_ready().await;
-    assert_eq!(next.status().await["imports"][0]["ports"][0]["state"], "held");
-    drop(held);
-    next.end().await;
+    other.wait("the address is free", |status| port(status)["state"] == "held").await;
+    other.end().await;
 }
 
 #[tokio::test]

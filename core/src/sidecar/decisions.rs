@@ -56,6 +56,8 @@ pub enum Command {
         kind: DescriptorKind,
         /// Where it is bound.
         addr: SocketAddrV4,
+        /// What is imported there.
+        port: ServicePort,
     },
     /// Close a socket.
     Close {

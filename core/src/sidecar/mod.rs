@@ -364,7 +364,7 @@ impl Sidecar {
                 Protocol::Tcp => DescriptorKind::TcpListener,
                 Protocol::Udp => DescriptorKind::UdpBound,
             };
-            self.commands.push_back(Command::Make { id, kind, addr: socket.addr });
+            self.commands.push_back(Command::Make { id, kind, addr: socket.addr, port: port.clone() });
         }
     }
 

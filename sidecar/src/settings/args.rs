@@ -52,7 +52,7 @@ SERVICEKEEL_LOG sets what is logged (error, warn, info, debug; default info), SE
 #[command(name = "servicekeel-sidecar", version, about = ABOUT, long_about = LONG_ABOUT, after_long_help = EXAMPLE)]
 pub struct Args {
     /// Addresses for imported Services, inside 127.0.0.0/8. A /24 has room for 254. Sidecars that share a loopback, as
-    /// those of the host's network do, need a range each
+    /// those of the host's network do, want a range each
     #[arg(long, env = "SIDECAR_IP_RANGE", value_name = "NETWORK", default_value = "127.0.66.0/24", value_parser = range)]
     sidecar_ip_range: Ipv4Net,
 
