@@ -7,14 +7,13 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use servicekeel_core::handoff::{DescriptorKind, SocketId, ToRouter, ToSidecar};
-use servicekeel_core::name::ServicePort;
 use servicekeel_core::sidecar::{Annotation, Command, Outgoing, RouterStatus};
 use servicekeel_runtime::net::{Descriptor, Net};
 use servicekeel_runtime::throttle::Throttle;
 use tokio::time::Instant;
 use tracing::warn;
 
-use crate::alone::Claim;
+use crate::alone::{Claim, Claims};
 use crate::disk::Disk;
 use crate::link::{Event, Link};
 use crate::metrics::Metrics;
@@ -28,7 +27,7 @@ const SELDOM: Duration = Duration::from_secs(60);
 /// The socket of an import.
 struct Held<N: Net> {
     descriptor: N::Descriptor,
-    _claim: Claim<N>,
+    _claim: Arc<Claim<N>>,
 }
 
 /// The hands of one sidecar.
@@ -39,6 +38,7 @@ pub(crate) struct Driver<N: Net> {
     pub(crate) disk: Disk,
     /// The sockets of imports. The router has others of the same sockets; the kernel's backlog is one.
     held: BTreeMap<SocketId, Held<N>>,
+    claims: Claims<N>,
     pub(crate) link: Link<N>,
     /// Whether the log has that this router says what can't be read.
     unread: bool,
@@ -62,6 +62,7 @@ impl<N: Net> Driver<N> {
             metrics,
             disk,
             held: BTreeMap::new(),
+            claims: Claims::default(),
             link: Link::Closed,
             unread: false,
             unshared: Throttle::new(1, SELDOM),
@@ -144,9 +145,13 @@ impl<N: Net> Driver<N> {
     async fn execute(&mut self, command: Command) {
         match command {
             Command::Make { id, kind, addr, port } => {
-                let result = make(&self.net, kind, addr, &port).await.map(|held| {
-                    self.held.insert(id, held);
-                });
+                let claim = self.claims.claim(&self.net, *addr.ip(), &port.service);
+                let result = match claim {
+                    Ok(claim) => make(&self.net, kind, addr, claim).await.map(|held| {
+                        self.held.insert(id, held);
+                    }),
+                    Err(taken) => Err(taken.to_string()),
+                };
                 match &result {
                     Ok(()) => self.metrics.sockets_made.inc(),
                     Err(_) => self.metrics.socket_failures.inc(),
@@ -259,9 +264,8 @@ async fn make<N: Net>(
     net: &N,
     kind: DescriptorKind,
     addr: SocketAddrV4,
-    port: &ServicePort,
+    claim: Arc<Claim<N>>,
 ) -> Result<Held<N>, String> {
-    let claim = Claim::new(net, port, addr).map_err(|taken| taken.to_string())?;
     let made = net.make_bound(kind, addr.into()).await;
     let descriptor = made.map_err(|error| explain(addr, &error))?;
     Ok(Held { descriptor, _claim: claim })

@@ -278,7 +278,7 @@ async fn a_restart_without_router_and_annotations_serves_the_last_good_state() {
 }
 
 #[tokio::test]
-async fn one_address_and_port_means_one_service_of_one_sidecar() {
+async fn one_address_means_one_service_of_one_sidecar() {
     let stage = Stage::new();
     let cluster = Some("a.local".parse().unwrap());
     let settings = || Settings { state_dir: None, cluster: cluster.clone(), ..stage.settings() };

@@ -16,7 +16,7 @@ use crate::net::Descriptor;
 pub(super) const BACKLOG: i32 = 1024;
 /// Descriptors that no socket which is held for long may take: a program that has none left can't read, be asked or
 /// mend itself.
-const RESERVE: u64 = 32;
+pub(super) const RESERVE: u64 = 32;
 /// Of them, those that sockets on their way to the router leave.
 const LAST_RESERVE: u64 = 16;
 
@@ -118,7 +118,7 @@ impl AsFd for OsDescriptor {
 
 /// Whether so many descriptors are free beside this one. The kernel gives the lowest number that is free (open(2)), so
 /// all below it are taken.
-fn leaves(socket: &Socket, reserve: u64, limit: Option<u64>) -> io::Result<()> {
+pub(super) fn leaves(socket: &Socket, reserve: u64, limit: Option<u64>) -> io::Result<()> {
     let number = u64::from(socket.as_raw_fd().unsigned_abs());
     match limit {
         Some(limit) if number >= limit.saturating_sub(reserve) => Err(io::Error::other(format!(
