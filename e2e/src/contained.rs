@@ -266,7 +266,7 @@ fn write_config(stand: &Stand, dir: &Path, options: &NodeOptions<'_>) -> Result<
     let NodeOptions { cluster, node, .. } = options;
     let mut text = format!(
         "cluster: {cluster}\nnode: {node}\nlisten: {{ sidecars: \"unix://{SOCKET_DIR}/router.sock\" }}\n\
-         identity: {{ ca: {cluster}.crt, cert: node.crt, key: node.key }}\n"
+         identity: {{ ca: ca.crt, cert: node.crt, key: node.key }}\n"
     );
     if let Some(name) = &options.dials {
         writeln!(text, "peers: [ {{ address: \"{name}:7443\" }} ]")?;
@@ -276,9 +276,7 @@ fn write_config(stand: &Stand, dir: &Path, options: &NodeOptions<'_>) -> Result<
     }
     for other in options.trusts {
         writeln!(text, "  - {{ cluster: {other}, ca: {other}.crt }}")?;
-    }
-    for cluster in options.trusts.iter().chain([cluster]) {
-        std::fs::copy(stand.authority(cluster)?.join("ca.crt"), dir.join(format!("{cluster}.crt")))?;
+        std::fs::copy(stand.authority(other)?.join("ca.crt"), dir.join(format!("{other}.crt")))?;
     }
     std::fs::write(dir.join("router.yaml"), text)?;
     Ok(())

@@ -34,21 +34,16 @@ pub(crate) fn absence<N: Net>(node: &Node<N>, wanted: &ServicePort) -> String {
     if !identity.trust().any(|bundle| bundle.cluster() == cluster) {
         return format!("{cluster} is not in this router's `trust`");
     }
-    let (mut up, mut down) = (0, Vec::new());
-    for peer in node.all_peers().into_iter().filter(|peer| peer.id.cluster == *cluster) {
-        if peer.is_up() {
-            up += 1;
-        } else {
-            down.push(peer.id.node.to_string());
+    let peers = node.all_peers().into_iter().filter(|peer| peer.id.cluster == *cluster);
+    let (up, down): (Vec<_>, Vec<_>) = peers.partition(|peer| peer.is_up());
+    let names: Vec<_> = down.iter().map(|peer| peer.id.node.to_string()).collect();
+    let names = names.join(", ");
+    match (up.is_empty(), down.is_empty()) {
+        (true, true) => format!("no router of {cluster} was ever linked to this one"),
+        (true, false) => format!("no router of {cluster} is linked to this one: {names} is down"),
+        (false, true) => format!("no router of {cluster} that is linked to this one offers it"),
+        (false, false) => {
+            format!("no router of {cluster} that is linked to this one offers it, and {names} is down")
         }
-    }
-    match (up, &down[..]) {
-        (0, []) => format!("no router of {cluster} was ever linked to this one"),
-        (0, down) => format!("no router of {cluster} is linked to this one: {} is down", down.join(", ")),
-        (_, []) => format!("no router of {cluster} that is linked to this one offers it"),
-        (_, down) => format!(
-            "no router of {cluster} that is linked to this one offers it, and {} is down",
-            down.join(", ")
-        ),
     }
 }

@@ -59,7 +59,7 @@ pub(crate) async fn serve<N: Net>(node: Arc<Node<N>>, listener: N::TcpListener, 
                 }
                 Err(error) => {
                     // Such as EMFILE: what waits stays in the backlog meanwhile.
-                    node.is_short();
+                    node.relieve();
                     if !std::mem::replace(&mut failing, true) {
                         warn!(%wanted, %error, "connections can't be accepted; trying again");
                     }

@@ -61,7 +61,7 @@ pub(crate) async fn listen<N: Net>(node: Arc<Node<N>>, listener: N::TcpListener)
                 failing = false;
                 let id = node.next_id();
                 let (task, handshakes) = (node.clone(), handshakes.clone());
-                let short = node.is_short();
+                let short = node.relieve();
                 let most = if short { FEW_HANDSHAKES } else { MAX_HANDSHAKES };
                 let evicted = handshakes.begin(id, most);
                 node.tasks.spawn(async move {
@@ -98,7 +98,7 @@ pub(crate) async fn listen<N: Net>(node: Arc<Node<N>>, listener: N::TcpListener)
                 if !std::mem::replace(&mut failing, true) {
                     warn!(%error, "peers can't be accepted; trying again");
                 }
-                node.is_short();
+                node.relieve();
                 sleep(PAUSE).await;
             }
         }

@@ -228,7 +228,7 @@ pub(crate) async fn keep<N: Net>(node: Arc<Node<N>>, address: String) {
                 Duration::ZERO
             }
             Err(error) => {
-                node.is_short();
+                node.relieve();
                 let reason = error.to_string();
                 set_problem(&node, &address, Some(reason.clone()));
                 // The same reason again is no news.

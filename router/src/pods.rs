@@ -143,7 +143,7 @@ pub(crate) async fn serve<N: Net>(node: Arc<Node<N>>, listener: N::HandoffListen
                 if !std::mem::replace(&mut failing, true) {
                     warn!(%error, "no sidecar can be accepted; trying again");
                 }
-                node.is_short();
+                node.relieve();
                 sleep(Duration::from_millis(100)).await;
             }
         }

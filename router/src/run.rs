@@ -67,8 +67,8 @@ impl<N: Net> Drop for EndAll<N> {
 /// router need different ones.
 ///
 /// # Errors
-/// [`RunError`] where it can't listen, or has a fault. Peers that can't be reached, and settings that turn bad, are no errors: it
-/// tries again, and keeps the last good ones.
+/// [`RunError`] where it can't listen, or has a fault. Peers that can't be reached, and settings that turn bad, are no
+/// errors: it tries again, and keeps the last good ones.
 pub async fn run<N: Net>(
     mut settings: watch::Receiver<Arc<Settings>>,
     net: N,

@@ -41,8 +41,8 @@ impl<N: Net> Node<N> {
         }
     }
 
-    /// Whether descriptors are short; then what nobody uses is closed.
-    pub(crate) fn is_short(&self) -> bool {
+    /// Closes what nobody uses where descriptors are short; says whether they are.
+    pub(crate) fn relieve(&self) -> bool {
         let short = self.net.is_short();
         if short && self.relief.permit().is_some() {
             if let Some(untold) = self.shortage.permit() {
@@ -62,7 +62,7 @@ impl<N: Net> Node<N> {
     pub(crate) fn is_crowded(&self) -> bool {
         let carries =
             self.flows.available_permits() < self.most_flows || self.counters.sessions_active.get() > 0;
-        self.is_short() && carries
+        self.relieve() && carries
     }
 
     /// Waits until one more flow may begin.

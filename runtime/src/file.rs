@@ -57,8 +57,16 @@ pub fn read_bounded(path: &Path, max: usize) -> io::Result<Vec<u8>> {
     if !file.metadata()?.is_file() {
         return Err(io::Error::new(ErrorKind::InvalidInput, "not a regular file"));
     }
+    bounded(file, max)
+}
+
+/// Reads what comes to its end, at most `max` bytes.
+///
+/// # Errors
+/// [`ErrorKind::InvalidData`] for more, with the limit in its text; those of the reader.
+pub fn bounded(input: impl Read, max: usize) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    file.take((max as u64).saturating_add(1)).read_to_end(&mut bytes)?;
+    input.take((max as u64).saturating_add(1)).read_to_end(&mut bytes)?;
     if bytes.len() > max {
         return Err(io::Error::new(ErrorKind::InvalidData, format!("longer than the limit of {max} bytes")));
     }

@@ -1,21 +1,43 @@
 //! The limit of open files (RLIMIT_NOFILE of getrlimit(2)), raised as far as a process may without a privilege.
 
-use std::os::fd::AsRawFd;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::warn;
 
-/// Descriptors that are kept free for what must go on, such as the admin endpoint, at a low limit a quarter of it.
-const RESERVE: u64 = 32;
+/// Descriptors that are kept free for what must go on, such as reading, being asked and mending itself. What can wait
+/// leaves a quarter of a low limit.
+pub(crate) const RESERVE: u64 = 32;
+/// Of them, those that what is soon handed on leaves.
+pub(crate) const LAST_RESERVE: u64 = RESERVE / 2;
 
 /// The limit in force; `None`: there is none.
 pub(crate) fn open_files() -> Option<u64> {
     getrlimit(Resource::Nofile).current
 }
 
-/// Whether only the reserve is free. The kernel gives the lowest number that is free (open(2)), so all below it are
-/// taken.
+/// Whether a descriptor of this number leaves fewer than `reserve` free. The kernel gives the lowest number that is free
+/// (open(2)), so all below it are taken.
+fn reaches(number: RawFd, reserve: u64, limit: u64) -> bool {
+    u64::from(number.unsigned_abs()) >= limit.saturating_sub(reserve)
+}
+
+/// Sees to it that beside this descriptor so many are free.
+///
+/// # Errors
+/// Where fewer are, in words for whoever sets the limit.
+pub(crate) fn leaves(descriptor: &impl AsRawFd, reserve: u64, limit: Option<u64>) -> io::Result<()> {
+    match limit {
+        Some(limit) if reaches(descriptor.as_raw_fd(), reserve, limit) => Err(io::Error::other(format!(
+            "the limit of {limit} open files leaves no descriptor for it, {reserve} being kept free: raise it (ulimit -n)"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Whether only the reserve is free.
 pub(crate) fn is_short() -> bool {
     let Some(limit) = open_files() else { return false };
     let Ok(lowest) = eventfd(0, EventfdFlags::CLOEXEC) else { return true };
@@ -24,12 +46,11 @@ pub(crate) fn is_short() -> bool {
 
 /// Whether a descriptor is of the last half of the reserve, which what can wait leaves too.
 pub(crate) fn is_of_the_last(descriptor: &impl AsRawFd) -> bool {
-    let number = u64::from(descriptor.as_raw_fd().unsigned_abs());
-    open_files().is_some_and(|limit| number >= limit - RESERVE.min(limit / 4) / 2)
+    open_files().is_some_and(|limit| reaches(descriptor.as_raw_fd(), RESERVE.min(limit / 4) / 2, limit))
 }
 
-fn leaves_too_few(lowest: i32, limit: u64) -> bool {
-    u64::from(lowest.unsigned_abs()) >= limit - RESERVE.min(limit / 4)
+fn leaves_too_few(lowest: RawFd, limit: u64) -> bool {
+    reaches(lowest, RESERVE.min(limit / 4), limit)
 }
 
 /// Lets this process have as many descriptors as the system allows it: 1,024, which is usual at first, are few where

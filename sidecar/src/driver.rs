@@ -7,6 +7,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use servicekeel_core::handoff::{DescriptorKind, SocketId, ToRouter, ToSidecar};
+use servicekeel_core::name::ServiceName;
 use servicekeel_core::sidecar::{Annotation, Command, Outgoing, RouterStatus};
 use servicekeel_runtime::net::{Descriptor, Net};
 use servicekeel_runtime::throttle::Throttle;
@@ -145,16 +146,16 @@ impl<N: Net> Driver<N> {
     async fn execute(&mut self, command: Command) {
         match command {
             Command::Make { id, kind, addr, port } => {
-                let claim = self.claims.claim(&self.net, *addr.ip(), &port.service);
-                let result = match claim {
-                    Ok(claim) => make(&self.net, kind, addr, claim).await.map(|held| {
+                let result = match make(&self.net, &mut self.claims, kind, addr, &port.service).await {
+                    Ok(held) => {
+                        self.metrics.sockets_made.inc();
                         self.held.insert(id, held);
-                    }),
-                    Err(taken) => Err(taken.to_string()),
-                };
-                match &result {
-                    Ok(()) => self.metrics.sockets_made.inc(),
-                    Err(_) => self.metrics.socket_failures.inc(),
+                        Ok(())
+                    }
+                    Err(reason) => {
+                        self.metrics.socket_failures.inc();
+                        Err(reason)
+                    }
                 };
                 self.shared.sidecar().handle_made(id, result, now());
             }
@@ -262,10 +263,12 @@ impl<N: Net> Driver<N> {
 
 async fn make<N: Net>(
     net: &N,
+    claims: &mut Claims<N>,
     kind: DescriptorKind,
     addr: SocketAddrV4,
-    claim: Arc<Claim<N>>,
+    service: &ServiceName,
 ) -> Result<Held<N>, String> {
+    let claim = claims.claim(net, *addr.ip(), service).map_err(|taken| taken.to_string())?;
     let made = net.make_bound(kind, addr.into()).await;
     let descriptor = made.map_err(|error| explain(addr, &error))?;
     Ok(Held { descriptor, _claim: claim })

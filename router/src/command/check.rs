@@ -1,7 +1,7 @@
 //! `check`: what is wrong with a config, an annotation or a manifest.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -10,7 +10,7 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 use servicekeel_core::annotation::{Defaults, Finding, Parsed, parse_exports, parse_imports};
 use servicekeel_core::name::ClusterName;
-use servicekeel_runtime::file::read_bounded;
+use servicekeel_runtime::file::{bounded, read_bounded};
 
 use super::{manifest, print};
 use crate::settings::{self, problem::Problem};
@@ -118,27 +118,18 @@ impl Checked {
 /// the check runs, as do paths in it.
 fn read(file: &Path) -> anyhow::Result<(PathBuf, String)> {
     let (name, bytes) = if ["-", "/dev/stdin"].iter().any(|stdin| file == Path::new(stdin)) {
-        ("stdin".into(), bounded(std::io::stdin().lock()))
+        ("stdin".into(), bounded(io::stdin().lock(), MAX_FILE))
     } else {
         let opened = File::open(file).context("can't be read")?;
         match opened.metadata().context("can't be read")?.file_type() {
             kind if kind.is_fifo() || kind.is_char_device() || kind.is_socket() => {
-                ("pipe".into(), bounded(opened))
+                ("pipe".into(), bounded(opened, MAX_FILE))
             }
             _ => (file.to_owned(), read_bounded(file, MAX_FILE)),
         }
     };
     let text = String::from_utf8(bytes.context("can't be read")?).context("not UTF-8 text")?;
     Ok((name, text))
-}
-
-fn bounded(input: impl Read) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    input.take(MAX_FILE as u64 + 1).read_to_end(&mut bytes)?;
-    if bytes.len() > MAX_FILE {
-        return Err(io::Error::other(format!("longer than the limit of {MAX_FILE} bytes")));
-    }
-    Ok(bytes)
 }
 
 /// Whether a line of the top level begins so.

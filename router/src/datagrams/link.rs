@@ -162,7 +162,6 @@ struct Link<'a, N: Net> {
     peer: &'a Peer<N>,
     channel: Channel<N::TcpStream>,
     replies: Sessions<u64, Reply<N>>,
-    /// That the bound is reached was told.
     crowd: Crowd,
 }
 

@@ -169,7 +169,7 @@ impl<N: Net> Peer<N> {
                     }
                     Err(error) => {
                         debug!(peer = %peer.id, %at, %error, "a dial for flows failed");
-                        node.is_short();
+                        node.relieve();
                         peer.dial_failed(error.to_string());
                     }
                 }

@@ -2,23 +2,18 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::FileType;
 use servicekeel_core::handoff::DescriptorKind;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::while_doing;
-use crate::limit;
+use crate::limit::{self, LAST_RESERVE, RESERVE, leaves};
 use crate::net::Descriptor;
 
 /// Connections that wait in the kernel while the router is away.
 pub(super) const BACKLOG: i32 = 1024;
-/// Descriptors that no socket which is held for long may take: a program that has none left can't read, be asked or
-/// mend itself.
-pub(super) const RESERVE: u64 = 32;
-/// Of them, those that sockets on their way to the router leave.
-const LAST_RESERVE: u64 = 16;
 
 /// A socket that nothing polls.
 #[derive(Debug)]
@@ -113,18 +108,6 @@ impl From<OwnedFd> for OsDescriptor {
 impl AsFd for OsDescriptor {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
-    }
-}
-
-/// Whether so many descriptors are free beside this one. The kernel gives the lowest number that is free (open(2)), so
-/// all below it are taken.
-pub(super) fn leaves(socket: &Socket, reserve: u64, limit: Option<u64>) -> io::Result<()> {
-    let number = u64::from(socket.as_raw_fd().unsigned_abs());
-    match limit {
-        Some(limit) if number >= limit.saturating_sub(reserve) => Err(io::Error::other(format!(
-            "the limit of {limit} open files leaves no descriptor for it, {reserve} being kept free: raise it (ulimit -n)"
-        ))),
-        _ => Ok(()),
     }
 }
 

@@ -4,9 +4,8 @@ use std::io;
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use super::descriptor::{RESERVE, leaves};
 use super::while_doing;
-use crate::limit;
+use crate::limit::{self, RESERVE, leaves};
 
 /// An abstract Unix socket of that name (unix(7)): it belongs to the network namespace, needs no file and no privilege,
 /// and is gone with the process, however that ends. It does not listen, so nobody can connect to it.

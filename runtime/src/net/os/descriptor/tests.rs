@@ -1,3 +1,5 @@
+use std::os::fd::AsRawFd;
+
 use servicekeel_core::handoff::DescriptorKind::{TcpListener, TcpUnconnected, UdpBound, UdpUnconnected};
 
 use super::*;
