@@ -43,22 +43,16 @@ pub struct OsHandoffListener {
 
 impl OsHandoffListener {
     pub(super) async fn listen(path: &Path) -> io::Result<Self> {
-        let addr = address(path)?;
+        address(path)?;
         if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
             fs::create_dir_all(parent)
                 .map_err(while_doing(format_args!("can't make the directory {}", parent.display())))?;
         }
-        let _lock = path::lock_directory(path).await?;
-        path::clear(path)?;
         let socket = socket()?;
-        let listening = || -> io::Result<path::SocketFile> {
-            rustix::net::bind(&socket, &addr)?;
-            let file = path::SocketFile::at(path)?;
-            file.open_to_all()?;
-            rustix::net::listen(&socket, BACKLOG)?;
-            Ok(file)
-        };
-        let file = listening().map_err(while_doing(format_args!("can't listen on {}", path.display())))?;
+        let listen = || Ok(rustix::net::listen(&socket, BACKLOG)?);
+        let file = path::serve(path, &socket, listen)
+            .await
+            .map_err(while_doing(format_args!("can't listen on {}", path.display())))?;
         Ok(Self { _file: file, socket: UnixListener::from_std(socket.into())? })
     }
 }

@@ -274,25 +274,63 @@ async fn the_file_of_a_successor_stays() {
 
 #[test]
 fn of_routers_that_start_at_once_one_serves() {
+    for after_a_crash in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("router.sock");
+        if after_a_crash {
+            drop(StdUnixListener::bind(&path).unwrap());
+        }
+        let barrier = &std::sync::Barrier::new(8);
+        let served: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8)
+                .map(|_| {
+                    let path = &path;
+                    scope.spawn(move || {
+                        let rt = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                        barrier.wait();
+                        rt.block_on(OsHandoffListener::listen(path)).map(|listener| (rt, listener))
+                    })
+                })
+                .collect();
+            threads.into_iter().filter_map(|t| t.join().unwrap().ok()).collect()
+        });
+        assert_eq!(served.len(), 1, "after a crash: {after_a_crash}");
+        served[0].0.block_on(OsHandoff::connect(&path)).unwrap();
+        assert_eq!(names(dir.path()), ["router.sock"]);
+    }
+}
+
+/// What lies in a directory.
+fn names(directory: &Path) -> Vec<String> {
+    let entries = fs::read_dir(directory).unwrap();
+    entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+#[tokio::test]
+async fn whoever_can_read_the_directory_has_no_say_in_whether_a_router_starts() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("router.sock");
-    drop(StdUnixListener::bind(&path).unwrap());
-    let barrier = &std::sync::Barrier::new(8);
-    let served: Vec<_> = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..8)
-            .map(|_| {
-                let path = &path;
-                scope.spawn(move || {
-                    let rt = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-                    barrier.wait();
-                    rt.block_on(OsHandoffListener::listen(path)).map(|listener| (rt, listener))
-                })
-            })
-            .collect();
-        threads.into_iter().filter_map(|t| t.join().unwrap().ok()).collect()
-    });
-    assert_eq!(served.len(), 1);
-    served[0].0.block_on(OsHandoff::connect(&path)).unwrap();
+    // First on a free path, then after a clean end, then after a crash.
+    for round in 0..3 {
+        if round == 2 {
+            drop(StdUnixListener::bind(&path).unwrap());
+        }
+        // As a pod with a read-only mount may: the directory itself, and whatever file in it can be opened.
+        let files = names(dir.path()).into_iter().map(|name| dir.path().join(name));
+        let locked: Vec<fs::File> =
+            files.chain([dir.path().to_owned()]).filter_map(|file| fs::File::open(file).ok()).collect();
+        assert!(!locked.is_empty());
+        for file in &locked {
+            file.lock().unwrap();
+        }
+        let started = timeout(Duration::from_secs(1), OsHandoffListener::listen(&path)).await;
+        let router = started.expect("it waits for the lock").unwrap();
+        OsHandoff::connect(&path).await.unwrap();
+        // What it has made meanwhile can't be locked either, so that its next start is as free.
+        assert_eq!(names(dir.path()), ["router.sock"]);
+        assert!(fs::File::open(&path).is_err());
+        drop(router);
+    }
 }
 
 #[tokio::test]
