@@ -3,17 +3,24 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt;
 use servicekeel_core::name::ServicePort;
 use servicekeel_runtime::net::{Listener, Net};
 use servicekeel_runtime::throttle::Throttle;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::task::yield_now;
 use tokio::time::sleep;
 use tracing::warn;
 
 use crate::node::Node;
 use crate::outbound;
+use crate::tasks::AbortOnDrop;
 
 /// How long to wait where the system can't give another descriptor.
 const PAUSE: Duration = Duration::from_millis(50);
+
+/// How many connections are taken at the last moment, before a socket closes.
+const LAST: usize = 1024;
 
 /// How often it is told that the flows of an import find no endpoint.
 const TELL: Duration = Duration::from_secs(10);
@@ -38,8 +45,13 @@ impl Import {
     }
 }
 
-/// Accepts on one import for ever. At the bound of flows connections wait in the backlog.
-pub(crate) async fn serve<N: Net>(node: Arc<Node<N>>, listener: N::TcpListener, wanted: ServicePort) {
+/// Accepts on one import until it is to close. At the bound of flows connections wait in the backlog.
+pub(crate) async fn serve<N: Net>(
+    node: Arc<Node<N>>,
+    listener: N::TcpListener,
+    wanted: ServicePort,
+    close: oneshot::Receiver<AbortOnDrop>,
+) {
     let import = Import::new(wanted);
     let wanted = &import.wanted;
     let mut draining = node.draining.subscribe();
@@ -51,11 +63,7 @@ pub(crate) async fn serve<N: Net>(node: Arc<Node<N>>, listener: N::TcpListener, 
                 Ok((app, _)) => {
                     failing = false;
                     let Ok(permit) = node.flows.clone().acquire_owned().await else { return };
-                    let flow = outbound::flow(node.clone(), app, import.clone());
-                    node.tasks.spawn(async move {
-                        flow.await;
-                        drop(permit);
-                    });
+                    begin(&node, app, &import, permit);
                 }
                 Err(error) => {
                     // Such as EMFILE: what waits stays in the backlog meanwhile.
@@ -68,10 +76,72 @@ pub(crate) async fn serve<N: Net>(node: Arc<Node<N>>, listener: N::TcpListener, 
             }
         }
     };
-    tokio::select! {
+    let _this = tokio::select! {
         biased;
         // What comes from now on waits in the backlog for the next router.
-        _ = draining.wait_for(|draining| *draining) => {}
-        () = accept => {}
+        _ = draining.wait_for(|draining| *draining) => return,
+        closing = close => closing,
+        () = accept => return,
+    };
+    // A listener that closes resets what waits in its backlog (tcp(7)), also where another socket of its address would
+    // have taken it.
+    for _ in 0..LAST {
+        yield_now().await;
+        let Some(Ok((app, _))) = listener.accept().now_or_never() else { return };
+        let Ok(permit) = node.flows.clone().try_acquire_owned() else { return };
+        begin(&node, app, &import, permit);
+    }
+}
+
+fn begin<N: Net>(node: &Arc<Node<N>>, app: N::TcpStream, import: &Arc<Import>, permit: OwnedSemaphorePermit) {
+    let flow = outbound::flow(node.clone(), app, import.clone());
+    node.tasks.spawn(async move {
+        flow.await;
+        drop(permit);
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{self, Read};
+    use std::net::TcpStream;
+
+    use servicekeel_core::name::{Protocol, RouterId, ServiceName};
+    use servicekeel_runtime::net::os::OsNet;
+
+    use super::*;
+    use crate::settings::{Config, Listen, Settings};
+
+    /// Whether a connection that comes in the moment before the listener closes is still there after it.
+    #[tokio::test]
+    async fn what_waits_when_a_listener_closes_is_served() {
+        let id = RouterId { cluster: "a.local".parse().unwrap(), node: "n".parse().unwrap() };
+        let listen = Listen { sidecars: "/nowhere".into(), peers: None, admin: None };
+        let (cluster, name) = (id.cluster.clone(), id.node.clone());
+        let config = Arc::new(Config { cluster, node: name, listen, peers: Vec::new() });
+        let (_, settings) = tokio::sync::watch::channel(Arc::new(Settings { config, identity: None }));
+        let wanted = ServicePort {
+            service: ServiceName {
+                name: "web".parse().unwrap(),
+                namespace: "default".parse().unwrap(),
+                cluster: id.cluster.clone(),
+            },
+            port: 80.try_into().unwrap(),
+            protocol: Protocol::Tcp,
+        };
+        let node = Node::new(OsNet::new(), id, 1, settings);
+        let listener = node.net.listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let (close, closing) = oneshot::channel();
+        let task = node.tasks.spawn(serve(node.clone(), listener, wanted, closing));
+        yield_now().await;
+        // One thread: the router has no turn between the two.
+        let mut app = TcpStream::connect(addr).unwrap();
+        close.send(AbortOnDrop(task)).map_err(|_| "it has ended").unwrap();
+        sleep(PAUSE).await;
+        assert!(TcpStream::connect(addr).is_err(), "the listener is open");
+        app.set_nonblocking(true).unwrap();
+        let read = app.read(&mut [0]).unwrap_err();
+        assert_eq!(read.kind(), io::ErrorKind::WouldBlock, "{read}");
     }
 }

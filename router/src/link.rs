@@ -123,6 +123,8 @@ impl<N: Net> Link<'_, N> {
     async fn converse(mut self, mut asked: mpsc::Receiver<Ask>) -> Result<(), LinkError> {
         let node = self.node;
         let mut keepalive = Keepalive::new(Instant::now().into_std());
+        // Who waits for what the peer is about to tell does not use it yet.
+        keepalive.handle_use(Instant::now().into_std());
         let mut exports = node.exports.subscribe();
         let mut uses = self.place.peer.activity.watch();
         let mut draining = node.draining.subscribe();

@@ -19,7 +19,8 @@ use crate::tls::{self, Channel, ChannelError, HandshakeError};
 /// How long a peer may take to accept a TCP connection: a name with two addresses has time for both.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(11);
 /// How long one attempt is alone. The kernel sends a SYN again after 1, 3 and 7 s (RFC 6298), so that a path which came
-/// back is found the later the longer it was away; the next attempt finds it at once.
+/// back is found the later the longer it was away; and a path that forgets a connection swallows all that is sent on it,
+/// in mid-handshake too. The next attempt finds out at once.
 const STAGGER: Duration = Duration::from_millis(1500);
 /// How long a peer may take to say who it is.
 const PREFACE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -89,7 +90,7 @@ pub(crate) struct Met<N: Net> {
     pub(crate) at: String,
 }
 
-/// Dials a peer and says what for.
+/// Dials a peer and says what for, by attempts that overlap: the first that comes to an end counts.
 ///
 /// # Errors
 /// [`LinkError`]: the network's, the handshake's, or a peer that is not whom it should be.
@@ -99,8 +100,26 @@ pub(crate) async fn dial<N: Net>(
     purpose: Purpose,
     wanted: Option<&RouterId>,
 ) -> Result<Met<N>, LinkError> {
+    let mut attempts = FuturesUnordered::new();
+    attempts.push(attempt(node, address, purpose, wanted));
+    loop {
+        match timeout(STAGGER, attempts.next()).await {
+            Ok(Some(met)) => return met,
+            // None has met it yet, and there is one at least.
+            Ok(None) | Err(_) => attempts.push(attempt(node, address, purpose, wanted)),
+        }
+    }
+}
+
+/// One attempt of [`dial`].
+async fn attempt<N: Net>(
+    node: &Node<N>,
+    address: &str,
+    purpose: Purpose,
+    wanted: Option<&RouterId>,
+) -> Result<Met<N>, LinkError> {
     let identity = node.settings().identity.clone().ok_or(LinkError::NoIdentity)?;
-    let stream = timeout(CONNECT_TIMEOUT, connect(&node.net, address))
+    let stream = timeout(CONNECT_TIMEOUT, node.net.connect(address))
         .await
         .map_err(|_| LinkError::ConnectTimeout)??;
     let at = stream.peer_addr()?.to_string();
@@ -139,19 +158,6 @@ pub(crate) async fn accept<N: Net>(
     }
     say_preface(node, &mut channel, purpose).await?;
     meet(node, channel, chain, preface, purpose, from)
-}
-
-/// Connects by attempts that overlap: the first that is answered stays.
-async fn connect<N: Net>(net: &N, address: &str) -> std::io::Result<N::TcpStream> {
-    let mut attempts = FuturesUnordered::new();
-    attempts.push(net.connect(address));
-    loop {
-        match timeout(STAGGER, attempts.next()).await {
-            Ok(Some(answered)) => return answered,
-            // None is answered yet, and there is one at least.
-            Ok(None) | Err(_) => attempts.push(net.connect(address)),
-        }
-    }
 }
 
 fn meet<N: Net>(

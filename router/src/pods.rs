@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -232,13 +233,13 @@ async fn session<N: Net>(
         }
     }
     if kept {
-        keep(&node, &pod).await;
+        keep(&node, &pod, &mut sockets).await;
     }
     drop(sockets);
 }
 
 /// Waits until the sockets of a sidecar that is gone are to be closed.
-async fn keep<N: Net>(node: &Node<N>, pod: &Pod<N>) {
+async fn keep<N: Net>(node: &Node<N>, pod: &Pod<N>, sockets: &mut Sockets<N>) {
     let mut state = pod.state.subscribe();
     // Its next one may have come before its end was seen.
     let later = |other: &&Arc<Pod<N>>| other.session > pod.session && same_pod(other, pod);
@@ -248,8 +249,18 @@ async fn keep<N: Net>(node: &Node<N>, pod: &Pod<N>) {
         let moved: Vec<_> = next.imports().values().map(|s| (s.at, s.wanted.clone())).collect();
         moved.iter().for_each(|(at, wanted)| pod.give_way(*at, wanted));
     }
+    let superseded = state.wait_for(|state| *state == State::Superseded);
+    let mut over = pin!(timeout(GRACE, superseded));
     // Either end is fine: the time is over, or the pod's next sidecar has come.
-    let _ = timeout(GRACE, state.wait_for(|state| *state == State::Superseded)).await;
+    tokio::select! {
+        biased;
+        _ = &mut over => {}
+        () = pod.stock.udp_spent() => {
+            // A flow that comes goes on to the next endpoint, and a datagram is lost: those are not to come.
+            sockets.withdraw_udp();
+            let _ = over.await;
+        }
+    }
     if *pod.state.borrow() == State::Superseded {
         sleep(OVERLAP).await;
     }

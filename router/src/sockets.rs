@@ -8,6 +8,7 @@ use servicekeel_core::handoff::{SocketId, ToRouter};
 use servicekeel_core::mesh::table::{Endpoint, EndpointId};
 use servicekeel_core::name::{Protocol, ServicePort};
 use servicekeel_runtime::net::{Descriptor, Net};
+use tokio::sync::oneshot;
 
 use crate::endpoint::PodPort;
 use crate::node::Node;
@@ -18,12 +19,24 @@ use crate::{datagrams, imports};
 /// The most imports, and the most exports, of one sidecar.
 pub(crate) const MAX_SOCKETS: usize = 4096;
 
-/// One import in service. Dropped, its socket is closed; its flows go on.
+/// One import in service. Dropped, its socket is closed at once; its flows go on.
 pub(crate) struct Served {
     pub(crate) wanted: ServicePort,
     /// Where the pod's applications connect.
     pub(crate) at: SocketAddr,
-    _task: AbortOnDrop,
+    task: AbortOnDrop,
+    /// For a listener, which then takes first what waits.
+    close: Option<oneshot::Sender<AbortOnDrop>>,
+}
+
+impl Served {
+    /// Closes its socket; what came before that is served.
+    fn close(self) {
+        if let Some(close) = self.close {
+            // Where the task has ended already, so has its socket.
+            let _ = close.send(self.task);
+        }
+    }
 }
 
 /// The sockets. Dropped, all of them are closed and withdrawn.
@@ -67,7 +80,8 @@ impl<N: Net> Sockets<N> {
                 }
             }
             ToRouter::Unimport { id } => {
-                self.pod.imports().remove(&id);
+                let served = self.pod.imports().remove(&id);
+                served.into_iter().for_each(Served::close);
             }
             ToRouter::Export { id, offered, target, allow } => {
                 if offered.service.cluster != self.node.id.cluster {
@@ -112,18 +126,33 @@ impl<N: Net> Sockets<N> {
         for old in self.node.pods().values().filter(|old| old.came_before(&self.pod)) {
             old.give_way(at, &wanted);
         }
-        let task = match wanted.protocol {
+        let (task, close) = match wanted.protocol {
             Protocol::Tcp => {
                 let listener = self.node.net.adopt_listener(descriptor)?;
-                self.node.tasks.spawn(imports::serve(self.node.clone(), listener, wanted.clone()))
+                let (close, closed) = oneshot::channel();
+                let serving = imports::serve(self.node.clone(), listener, wanted.clone(), closed);
+                (self.node.tasks.spawn(serving), Some(close))
             }
             Protocol::Udp => {
                 let socket = self.node.net.adopt_udp(descriptor)?;
-                self.node.tasks.spawn(datagrams::import::serve(self.node.clone(), socket, wanted.clone()))
+                let serving = datagrams::import::serve(self.node.clone(), socket, wanted.clone());
+                (self.node.tasks.spawn(serving), None)
             }
         };
-        self.pod.imports().insert(id, Served { wanted, at, _task: AbortOnDrop(task) });
+        let served = Served { wanted, at, task: AbortOnDrop(task), close };
+        self.pod.imports().insert(id, served);
         Ok(())
+    }
+
+    /// The pod's UDP exports are withdrawn.
+    pub(crate) fn withdraw_udp(&mut self) {
+        let udp = |endpoint: EndpointId| {
+            let routes = self.node.routes();
+            routes.table.endpoint(endpoint).is_some_and(|e| e.port.protocol == Protocol::Udp)
+        };
+        let (gone, kept) = std::mem::take(&mut self.exports).into_iter().partition(|(_, e)| udp(*e));
+        self.exports = kept;
+        BTreeMap::into_values(gone).for_each(|endpoint| self.withdraw(endpoint));
     }
 
     /// The pod's exports are withdrawn; its imports go on.
@@ -142,7 +171,8 @@ impl<N: Net> Sockets<N> {
 impl<N: Net> Drop for Sockets<N> {
     fn drop(&mut self) {
         self.withdraw_all();
-        self.pod.imports().clear();
+        let served = std::mem::take(&mut *self.pod.imports());
+        served.into_values().for_each(Served::close);
         self.pod.stock.close();
         self.node.pods().remove(&self.pod.session);
     }

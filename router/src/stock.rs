@@ -129,6 +129,9 @@ impl<D> Stock<D> {
                 if shelf.missing() * 2 >= shelf.target {
                     self.low.notify_one();
                 }
+                if closed && shelf.held.is_empty() {
+                    self.low.notify_one();
+                }
                 match taken {
                     Some(socket) => return Ok(socket),
                     None if closed => {
@@ -147,6 +150,19 @@ impl<D> Stock<D> {
     /// Waits until the sidecar should be asked for more.
     pub(crate) async fn low(&self) {
         while !self.lock().is_low() {
+            self.low.notified().await;
+        }
+    }
+
+    /// Waits until the sidecar is gone and no UDP socket is left.
+    pub(crate) async fn udp_spent(&self) {
+        loop {
+            {
+                let shelves = self.lock();
+                if shelves.closed && shelves.udp.held.is_empty() {
+                    return;
+                }
+            }
             self.low.notified().await;
         }
     }

@@ -9,7 +9,7 @@ use sim::flow::Outcome;
 use sim::oracle::SETTLED;
 use sim::random::{Random, seeds};
 use sim::simulation::{Fault, simulate};
-use sim::stage::{WEB, three_endpoints};
+use sim::stage::{ECHO, WEB, three_endpoints};
 use sim::world::World;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
@@ -142,6 +142,31 @@ fn the_last_endpoint_is_enough_and_without_it_a_flow_fails_fast() {
             for pod in ["client", "near"] {
                 world.until_works(pod, &WEB, SETTLED).await;
             }
+        });
+    }
+}
+
+#[test]
+fn datagrams_go_where_sockets_are_left_when_a_sidecar_does_not_come_back() {
+    for seed in seeds(20) {
+        simulate(seed, &three_endpoints(), |world| async move {
+            for pod in ["server", "far"] {
+                world.annotate(pod, &[ECHO], &[]);
+                world.serve(pod, ECHO, false).await;
+            }
+            world.annotate("client", &[], &[ECHO]);
+            world.start().await;
+            world.until_works("client", &ECHO, READY).await;
+            sleep(SETTLED).await;
+            let to = world.locate("client", &ECHO).await;
+            world.kill_sidecar("far").await;
+            // Its exports are kept for 30 s, and it has two sockets in stock for datagrams.
+            let (mut lost, end) = (0, sim::oracle::now() + Duration::from_secs(28));
+            while sim::oracle::now() < end {
+                lost += u32::from(!world.exchange("client", to, &ECHO, 100).await);
+                sleep(Duration::from_millis(300)).await;
+            }
+            assert!(lost <= 1, "{lost} datagrams are lost");
         });
     }
 }

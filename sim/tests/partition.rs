@@ -115,3 +115,21 @@ fn a_path_that_forgets_its_connections_does_not_stop_new_flows() {
         assert!(report.tally.probes > 0, "{:?}", report.tally);
     }
 }
+
+#[test]
+fn a_path_that_forgets_a_new_connection_does_not_hold_up_the_link() {
+    for seed in seeds(4) {
+        simulate(seed, &two_clusters(), |world| async move {
+            world.set_up().await;
+            // A step longer each time: some fall between the SYN and the last word of the handshake, and some between
+            // that and the first word of the link.
+            for step in 1..40 {
+                world.kill_router("b-1").await;
+                world.start_router("b-1").await;
+                sleep(Duration::from_millis(5) * step).await;
+                world.fault(Fault::Forget("a-1", "b-1"));
+                world.until_works("client", &WEB, SETTLED).await;
+            }
+        });
+    }
+}
