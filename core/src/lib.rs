@@ -11,6 +11,8 @@ pub mod handoff;
 pub mod lease;
 pub mod mesh;
 pub mod name;
+pub mod near;
 pub mod plan;
 pub mod session;
 pub mod sidecar;
+pub mod yaml;

@@ -8,6 +8,10 @@ use super::fields::{Findings, fields, finding, join, quoted};
 use super::tree::{Node, Value};
 use super::{Defaults, Finding, MAX_ALLOW, MAX_ENTRIES, MAX_PORTS, Port};
 use crate::name::{AllowRule, Label, NameError, Protocol, ServiceName};
+use crate::near::nearest;
+
+/// The key of the list.
+const SERVICES: &str = "services";
 
 /// Which annotation is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,8 +51,9 @@ pub(super) fn entries(
             )),
         };
     };
+    meant(pairs)?;
     let mut lists =
-        pairs.iter().filter(|(key, _)| matches!(&key.value, Value::Text(name) if name == "services"));
+        pairs.iter().filter(|(key, _)| matches!(&key.value, Value::Text(name) if name == SERVICES));
     let (first, second) = (lists.next(), lists.next());
     if let Some((key, _)) = second {
         return Err(finding(key, "services", "stands twice; join the two lists".into()));
@@ -91,6 +96,29 @@ pub(super) fn entries(
         entries.push(entry);
     }
     Ok(entries)
+}
+
+/// Whether a document has a list of services, or says nothing at all. One with other keys only was meant to say
+/// something: to take it for an empty list would withdraw all that is in service.
+fn meant(pairs: &[(Node, Node)]) -> Result<(), Finding> {
+    let text = |key: &Node| match &key.value {
+        Value::Text(text) => Some(text.clone()),
+        _ => None,
+    };
+    if pairs.is_empty() || pairs.iter().any(|(key, _)| text(key).is_some_and(|text| text == SERVICES)) {
+        return Ok(());
+    }
+    let near =
+        pairs.iter().find(|(key, _)| text(key).is_some_and(|text| nearest(&text, [SERVICES]).is_some()));
+    let (key, question) = match near {
+        Some((key, _)) => (key, format!("did you mean `{SERVICES}`?")),
+        None => (&pairs[0].0, format!("the list stands under `{SERVICES}:`")),
+    };
+    let reason = format!(
+        "there is no `{SERVICES}` beside {}, so nothing of this text is used: {question} A text that withdraws all says `{SERVICES}: []`",
+        key.value.shown()
+    );
+    Err(finding(key, "", reason))
 }
 
 struct Reader<'r> {
@@ -216,6 +244,13 @@ impl Reader<'_> {
     fn number(&mut self, node: &Node, path: &str) -> Option<NonZeroU16> {
         let text = match &node.value {
             Value::Text(text) => text,
+            Value::Converted(converted) => {
+                let reason = format!(
+                    "is {converted}; write the port as a plain decimal number from 1 to 65535, such as 8080"
+                );
+                self.findings.refuse(node, path, reason);
+                return None;
+            }
             other => {
                 self.findings.refuse(node, path, format!("is {}; a port number belongs here", other.kind()));
                 return None;
@@ -235,15 +270,8 @@ impl Reader<'_> {
             Value::Text(text) if text.eq_ignore_ascii_case("TCP") => Some(Protocol::Tcp),
             Value::Text(text) if text.eq_ignore_ascii_case("UDP") => Some(Protocol::Udp),
             other => {
-                let shown = match other {
-                    Value::Text(text) => quoted(text),
-                    other => other.kind().to_owned(),
-                };
-                self.findings.refuse(
-                    node,
-                    path,
-                    format!("{shown} is not carried; the protocol is TCP or UDP"),
-                );
+                let reason = format!("{} is not supported; the protocol is TCP or UDP", other.shown());
+                self.findings.refuse(node, path, reason);
                 None
             }
         }
@@ -292,7 +320,10 @@ impl Reader<'_> {
                 Err(NameError::Empty) => "is empty".to_owned(),
                 Err(error) => format!("{} {error}", quoted(text)),
             },
-            Value::Float => format!("is {} to YAML; put the name in quotes", node.value.kind()),
+            Value::Converted(converted) => format!(
+                "is {converted}; where the name is meant as it is written, put it in quotes: {:?}",
+                converted.written
+            ),
             other => format!("is {}; a name belongs here", other.kind()),
         };
         self.findings.refuse(node, path, reason);

@@ -2,6 +2,7 @@
 
 use super::tree::{Node, Value};
 use super::{Finding, MAX_FINDINGS};
+use crate::near::nearest;
 
 /// What is wrong so far. Keeps the first [`MAX_FINDINGS`] of each kind and says how many more there were.
 #[derive(Debug, Default)]
@@ -85,13 +86,16 @@ pub(super) fn fields<'n, const N: usize>(
     let mut whole = true;
     for (key, value) in pairs {
         let Value::Text(name) = &key.value else {
-            findings.warn(key, path, format!("a field whose name is {}; it is ignored", key.value.kind()));
+            findings.warn(key, path, format!("a field whose name is {}; it is ignored", key.value.shown()));
             continue;
         };
         match known.iter().position(|known| known.split('|').any(|spelling| spelling == name)) {
             None => {
                 let shown = quoted(name);
-                let reason = format!("an unknown field; it is ignored (known here: {})", list(known));
+                let reason = match nearest(name, known.iter().flat_map(|known| known.split('|'))) {
+                    Some(meant) => format!("an unknown field; it is ignored: did you mean `{meant}`?"),
+                    None => format!("an unknown field; it is ignored (known here: {})", list(known)),
+                };
                 findings.warn(key, &join(path, shown.trim_matches('"')), reason);
             }
             Some(i) if slots[i].is_some() => {

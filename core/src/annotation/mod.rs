@@ -29,10 +29,11 @@ pub const MAX_ALLOW: usize = 256;
 /// The most refusals, and the most warnings, that are told of one annotation.
 pub const MAX_FINDINGS: usize = 256;
 
-/// Reads `servicekeel.io/imported-services`. An empty text, or one without `services`, has no entries.
+/// Reads `servicekeel.io/imported-services`. An empty text and an empty list have no entries.
 ///
 /// # Errors
-/// A [`Finding`] where the text as a whole can't be used: over [`MAX_TEXT`], not YAML, or not a mapping with a list.
+/// A [`Finding`] where the text as a whole can't be used: over [`MAX_TEXT`], not YAML, or not a mapping with a list
+/// under `services`: one that has other keys only was meant to say something else than nothing.
 /// The caller keeps the last good state.
 pub fn parse_imports(text: &str, defaults: &Defaults) -> Result<Parsed<Import>, Finding> {
     parse(text, entry::Direction::Import, defaults, |entry| Import {
@@ -41,7 +42,7 @@ pub fn parse_imports(text: &str, defaults: &Defaults) -> Result<Parsed<Import>, 
     })
 }
 
-/// Reads `servicekeel.io/exported-services`. An empty text, or one without `services`, has no entries.
+/// Reads `servicekeel.io/exported-services`. An empty text and an empty list have no entries.
 ///
 /// # Errors
 /// As [`parse_imports`].
@@ -64,6 +65,11 @@ fn parse<T>(
     let entries = entry::entries(&root, direction, defaults, &mut findings)?;
     let (refused, warnings) = findings.into_parts();
     Ok(Parsed { entries: entries.into_iter().map(make).collect(), refused, warnings })
+}
+
+/// The most values that the aliases of a text of so many bytes unfold to; a text that has more is refused.
+pub fn most_unfolded(bytes: usize) -> usize {
+    tree::unfolded(bytes)
 }
 
 /// What an entry means where it does not say: the pod's own namespace and cluster.

@@ -68,7 +68,8 @@ fn what_is_left_out_is_the_pods_own() {
 
 #[test]
 fn nothing_at_all_is_no_entries() {
-    for text in ["", "\n", "# only a comment\n", "---\n", "services:\n", "services: []\n", "{}", "other: 1\n"]
+    for text in
+        ["", "\n", "# only a comment\n", "---\n", "services:\n", "services: []\n", "{}", "~", "\u{feff}"]
     {
         let parsed = parse_imports(text, &defaults()).unwrap_or_else(|e| panic!("{text:?}: {e}"));
         assert_eq!((parsed.entries, parsed.refused), (vec![], vec![]), "{text:?}");
@@ -87,6 +88,13 @@ fn a_text_that_is_no_annotation_is_an_error_as_a_whole() {
         ("services: {a: b}\n", ("services", 1, 11)),
         ("services: []\nservices: []\n", ("services", 2, 1)),
         ("services: []\n---\nservices: []\n", ("", 2, 1)),
+        ("services: []\n---\n~\n", ("", 2, 1)),
+        ("service: []\n", ("", 1, 1)),
+        ("other: 1\n", ("", 1, 1)),
+        ("# a comment\nversion: 2\nSevices:\n- name: a\n", ("", 3, 1)),
+        ("0x10: []\n", ("", 1, 1)),
+        ("x: &a [1]\ny: *a\n", ("", 1, 1)),
+        ("services: [{name: !Ref a, ports: [{port: 80}]}]", ("", 1, 24)),
         ("a: *unknown\n", ("", 1, 4)),
         ("\u{0}", ("", 1, 1)),
     ] {
@@ -292,11 +300,140 @@ fn a_bomb_is_refused_fast() {
 }
 
 #[test]
+fn keys_without_services_are_told_with_what_was_meant() {
+    let said = |text: &str| parse_imports(text, &defaults()).unwrap_err().to_string();
+    assert_eq!(
+        said("Services:\n- name: a\n"),
+        "line 1, column 1: there is no `services` beside \"Services\", so nothing of this text is used: did you mean \
+         `services`? A text that withdraws all says `services: []`"
+    );
+    assert_eq!(
+        said("imports:\n- name: a\n"),
+        "line 1, column 1: there is no `services` beside \"imports\", so nothing of this text is used: the list stands \
+         under `services:` A text that withdraws all says `services: []`"
+    );
+    let parsed = exports("services: [{name: a, alow: [b.local], ports: [{port: 80, target-port: 81}]}]");
+    let said: Vec<_> = parsed.warnings.iter().map(|warning| warning.reason.as_str()).collect();
+    assert_eq!(
+        said,
+        [
+            "an unknown field; it is ignored: did you mean `allow`?",
+            "an unknown field; it is ignored: did you mean `targetport`?"
+        ]
+    );
+}
+
+#[test]
+fn what_yaml_would_convert_is_refused_with_what_stands_there() {
+    let entry = |field: &str| exports(&format!("services: [{{{field}, ports: [{{port: 80}}]}}]"));
+    for (field, reason) in [
+        (
+            "name: 0x10",
+            "is \"0x10\", which is the number 16 to YAML; where the name is meant as it is written, put it in quotes: \"0x10\"",
+        ),
+        ("name: 0o17", "is \"0o17\", which is the number 15 to YAML"),
+        ("name: 0b11", "is \"0b11\", which is the number 3 to YAML"),
+        ("name: 1e3", "is \"1e3\", which is the number 1000 to YAML"),
+        ("name: +5", "is \"+5\", which is the number 5 to YAML"),
+        ("name: -0", "is \"-0\", which is the number 0 to YAML"),
+        ("name: True", "is \"True\", which is the boolean true to YAML"),
+        ("name: !!int \"0x10\"", "is \"\\\"0x10\\\"\", which is the number 16 to YAML"),
+        ("name: a, namespace: 0x10", "is \"0x10\", which is the number 16 to YAML"),
+        ("name: a, cluster: 1.10", "is \"1.10\", which is the number 1.1 to YAML"),
+        ("name: a, cluster: 1e999", "is \"1e999\", which is the number inf to YAML"),
+        ("name: a, allow: [0x10]", "is \"0x10\", which is the number 16 to YAML"),
+        (
+            "name: a, ports: [{port: 0x1F90}]",
+            "is \"0x1F90\", which is the number 8080 to YAML; write the port as a plain decimal number",
+        ),
+        ("name: a, ports: [{port: 8e3}]", "is \"8e3\", which is the number 8000 to YAML"),
+        ("name: a, ports: [{port: 0o777}]", "is \"0o777\", which is the number 511 to YAML"),
+        ("name: a, ports: [{port: +80}]", "is \"+80\", which is the number 80 to YAML"),
+        ("name: a, ports: [{port: 80, name: 0x10}]", "is \"0x10\", which is the number 16 to YAML"),
+        (
+            "name: a, ports: [{port: 80, protocol: 0x10}]",
+            "\"0x10\", which is the number 16 to YAML is not supported",
+        ),
+        (
+            "name: a, ports: [{port: 80, protocol: yes}]",
+            "\"yes\" is not supported; the protocol is TCP or UDP",
+        ),
+        ("name: a, ports: [{port: 8_080}]", "\"8_080\" is not a port; a port is a number from 1 to 65535"),
+        ("name: a, ports: [{port: 010}]", "\"010\" is not a port; a port is a number from 1 to 65535"),
+        ("name: !!binary Lg==", "\"Lg==\" "),
+    ] {
+        let parsed =
+            if field.contains("ports") { exports(&format!("services: [{{{field}}}]")) } else { entry(field) };
+        assert_eq!(parsed.entries, [], "{field}");
+        let said = &parsed.refused[0].reason;
+        assert!(said.starts_with(reason), "{field}: {said}");
+    }
+    for (field, name) in [
+        ("name: 16", "16"),
+        ("name: \"0x10\"", "0x10"),
+        ("name: !!str 0x10", "0x10"),
+        ("name: 0123", "0123"),
+        ("name: true", "true"),
+        ("name: no", "no"),
+    ] {
+        let parsed = entry(field);
+        let names: Vec<_> = parsed.entries.iter().map(|entry| entry.service.name.to_string()).collect();
+        assert_eq!(names, [name], "{field}: {:?}", parsed.refused);
+    }
+    // Wherever it stands: behind letters of several bytes, a byte order mark, other line ends, and by an alias.
+    for text in [
+        "\u{feff}services:\n  - {name: 0x10, ports: [{port: 80}]}\n",
+        "# é\u{10000}\r\nservices:\r\n  - {name: 0x10, ports: [{port: 80}]}\r\n",
+        "x: &x 0x10\nservices:\n  - {name: *x, ports: [{port: 80}]}\n",
+        "x: &x {name: 0x10}\nservices:\n  - {<<: *x, ports: [{port: 80}]}\n",
+    ] {
+        let parsed = exports(text);
+        assert!(
+            parsed.refused[0].reason.contains("\"0x10\", which is the number 16"),
+            "{text:?}: {:?}",
+            parsed.refused
+        );
+    }
+}
+
+#[test]
+fn a_document_with_nothing_in_it_is_none() {
+    let entry = "services: [{name: a, ports: [{port: 80}]}]\n";
+    for text in [
+        format!("{entry}---\n"),
+        format!("{entry}---"),
+        format!("---\r\n{entry}--- # the end\r\n\r\n"),
+        format!("{entry}...\n"),
+        format!("{entry}...\n---\n...\n# so\n---\n"),
+        format!("---\n# of a template\n---\n{entry}"),
+        format!("%YAML 1.2\n---\n{entry}---\n"),
+    ] {
+        let parsed = parse_exports(&text, &defaults()).unwrap_or_else(|error| panic!("{text:?}: {error}"));
+        assert_eq!(names(&parsed), ["a.default.cluster-a.local"], "{text:?}");
+    }
+}
+
+#[test]
+fn aliases_cost_no_more_than_a_text_of_their_length() {
+    let ports: String = (1..=MAX_PORTS).map(|i| format!("{{name: p{i}, port: {i}}},")).collect();
+    let honest = |entries: usize| {
+        let entries = (0..entries).map(|i| format!("- {{name: a{i}, ports: *p}}\n"));
+        format!("p: &p [{ports}]\nservices:\n{}", entries.collect::<String>())
+    };
+    assert_eq!(exports(&honest(40)).entries.len(), 40);
+    let bomb = |n: usize| {
+        format!("a: &a [{}]\nb: &b [{}]\nservices: [{}]\n", "x,".repeat(n), "*a,".repeat(n), "*b,".repeat(n))
+    };
+    let said = parse_exports(&bomb(40), &defaults()).unwrap_err().reason;
+    assert!(said.contains("4096 values are the most here"), "{said}");
+}
+
+#[test]
 fn a_second_document_is_called_so() {
     let text = "services: []\n---\nservices: []\n";
     assert_eq!(
         parse_exports(text, &defaults()).unwrap_err().to_string(),
-        "line 2, column 1: a second YAML document begins here, and one is read; put its services under the first"
+        "line 2, column 1: a second YAML document begins here, and one is read: put its services under the first"
     );
 }
 

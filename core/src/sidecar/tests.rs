@@ -190,6 +190,25 @@ fn what_is_no_yaml_changes_nothing_and_a_wrong_entry_only_itself() {
 }
 
 #[test]
+fn a_text_that_has_no_services_changes_nothing_and_an_empty_one_withdraws() {
+    let mut world = World::new(config(Some("a.local")), Saved::default());
+    world.imports(WEB);
+    world.exports("");
+    world.log();
+    world.notices();
+    world.imports("serivces: [{ name: web, ports: [{ port: 80 }] }]");
+    assert_eq!(world.log(), [] as [&str; 0]);
+    assert_eq!(world.notices(), [Notice::Unusable(Annotation::Imports)]);
+    assert_eq!(world.sidecar.counts(), Counts { imports: 1, sockets: 1, refused: 1, ..Counts::default() });
+    // What is there and what nobody asked for any more.
+    for (text, imports) in [("", 0), (WEB, 1), ("services: []\n---\n", 0)] {
+        world.imports(text);
+        assert_eq!(world.sidecar.findings(Annotation::Imports).error, None, "{text}");
+        assert_eq!(world.sidecar.counts().imports, imports, "{text}");
+    }
+}
+
+#[test]
 fn a_socket_that_cannot_be_made_is_tried_again_and_disturbs_no_other() {
     let mut world = World::new(config(Some("a.local")), Saved::default());
     world.blocked.push("127.0.66.1:514".parse().unwrap());

@@ -5,42 +5,83 @@ mod shape;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
+use serde_yaml::budget::BudgetBreach;
 use serde_yaml::{Error, Options, Spanned};
+use servicekeel_core::annotation;
 use servicekeel_core::plan::{self, ALLOW, EXPORT, EXPORTED_SERVICES, IMPORTED_SERVICES, SIDECAR};
 
-use self::shape::{Object, Value};
+use self::shape::{Documents, Object, Value};
 use super::check::{Checked, Kind, findings, words};
 use crate::settings::problem::Problem;
 use crate::settings::{explain, options};
 
 const KEYS: [&str; 5] = [IMPORTED_SERVICES, EXPORTED_SERVICES, SIDECAR, EXPORT, ALLOW];
 const PREFIX: &str = "servicekeel.io/";
-/// The most values in a manifest, which may be a long List.
-const MAX_NODES: usize = 1 << 20;
+/// The most problems that are told of one manifest.
+const MAX_TOLD: usize = 4096;
+/// The most summaries of annotations that are told one by one.
+const MAX_SUMMARIES: usize = 8;
+/// The most values that the aliases of all annotations of a manifest may unfold to: some seconds.
+const MAX_UNFOLDED: usize = 1 << 23;
 /// The deepest nesting. A List of Deployments as JSON, with the fields that each manager owns, has about 20.
 const MAX_DEPTH: usize = 64;
 
 /// Checks the annotations of every document.
 pub(super) fn check(file: &Path, text: &str) -> Checked {
-    let documents: Vec<Option<Object>> = match serde_yaml::from_multiple_with_options(text, limits()) {
-        Ok(documents) => documents,
+    check_within(file, text, MAX_UNFOLDED)
+}
+
+/// As [`check`], with another bound for [`MAX_UNFOLDED`].
+fn check_within(file: &Path, text: &str, unfold: usize) -> Checked {
+    let read =
+        serde_yaml::from_str_multiple_with_options::<Option<Object>, Documents>(text, limits(text.len()));
+    let documents = match read {
+        Ok(documents) => documents.0,
         Err(error) => {
             let place = error.location().map(|at| (at.line().max(1), at.column().max(1)));
             let text = match error.without_snippet() {
-                Error::Budget { .. } => {
-                    format!("too large or too deep: {MAX_NODES} values and {MAX_DEPTH} levels are the most")
+                Error::Budget { breach: BudgetBreach::Depth { .. }, .. } => {
+                    format!("nested too deep: {MAX_DEPTH} levels are the most")
                 }
+                Error::Budget { .. } => "its aliases unfold to too much: write them out".to_owned(),
                 error => explain(error),
             };
             let error = Problem { file: file.to_owned(), place, text };
             return Checked { errors: vec![error], ..Checked::default() };
         }
     };
-    let mut reader = Reader { file, text, checked: Checked::default(), seen: false, summaries: Vec::new() };
-    documents.iter().flatten().for_each(|document| reader.walk(document, None));
-    let Reader { mut checked, seen, mut summaries, .. } = reader;
+    let mut reader = Reader {
+        file,
+        lines: text.lines().collect(),
+        of: None,
+        unfold,
+        aliased: BTreeSet::new(),
+        more: 0,
+        unchecked: 0,
+        checked: Checked::default(),
+        seen: false,
+        summaries: Vec::new(),
+        further: 0,
+    };
+    documents.iter().for_each(|document| reader.walk(document, None));
+    let Reader { mut checked, seen, mut summaries, further, more, unchecked, .. } = reader;
+    if unchecked > 1 {
+        let text = format!(
+            "{} in all were not checked for their aliases",
+            count(unchecked, "annotation", "annotations")
+        );
+        checked.errors.push(Problem::of_file(file, text));
+    }
+    if more > 0 {
+        let text = format!("{} after these", count(more, "more problem", "more problems"));
+        checked.errors.push(Problem::of_file(file, text));
+    }
+    if further > 0 {
+        summaries.push(format!("and {further} more"));
+    }
     if !seen {
         let warning = format!("no annotation {IMPORTED_SERVICES} or {EXPORTED_SERVICES} in it");
         checked.warnings.push(Problem::of_file(file, warning));
@@ -52,10 +93,12 @@ pub(super) fn check(file: &Path, text: &str) -> Checked {
     checked
 }
 
-fn limits() -> Options {
+/// The text's own length bounds the work, beside what aliases unfold to, which is bounded for all documents together.
+fn limits(bytes: usize) -> Options {
     let mut options = options();
     if let Some(budget) = &mut options.budget {
-        (budget.max_nodes, budget.max_events) = (MAX_NODES, 3 * MAX_NODES);
+        (budget.max_documents, budget.max_total_scalar_bytes) = (bytes.max(1), bytes.max(1) * 2);
+        (budget.max_nodes, budget.max_events) = (2 * bytes + MAX_DEPTH, 4 * bytes + MAX_DEPTH);
         (budget.max_depth, budget.flow_nesting_limit) = (MAX_DEPTH, MAX_DEPTH);
     }
     options
@@ -112,11 +155,23 @@ impl<'o> Holder<'o> {
 
 struct Reader<'m> {
     file: &'m Path,
-    text: &'m str,
+    lines: Vec<&'m str>,
+    /// The object of a List that is read: its place in the output of kubectl finds nobody.
+    of: Option<String>,
+    /// How much the aliases of further annotations may unfold to.
+    unfold: usize,
+    /// The texts with aliases so far: those of a Deployment's pods are all the same.
+    aliased: BTreeSet<String>,
+    /// Problems beyond [`MAX_TOLD`].
+    more: usize,
+    /// Annotations whose aliases were too many together.
+    unchecked: usize,
     checked: Checked,
     /// Whether any annotation of ours, or one that was meant to be, is there.
     seen: bool,
     summaries: Vec<String>,
+    /// Summaries beyond [`MAX_SUMMARIES`].
+    further: usize,
 }
 
 impl Reader<'_> {
@@ -132,7 +187,30 @@ impl Reader<'_> {
                 .iter()
                 .for_each(|template| self.walk(template, Some(Holder::Workload("jobTemplate"))));
         }
-        object.items.iter().flatten().for_each(|item| self.walk(item, None));
+        for item in object.items.iter().flat_map(|items| &items.0) {
+            self.of = named(item);
+            self.walk(item, None);
+            self.of = None;
+        }
+    }
+
+    fn sum_up(&mut self, summary: String) {
+        if self.summaries.len() < MAX_SUMMARIES {
+            self.summaries.push(summary);
+        } else {
+            self.further += 1;
+        }
+    }
+
+    /// Whether the aliases of a text may be unfolded: the work of one check is bounded, whoever's they are.
+    fn may_unfold(&mut self, text: &str) -> bool {
+        if !text.contains('*') || self.aliased.contains(text) {
+            return true;
+        }
+        let Some(left) = self.unfold.checked_sub(annotation::most_unfolded(text.len())) else { return false };
+        self.unfold = left;
+        self.aliased.insert(text.to_owned());
+        true
     }
 
     fn annotation(&mut self, holder: Holder<'_>, key: &Spanned<String>, value: &Spanned<Value>) {
@@ -164,7 +242,7 @@ impl Reader<'_> {
             IMPORTED_SERVICES => self.services(name, Kind::Imports, value, value_text),
             EXPORTED_SERVICES => self.services(name, Kind::Exports, value, value_text),
             EXPORT => match plan::opt_out(value_text) {
-                Ok(out) => self.summaries.push(format!("{name} is \"{}\"", !out)),
+                Ok(out) => self.sum_up(format!("{name} is \"{}\"", !out)),
                 Err(other) => self.refuse(
                     value,
                     format!("{name} is {other:?}; \"true\" and \"false\" are understood, and nothing is exported by another"),
@@ -176,12 +254,12 @@ impl Reader<'_> {
                         let reason = "a rule with a namespace lets nobody in yet; name the whole cluster";
                         self.warn(value, format!("{name}: {reason}"));
                     }
-                    self.summaries.push(format!("{name} with {}", count(rules.len(), "rule", "rules")));
+                    self.sum_up(format!("{name} with {}", count(rules.len(), "rule", "rules")));
                 }
                 Err(reason) => self.refuse(value, reason.to_string()),
             },
             SIDECAR => match value_text.as_str() {
-                "true" => self.summaries.push(format!("{name} is \"true\"")),
+                "true" => self.sum_up(format!("{name} is \"true\"")),
                 "false" => {}
                 other => self.warn(value, format!("{name} is {other:?}; only \"true\" says that a sidecar runs")),
             },
@@ -190,19 +268,68 @@ impl Reader<'_> {
     }
 
     fn services(&mut self, key: &str, kind: Kind, value: &Spanned<Value>, text: &str) {
-        let checked = services(self.file, self.text, key, kind, place(value), text);
-        self.checked.errors.extend(checked.errors);
-        self.checked.warnings.extend(checked.warnings);
-        self.summaries.extend(Some(checked.summary).filter(|summary| !summary.is_empty()));
+        if !self.may_unfold(text) {
+            self.unchecked += 1;
+            if self.unchecked == 1 {
+                let reason = format!(
+                    "{key}: not checked, since it has aliases, and those of the annotations before it unfold to as much \
+                     as one check may: check it by itself"
+                );
+                self.refuse(value, reason);
+            }
+            return;
+        }
+        let checked = services(self.file, &self.lines, key, kind, place(value), text);
+        for (problem, refused) in checked
+            .errors
+            .into_iter()
+            .map(|problem| (problem, true))
+            .chain(checked.warnings.into_iter().map(|problem| (problem, false)))
+        {
+            self.tell(problem, refused);
+        }
+        if !checked.summary.is_empty() {
+            self.sum_up(checked.summary);
+        }
     }
 
     fn warn<T>(&mut self, at: &Spanned<T>, text: String) {
-        self.checked.warnings.push(Problem { file: self.file.to_owned(), place: Some(place(at)), text });
+        self.tell(Problem { file: self.file.to_owned(), place: Some(place(at)), text }, false);
     }
 
     fn refuse<T>(&mut self, at: &Spanned<T>, text: String) {
-        self.checked.errors.push(Problem { file: self.file.to_owned(), place: Some(place(at)), text });
+        self.tell(Problem { file: self.file.to_owned(), place: Some(place(at)), text }, true);
     }
+
+    fn tell(&mut self, mut problem: Problem, refused: bool) {
+        if let Some(of) = &self.of {
+            problem.text = format!("{of}: {}", problem.text);
+        }
+        if self.checked.errors.len() + self.checked.warnings.len() >= MAX_TOLD {
+            self.more += 1;
+        } else if refused {
+            self.checked.errors.push(problem);
+        } else {
+            self.checked.warnings.push(problem);
+        }
+    }
+}
+
+/// An item of a List as kubectl names it.
+fn named(item: &Object) -> Option<String> {
+    let metadata = item.metadata.as_ref()?;
+    let name = metadata.name.as_deref()?;
+    let kind = item.kind.as_deref().unwrap_or("Pod");
+    let shown = match &metadata.namespace {
+        Some(namespace) => format!("{kind} {namespace}/{name}"),
+        None => format!("{kind} {name}"),
+    };
+    Some(shown.chars().take(600).flat_map(char::escape_debug).collect())
+}
+
+/// Whether a key is one of ours, or was meant to be.
+fn is_ours(key: &str) -> bool {
+    KEYS.contains(&key) || unknown(key).is_some()
 }
 
 fn place<T>(value: &Spanned<T>) -> (u64, u64) {
@@ -215,22 +342,26 @@ pub(super) fn count(number: usize, one: &str, several: &str) -> String {
 
 /// What to say of an annotation that nothing reads and whose author meant one of ours.
 fn unknown(key: &str) -> Option<String> {
-    let near = KEYS.map(|known| (strsim::damerau_levenshtein(known, key), known)).into_iter().min()?;
     let ours = key.starts_with(PREFIX);
+    let shown: String = key.chars().take(80).flat_map(char::escape_debug).collect();
+    if key.len() > 2 * PREFIX.len() + IMPORTED_SERVICES.len() {
+        return ours.then(|| format!("{shown}… is not read by anything; known are {}", KEYS.join(", ")));
+    }
+    let near = KEYS.map(|known| (strsim::damerau_levenshtein(known, key), known)).into_iter().min()?;
     // A short word is another one after two letters.
     let slips = |known: &str| if ours { ((known.len() - PREFIX.len()) / 4).max(1) } else { 2 };
     match near {
         (distance, known) if distance <= slips(known) => {
-            Some(format!("{key} is not read by anything; did you mean {known}?"))
+            Some(format!("{shown} is not read by anything; did you mean {known}?"))
         }
-        _ => ours.then(|| format!("{key} is not read by anything; known are {}", KEYS.join(", "))),
+        _ => ours.then(|| format!("{shown} is not read by anything; known are {}", KEYS.join(", "))),
     }
 }
 
 /// Checks a text of `imported-services` or `exported-services` that stands at this place of the manifest.
 fn services(
     file: &Path,
-    manifest: &str,
+    manifest: &[&str],
     key: &str,
     kind: Kind,
     (line, column): (u64, u64),
@@ -251,8 +382,7 @@ fn services(
 
 /// The line that heads a literal block scalar (`|`), and how far its text is indented, where the value at this place,
 /// which is that of the text or of its head, is one.
-fn block(manifest: &str, line: u64, column: u64) -> Option<(u64, u64)> {
-    let lines: Vec<&str> = manifest.lines().collect();
+fn block(lines: &[&str], line: u64, column: u64) -> Option<(u64, u64)> {
     let at = usize::try_from(line).ok()?.checked_sub(1)?;
     let blank = |line: &&str| line.trim().is_empty();
     let indent = |line: &str| (line.len() - line.trim_start_matches(' ').len()) as u64;

@@ -4,7 +4,11 @@ use std::path::Path;
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde_yaml::budget::BudgetBreach;
 use serde_yaml::{Error, MessageFormatter, Options, Spanned, UserMessageFormatter};
+
+use servicekeel_core::near::nearest;
+use servicekeel_core::yaml::without_empty_documents;
 
 use super::problem::Problem;
 
@@ -83,6 +87,7 @@ impl File {
 /// # Errors
 /// The first thing for which the text has not the shape of `T`.
 pub(crate) fn yaml<T: DeserializeOwned>(text: &str, file: &Path) -> Result<T, Problem> {
+    let text = &without_empty_documents(text);
     let mut field = None;
     let read = serde_yaml::with_deserializer_from_str_with_options(text, options(), |deserializer| {
         let mut track = serde_path_to_error::Track::new();
@@ -123,6 +128,7 @@ pub(crate) fn options() -> Options {
             max_events: 3 * MAX_NODES,
             max_depth: MAX_DEPTH,
             flow_nesting_limit: MAX_DEPTH,
+            max_documents: 1,
             max_aliases: 64,
             max_anchors: 64,
             max_recorded_anchor_events: MAX_NODES,
@@ -147,6 +153,10 @@ pub(crate) fn explain(error: &Error) -> String {
         Error::DuplicateMappingKey { key: Some(key), .. } => {
             format!("the key {key} stands twice; keep one of the two")
         }
+        Error::MultipleDocuments { .. } | Error::Budget { breach: BudgetBreach::Documents { .. }, .. } => {
+            "a second YAML document begins here; one is all that is read, so remove the rest with its ---"
+                .into()
+        }
         Error::Budget { .. } => format!(
             "too large or too deep: {MAX_NODES} values and {MAX_DEPTH} levels are the most ({})",
             UserMessageFormatter.format_message(error)
@@ -158,10 +168,6 @@ pub(crate) fn explain(error: &Error) -> String {
             "string scalar" => "a single value belongs here".into(),
             other => format!("{other} belongs here"),
         },
-        Error::MultipleDocuments { .. } => {
-            "a second YAML document begins here; one is all that is read, so remove the rest with its ---"
-                .into()
-        }
         Error::NullIntoString { .. } => "a value is missing here".into(),
         Error::SerdeInvalidType { .. } | Error::SerdeInvalidValue { .. } | Error::InvalidScalar { .. } => {
             UserMessageFormatter.format_message(error).into_owned()
@@ -172,12 +178,8 @@ pub(crate) fn explain(error: &Error) -> String {
 
 fn unknown_key(key: &str, known: &[&'static str]) -> String {
     let shown: String = key.chars().take(80).flat_map(char::escape_debug).collect();
-    let near = known.iter().map(|known| (strsim::damerau_levenshtein(known, key), known));
-    match near.min_by_key(|(distance, _)| *distance) {
-        // Two slips of the finger, or one in a word of three letters.
-        Some((distance, meant)) if distance <= 2.min(meant.len() / 2) => {
-            format!("unknown key \"{shown}\"; did you mean \"{meant}\"?")
-        }
-        _ => format!("unknown key \"{shown}\"; known here: {}", known.join(", ")),
+    match nearest(key, known.iter().copied()) {
+        Some(meant) => format!("unknown key \"{shown}\"; did you mean \"{meant}\"?"),
+        None => format!("unknown key \"{shown}\"; known here: {}", known.join(", ")),
     }
 }

@@ -6,6 +6,8 @@ use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_yaml::Spanned;
 
+use super::is_ours;
+
 /// A document, an item of a List, or a template inside of one.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
@@ -14,12 +16,55 @@ pub(super) struct Object {
     pub(super) metadata: Option<Metadata>,
     pub(super) spec: Option<Spec>,
     /// Of a List.
-    pub(super) items: Option<Vec<Object>>,
+    pub(super) items: Option<Documents>,
+}
+
+impl Object {
+    /// Whether there is nothing in it to check. Most of a cluster's objects are so, and are not kept.
+    fn is_bare(&self) -> bool {
+        let of = |template: &Option<Box<Object>>| template.as_ref().is_none_or(|template| template.is_bare());
+        self.metadata.as_ref().is_none_or(|metadata| {
+            metadata.annotations.as_ref().is_none_or(|annotations| annotations.0.is_empty())
+        }) && self.spec.as_ref().is_none_or(|spec| of(&spec.template) && of(&spec.job_template))
+            && self.items.as_ref().is_none_or(|items| items.0.is_empty())
+    }
+}
+
+/// Documents or the items of a List, those without anything to check left out.
+#[derive(Debug, Default)]
+pub(super) struct Documents(pub(super) Vec<Object>);
+
+impl Extend<Option<Object>> for Documents {
+    fn extend<I: IntoIterator<Item = Option<Object>>>(&mut self, documents: I) {
+        self.0.extend(documents.into_iter().flatten().filter(|object| !object.is_bare()));
+    }
+}
+
+impl<'de> Deserialize<'de> for Documents {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Items;
+        impl<'de> Visitor<'de> for Items {
+            type Value = Documents;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("items")
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Documents, A::Error> {
+                let mut items = Documents::default();
+                while let Some(object) = list.next_element::<Option<Object>>()? {
+                    items.extend([object]);
+                }
+                Ok(items)
+            }
+        }
+        deserializer.deserialize_seq(Items)
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Metadata {
+    pub(super) name: Option<String>,
+    pub(super) namespace: Option<String>,
     pub(super) annotations: Option<Annotations>,
 }
 
@@ -32,7 +77,7 @@ pub(super) struct Spec {
     pub(super) job_template: Option<Box<Object>>,
 }
 
-/// Keys and values in the order of the text.
+/// Our keys, those that were meant to be ours, and their values, in the order of the text.
 #[derive(Debug)]
 pub(super) struct Annotations(pub(super) Vec<(Spanned<String>, Spanned<Value>)>);
 
@@ -58,8 +103,12 @@ impl<'de> Deserialize<'de> for Annotations {
             }
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Annotations, A::Error> {
                 let mut pairs = Vec::new();
-                while let Some(pair) = map.next_entry()? {
-                    pairs.push(pair);
+                while let Some(key) = map.next_key::<Spanned<String>>()? {
+                    if is_ours(&key.value) {
+                        pairs.push((key, map.next_value()?));
+                    } else {
+                        map.next_value::<IgnoredAny>()?;
+                    }
                 }
                 Ok(Annotations(pairs))
             }

@@ -105,6 +105,69 @@ fn what_the_controller_reads_is_checked_as_it_reads_it() {
     assert!(warnings.contains("only \"true\""), "{warnings}");
 }
 
+/// Pods of somebody who means harm, and two of somebody else: the work of the check is bounded, and the two are checked.
+#[test]
+fn bombs_of_some_pods_leave_time_for_the_others() {
+    let bomb = |number: usize| {
+        let mut bomb = format!("# {number}\\na0: &a0 [x,x,x,x,x,x,x,x,x,x]\\n");
+        for i in 1..10 {
+            bomb += &format!("a{i}: &a{i} [{}]\\n", vec![format!("*a{}", i - 1); 10].join(","));
+        }
+        bomb
+    };
+    let pod = |name: &str, text: &str| {
+        format!(
+            r#"{{"kind": "Pod", "metadata": {{"name": "{name}", "namespace": "prod", "annotations": {{"servicekeel.io/imported-services": "{text}"}}}}}}"#
+        )
+    };
+    let honest = |name: &str| pod(name, "services: [{name: a, ports: [{port: x}]}]");
+    let pods: Vec<_> = (0..8000).map(|i| pod(&format!("bomb-{i}"), &bomb(i))).collect();
+    let list = |pods: &[String]| {
+        format!(
+            "{{\"kind\": \"List\", \"items\": [\n{},\n{},\n{}]}}",
+            honest("web"),
+            pods.join(",\n"),
+            honest("late")
+        )
+    };
+    let all = list(&pods);
+    assert!(all.len() > 4 << 20);
+    // A hundredth of the bound: debug builds are slow.
+    let checked = check_within(Path::new("p.json"), &all, MAX_UNFOLDED / 100);
+    let errors = told(&checked.errors);
+    assert!(
+        errors[0].starts_with("p.json:2:")
+            && errors[0].contains(": Pod prod/web: servicekeel.io/imported-services:"),
+        "{}",
+        errors[0]
+    );
+    let of = |errors: &[String], what: &str| errors.iter().filter(|it| it.contains(what)).count();
+    assert_eq!(of(&errors, "its aliases unfold to too much"), 20);
+    assert_eq!(of(&errors, "not checked, since it has aliases"), 1);
+    assert_eq!(of(&errors, "Pod prod/late: servicekeel.io/imported-services: line 1"), 1);
+    assert_eq!(of(&errors, "p.json: 7980 annotations in all were not checked"), 1);
+}
+
+#[test]
+fn what_is_told_of_one_manifest_is_bounded() {
+    let wrong = POD.replace("{}", "\"1\"").replace("- port: 99999", "[]") + "---\n";
+    let checked = check(Path::new("p.yaml"), &wrong.repeat(MAX_TOLD + 3));
+    assert_eq!(checked.errors.len(), MAX_TOLD + 1);
+    assert_eq!(checked.errors[MAX_TOLD].text, "3 more problems after these");
+}
+
+#[test]
+fn more_documents_than_a_config_may_have_are_read() {
+    let text = POD.replace("{}", "\"1\"").replace("99999", "80") + "---\n";
+    let checked = check(Path::new("p.yaml"), &text.repeat(3000));
+    assert!(checked.errors.is_empty(), "{:?}", checked.errors);
+    assert!(
+        checked.summary.ends_with("imported-services with 1 entry, and 2992 more"),
+        "{}",
+        checked.summary
+    );
+}
+
 #[test]
 fn a_forgotten_bar_is_told_with_the_key() {
     let checked = check(Path::new("p.yaml"), &POD.replace("{}", "\"1\"").replace(" | # by hand", ""));

@@ -45,6 +45,12 @@ state: /var/lib/servicekeel/router
 }
 
 #[test]
+fn a_document_with_nothing_in_it_is_none_and_names_stay_as_they_are_written() {
+    let read = parsed("---\ncluster: 1.10\nnode: 0x10\n---\n# the end\n").config;
+    assert_eq!((read.cluster.as_str(), read.node.as_str()), ("1.10", "0x10"));
+}
+
+#[test]
 fn off_and_a_bare_path() {
     for off in ["off", "\"off\""] {
         let text =
@@ -87,7 +93,8 @@ fn what_has_another_shape_is_told_with_its_place() {
             "router.yaml:2:21: peers[0].address:",
             "single",
         ),
-        ("cluster: a.local\n---\ncluster: b.local\n", "router.yaml:3:1: a second", "---"),
+        ("cluster: a.local\n---\ncluster: b.local\n", "router.yaml:2:1: a second YAML document", "---"),
+        ("cluster: True\n---\nnode: !!int 0x10\n", "router.yaml:2:1: a second YAML document", "---"),
         ("cluster: { a: b }\n", "router.yaml:1:10:", "single value"),
         ("just words", "router.yaml:1:1:", "mapping"),
         ("", "router.yaml:", "\"cluster\" is missing"),
