@@ -15,7 +15,7 @@ use tokio::io::{AsyncWrite, ReadBuf};
 use super::BufferPool;
 use super::handshake::Rekey;
 use super::pool::BUFFER;
-use super::record::{Content, KEY_RECORDS, Key, MAX_RECORD, RecordError};
+use super::record::{Content, KEY_RECORDS, Key, MAX_KEY_UPDATES, MAX_RECORD, RecordError};
 
 mod send;
 
@@ -102,6 +102,10 @@ pub struct Channel<S> {
     /// Records under one key.
     key_records: u64,
     key_updates: u64,
+    /// Key updates of the peer since its last data.
+    updates_in_a_row: u32,
+    /// A key update that it asked for waits to be sent: it answers further ones too (RFC 8446 §4.6.3).
+    update_waits: bool,
 }
 
 impl<S> std::fmt::Debug for Channel<S> {
@@ -139,6 +143,8 @@ impl<S: Stream> Channel<S> {
             used: false,
             key_records: KEY_RECORDS,
             key_updates: 0,
+            updates_in_a_row: 0,
+            update_waits: false,
         };
         if !behind.is_empty() {
             if behind.len() > BUFFER {
@@ -201,14 +207,19 @@ impl<S: Stream> Channel<S> {
                 Content::Data if plain.is_empty() => {}
                 Content::Data => {
                     self.plain = at + plain.start..at + plain.end;
+                    self.updates_in_a_row = 0;
                     return Ok(true);
                 }
                 Content::Close => self.closed = true,
                 Content::KeyUpdate { wanted } => {
+                    self.updates_in_a_row += 1;
+                    if self.updates_in_a_row > MAX_KEY_UPDATES {
+                        return Err(RecordError::KeyUpdates.into());
+                    }
                     let (sequence, secrets) = self.rekey.next_rx().map_err(ChannelError::Keys)?;
                     self.open = Key::new(sequence, &secrets)?;
                     self.key_updates += 1;
-                    if wanted {
+                    if wanted && !std::mem::replace(&mut self.update_waits, true) {
                         self.update_key()?;
                     }
                 }
@@ -359,6 +370,24 @@ impl<S: Stream> Channel<S> {
     pub(crate) fn update_key_every(&mut self, records: u64) {
         self.key_records = records;
         self.seal.set_limit(records);
+    }
+
+    /// Puts bytes to what is sent as they are.
+    pub(crate) fn put_raw(&mut self, bytes: &[u8]) {
+        self.put(bytes).unwrap();
+    }
+
+    /// Puts a record of any kind.
+    pub(crate) fn put_sealed(&mut self, kind: u8, content: &[u8]) {
+        let record = self.seal.small(kind, content).unwrap();
+        self.put(&record).unwrap();
+    }
+
+    /// Puts a key update, and goes over to the next key.
+    pub(crate) fn put_key_update(&mut self, wanted: u8) {
+        self.put_sealed(22, &[24, 0, 0, 1, wanted]);
+        let (sequence, secrets) = self.rekey.next_tx().unwrap();
+        self.seal = Key::new(sequence, &secrets).unwrap();
     }
 
     pub(crate) fn key_updates(&self) -> u64 {

@@ -196,9 +196,12 @@ macro_rules! drive {
                 let next = match next {
                     Ok(next) => next,
                     Err(error) => {
-                        // rustls has an alert ready that says what was wrong.
-                        if let (_, Ok(_)) = step(connection.process_tls_records(&mut []), &mut output) {
-                            let _ = stream.write_all(&output).await;
+                        // What rustls knows of the input is wrong from here on, so it is asked for no more than the
+                        // alert, which it then gives before it looks at any input.
+                        if connection.wants_write() {
+                            let _ = step(connection.process_tls_records(&mut []), &mut output);
+                        }
+                        if !output.is_empty() && stream.write_all(&output).await.is_ok() {
                             let _ = stream.shutdown().await;
                         }
                         return Err(error);

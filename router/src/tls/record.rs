@@ -16,6 +16,9 @@ pub(crate) const MAX_PLAINTEXT: usize = 16_384;
 pub(crate) const MAX_RECORD: usize = RECORD_HEADER + MAX_PLAINTEXT + 256;
 /// Records under one key before it is updated. AES-GCM's limit is 2^24.5 full records (RFC 8446 §5.5).
 pub(crate) const KEY_RECORDS: u64 = 1 << 23;
+/// Key updates of the peer without a byte of data between them. RFC 8446 §4.6.3 bounds them not, and each costs this side
+/// a new key; BoringSSL has the same bound.
+pub(crate) const MAX_KEY_UPDATES: u32 = 32;
 
 const APPLICATION_DATA: u8 = 23;
 const ALERT: u8 = 21;
@@ -55,6 +58,9 @@ pub enum RecordError {
     /// A cipher suite that was never offered.
     #[error("an unexpected cipher suite")]
     Suite,
+    /// Nothing but new keys.
+    #[error("more than {MAX_KEY_UPDATES} TLS key updates in a row, with no data between them")]
+    KeyUpdates,
     /// No more records can be sealed under this key.
     #[error("the TLS key is used up")]
     Exhausted,
@@ -135,7 +141,7 @@ impl Key {
         self.small(HANDSHAKE, &[KEY_UPDATE, 0, 0, 1, 0])
     }
 
-    fn small(&mut self, kind: u8, content: &[u8]) -> Result<Vec<u8>, RecordError> {
+    pub(super) fn small(&mut self, kind: u8, content: &[u8]) -> Result<Vec<u8>, RecordError> {
         let mut buf = vec![0; RECORD_HEADER + content.len() + RECORD_TRAILER];
         buf[RECORD_HEADER..RECORD_HEADER + content.len()].copy_from_slice(content);
         self.seal_as(kind, &mut buf)?;

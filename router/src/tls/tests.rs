@@ -12,6 +12,8 @@ use crate::identity::{Identity, server_name};
 use crate::pki::Authority;
 use servicekeel_core::flow::frame::{HEADER, Header, Kind};
 
+mod rubbish;
+
 pub(crate) fn identities() -> (Identity, Identity) {
     let now = SystemTime::now();
     let authority = |cluster: &str| Authority::generate(&cluster.parse().unwrap(), 2, now).unwrap();

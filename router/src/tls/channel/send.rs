@@ -63,7 +63,7 @@ impl<S: Stream> Channel<S> {
     }
 
     /// Puts a sealed record to what is sent.
-    fn put(&mut self, record: &[u8]) -> Result<(), ChannelError> {
+    pub(super) fn put(&mut self, record: &[u8]) -> Result<(), ChannelError> {
         self.compact();
         let output = self.output.get_or_insert_with(|| self.buffers.take());
         let end = self.filled + record.len();
@@ -135,6 +135,7 @@ impl<S: Stream> Channel<S> {
             self.sent += n;
         }
         (self.sent, self.filled) = (0, 0);
+        self.update_waits = false;
         if let Some(output) = self.output.take() {
             self.buffers.give(output);
         }
