@@ -14,7 +14,7 @@ use tracing::{debug, warn};
 
 use crate::links::{self, LinkError, Met};
 use crate::node::{Node, ROUTE_PATIENCE};
-use crate::peers::{Busy, IDLE_TIMEOUT, Peer};
+use crate::peers::{Busy, IDLE_TIMEOUT, Peer, Standing};
 use crate::tls::{Channel, ChannelError};
 use crate::{datagrams, endpoint, flow, link};
 
@@ -112,13 +112,13 @@ pub(crate) async fn serve<N: Net>(node: &Arc<Node<N>>, met: Met<N>, dialled: boo
         // Why it does not come to be is told where it is decided.
         (Purpose::Link, _) => drop(link::run(node, met, None).await),
         (Purpose::Flows, false) | (Purpose::FlowsBack, true) => {
-            flows(node, met.channel, &met.peer, met.epoch).await;
+            flows(node, met.channel, &met.peer, &met.standing).await;
         }
         (Purpose::Datagrams, false) | (Purpose::DatagramsBack, true) => {
-            datagrams::serve::run(node.clone(), met.channel, met.peer, met.epoch).await;
+            datagrams::serve::run(node.clone(), met.channel, met.peer, &met.standing).await;
         }
-        (Purpose::FlowsBack, false) => met.peer.put_dialled_back(met.channel, met.epoch),
-        (Purpose::DatagramsBack, false) => met.peer.datagrams_dialled_back(met.channel),
+        (Purpose::FlowsBack, false) => met.peer.put_dialled_back(met.channel, met.standing),
+        (Purpose::DatagramsBack, false) => met.peer.datagrams_dialled_back(met.channel, met.standing),
         // What this side dials to open flows on never comes here.
         (Purpose::Flows | Purpose::Datagrams, true) => {}
     }
@@ -129,7 +129,7 @@ async fn flows<N: Net>(
     node: &Arc<Node<N>>,
     mut channel: Channel<N::TcpStream>,
     peer: &Arc<Peer<N>>,
-    epoch: u64,
+    standing: &Standing<N>,
 ) {
     let mut relieved = node.relieved.subscribe();
     let mut used = false;
@@ -142,7 +142,7 @@ async fn flows<N: Net>(
         let next = tokio::select! {
             biased;
             next = timeout(UNUSED, flow::next_open(&mut channel)) => next,
-            () = peer.lost(epoch) => return,
+            () = standing.lost() => return,
             // The peer has another before long. A new one is what a flow waits for.
             _ = relieved.changed(), if used => return,
         };
@@ -170,7 +170,7 @@ async fn flows<N: Net>(
         };
         let busy = Busy::new(peer.clone());
         let done = match connect(node, &peer.id, &request).await {
-            Ok((app, candidate)) => carry(node, &mut channel, app, candidate, peer, epoch).await,
+            Ok((app, candidate)) => carry(node, &mut channel, app, candidate, peer, standing).await,
             Err(refused) => {
                 debug!(peer = %peer.id, wanted = %request.wanted, reason = %refused.reason, "a flow is refused");
                 flow::refuse(&mut channel, &refused).await.is_ok()
@@ -189,7 +189,7 @@ async fn carry<N: Net>(
     app: N::TcpStream,
     candidate: Candidate,
     peer: &Arc<Peer<N>>,
-    epoch: u64,
+    standing: &Standing<N>,
 ) -> bool {
     let _carrying = node.carrying(candidate);
     node.counters.flows_inbound.inc();
@@ -198,7 +198,7 @@ async fn carry<N: Net>(
         return false;
     }
     let count = |received, sent| node.counters.count_bytes(sent, received);
-    let carried = flow::carry(channel, app, peer.lost(epoch), count).await;
+    let carried = flow::carry(channel, app, standing.lost(), count).await;
     if let Err(error) = &carried {
         debug!(peer = %peer.id, %error, "a flow lost its path");
         node.counters.flows_lost.inc();

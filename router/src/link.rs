@@ -18,7 +18,7 @@ use tracing::{debug, info, warn};
 use crate::inbound;
 use crate::links::{self, LinkError, Met, PeerChannel};
 use crate::node::Node;
-use crate::peers::{Ask, Dialled, LinkState, MAX_DIALS, NoLink, Peer};
+use crate::peers::{Ask, Dialled, LinkState, MAX_DIALS, NoLink, Peer, Standing};
 use crate::tls::{ChannelError, Next};
 
 /// Messages that wait for a peer which is slow to take them; beyond that its link is given up.
@@ -56,17 +56,20 @@ pub(crate) async fn run<N: Net>(
     met: Met<N>,
     dialled: Option<Dialled>,
 ) -> Result<(), NoLink> {
-    let Met { channel, peer, boot, at: met_at, .. } = met;
+    let Met { channel, peer, boot, at: met_at, mut standing, .. } = met;
     let id = node.next_id();
     let (ask, asked) = mpsc::channel(16);
     let state = LinkState { ask, dialled: dialled.clone(), since: Instant::now() };
-    if let Err(error) = peer.link_up(id, boot, state) {
-        node.counters.peers_refused.inc();
-        let told = if error == NoLink::Twin { &peer.twins } else { &node.refusals };
-        if let Some(untold) = told.permit() {
-            warn!(peer = %peer.id, at = %met_at, %error, untold, "a link is refused");
+    match peer.link_up(id, boot, state) {
+        Ok(epoch) => standing.begins(epoch),
+        Err(error) => {
+            node.counters.peers_refused.inc();
+            let told = if error == NoLink::Twin { &peer.twins } else { &node.refusals };
+            if let Some(untold) = told.permit() {
+                warn!(peer = %peer.id, at = %met_at, %error, untold, "a link is refused");
+            }
+            return Err(error);
         }
-        return Err(error);
     }
     node.counters.links_active.inc();
     let place = Place { node: node.clone(), peer: peer.clone(), id };
@@ -75,6 +78,7 @@ pub(crate) async fn run<N: Net>(
     let link = Link {
         node,
         place: &place,
+        standing: &standing,
         channel,
         dialled,
         told: BTreeMap::new(),
@@ -95,6 +99,7 @@ pub(crate) async fn run<N: Net>(
 struct Link<'a, N: Net> {
     node: &'a Arc<Node<N>>,
     place: &'a Place<N>,
+    standing: &'a Standing<N>,
     channel: PeerChannel<N>,
     dialled: Option<Dialled>,
     /// What the peer knows of this node's exports once all that is due has gone out.
@@ -128,7 +133,7 @@ impl<N: Net> Link<'_, N> {
         let mut exports = node.exports.subscribe();
         let mut uses = self.place.peer.activity.watch();
         let mut draining = node.draining.subscribe();
-        let lost = self.place.peer.lost(self.place.peer.epoch());
+        let lost = self.standing.lost();
         let mut lost = std::pin::pin!(lost);
         self.tell_exports()?;
         self.due.push_back(LinkMessage::Synced);

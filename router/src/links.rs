@@ -5,15 +5,17 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use rustls::pki_types::{CertificateDer, UnixTime};
 use servicekeel_core::flow::frame::{self, Kind, Preface, Purpose};
 use servicekeel_core::name::RouterId;
 use servicekeel_runtime::net::{Net, Stream};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::warn;
 
+use crate::identity::Identity;
 use crate::link;
 use crate::node::Node;
-use crate::peers::{Dialled, Peer};
+use crate::peers::{Dialled, Distrust, Peer, Standing};
 use crate::tls::{self, Channel, ChannelError, HandshakeError};
 
 /// How long a peer may take to accept a TCP connection: a name with two addresses has time for both.
@@ -66,6 +68,10 @@ pub(crate) enum LinkError {
     Ourselves(RouterId),
     #[error("this router knows as many peers as it may")]
     TooManyPeers,
+    #[error("shows more different certificates at once than a router needs")]
+    TooManyProofs,
+    #[error("{0}")]
+    Distrusted(#[from] Distrust),
     #[error("sends {0:?} frames where none belong")]
     Unexpected(Kind),
     #[error("takes nothing for {} s", SEND_TIMEOUT.as_secs())]
@@ -84,8 +90,8 @@ pub(crate) struct Met<N: Net> {
     pub(crate) purpose: Purpose,
     pub(crate) boot: u64,
     pub(crate) peer: Arc<Peer<N>>,
-    /// The peer's epoch when it proved itself: when that is over, so is the connection.
-    pub(crate) epoch: u64,
+    /// When that is lost, so is the connection.
+    pub(crate) standing: Standing<N>,
     /// The address of the other side.
     pub(crate) at: String,
 }
@@ -124,7 +130,7 @@ async fn attempt<N: Net>(
         .map_err(|_| LinkError::ConnectTimeout)??;
     let at = stream.peer_addr()?.to_string();
     let (mut channel, chain) = tls::connect(stream, identity.client(), node.buffers.clone()).await?;
-    let proven = identity.peer(&chain).map_err(|e| LinkError::Identity(e.to_string()))?;
+    let (proven, shown) = prove(&identity, chain)?;
     // Told here, since the other side closes at the preface, without a word.
     if proven == node.id {
         return Err(LinkError::Ourselves(proven));
@@ -135,7 +141,7 @@ async fn attempt<N: Net>(
         Some(wanted) if *wanted != preface.sender => {
             Err(LinkError::Another { wanted: wanted.clone(), met: preface.sender })
         }
-        _ => meet(node, channel, chain, preface, purpose, at),
+        _ => meet(node, channel, shown, preface, purpose, at),
     }
 }
 
@@ -150,31 +156,39 @@ pub(crate) async fn accept<N: Net>(
 ) -> Result<Met<N>, LinkError> {
     let identity = node.settings().identity.clone().ok_or(LinkError::NoIdentity)?;
     let (mut channel, chain) = tls::accept(stream, identity.server(), node.buffers.clone()).await?;
-    let proven = identity.peer(&chain).map_err(|e| LinkError::Identity(e.to_string()))?;
+    let (proven, shown) = prove(&identity, chain)?;
     let preface = hear_preface(node, &mut channel, proven).await?;
     let purpose = preface.purpose;
     if purpose == Purpose::Flows && node.is_crowded() {
         return Err(LinkError::Short);
     }
     say_preface(node, &mut channel, purpose).await?;
-    meet(node, channel, chain, preface, purpose, from)
+    meet(node, channel, shown, preface, purpose, from)
 }
+
+/// Whom certificates name, by the identity with which the handshake was made.
+fn prove(identity: &Identity, chain: Vec<CertificateDer<'static>>) -> Result<(RouterId, Shown), LinkError> {
+    let now = identity.now();
+    let proven = identity.peer_at(&chain, now).map_err(|e| LinkError::Identity(e.to_string()))?;
+    Ok((proven, (chain, now)))
+}
+
+/// The certificates that a peer has shown, and when they were found valid.
+type Shown = (Vec<CertificateDer<'static>>, UnixTime);
 
 fn meet<N: Net>(
     node: &Node<N>,
     channel: PeerChannel<N>,
-    chain: Vec<rustls::pki_types::CertificateDer<'static>>,
+    (chain, proven_at): Shown,
     preface: Preface,
     purpose: Purpose,
     at: String,
 ) -> Result<Met<N>, LinkError> {
     let peer = node.peer(&preface.sender).ok_or(LinkError::TooManyPeers)?;
-    let epoch = peer.epoch();
-    // By the settings of now, behind the epoch: whatever is no longer trusted is either found here or cut off then.
-    let identity = node.settings().identity.clone().ok_or(LinkError::NoIdentity)?;
-    identity.peer(&chain).map_err(|e| LinkError::Identity(e.to_string()))?;
-    peer.showed(chain);
-    Ok(Met { channel, purpose, boot: preface.boot, peer, epoch, at })
+    let standing = peer.stand(chain, proven_at).ok_or(LinkError::TooManyProofs)?;
+    // By the settings of now, once it stands: whatever they no longer trust is either found here or cut off then.
+    standing.judge(node.settings().identity.as_deref())?;
+    Ok(Met { channel, purpose, boot: preface.boot, peer, standing, at })
 }
 
 async fn say_preface<N: Net>(

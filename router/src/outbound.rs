@@ -89,8 +89,7 @@ async fn carry<N: Net>(
         }
         Path::There(mut connection) => {
             node.counters.flows_outbound.inc();
-            let lost = connection.peer.clone();
-            let lost = lost.lost(connection.epoch);
+            let lost = connection.standing.lost();
             match flow::carry(&mut connection.channel, app, lost, count).await {
                 Ok(()) => connection.put_back(),
                 Err(error) => {

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rustls::pki_types::CertificateDer;
 use servicekeel_core::mesh::table::LinkId;
 use servicekeel_core::name::RouterId;
 use servicekeel_runtime::latest;
@@ -15,18 +14,21 @@ use tokio::time::{Instant, sleep};
 use tracing::info;
 
 use crate::datagrams::link::DatagramLink;
-use crate::identity::{Identity, PeerError};
+use crate::identity::PeerError;
 use crate::node::{FLOW_TIMEOUT, Node};
 use crate::tasks::AbortOnDrop;
 use crate::tls::Channel;
 
 mod activity;
 mod pool;
+mod proof;
 
 use activity::Activity;
 pub(crate) use activity::Busy;
 use pool::MAX_IDLE;
 pub(crate) use pool::{Checkout, IDLE_TIMEOUT, MAX_DIALS};
+use proof::Proof;
+pub(crate) use proof::Standing;
 
 /// The most links with one peer: it and this router dial each other, perhaps by several addresses.
 const MAX_LINKS: usize = 8;
@@ -88,6 +90,7 @@ pub(crate) struct LinkState {
 
 struct Idle<N: Net> {
     channel: Channel<N::TcpStream>,
+    standing: Standing<N>,
     since: Instant,
 }
 
@@ -107,8 +110,8 @@ struct State<N: Net> {
     boot: Option<u64>,
     /// The boot numbers of earlier runs. One that comes back is of no earlier run, but of another router.
     before: VecDeque<u64>,
-    /// The certificates that it showed last.
-    chain: Vec<CertificateDer<'static>>,
+    /// What its connections were proven by.
+    proofs: Vec<Arc<Proof>>,
     /// With the task that serves it.
     datagrams: Option<(DatagramLink<N>, AbortOnDrop)>,
 }
@@ -151,7 +154,7 @@ impl<N: Net> Peer<N> {
             down: Some(Instant::now()),
             boot: None,
             before: VecDeque::new(),
-            chain: Vec::new(),
+            proofs: Vec::new(),
             datagrams: None,
         };
         Self {
@@ -180,21 +183,6 @@ impl<N: Net> Peer<N> {
         *self.epoch.borrow()
     }
 
-    /// The certificates that it showed on a new connection.
-    pub(crate) fn showed(&self, chain: Vec<CertificateDer<'static>>) {
-        self.lock().chain = chain;
-    }
-
-    /// Whether what it showed last still proves who it is. That a certificate has ended meanwhile is asked at the next
-    /// connection, not of those that are up.
-    pub(crate) fn proves(&self, identity: Option<&Identity>) -> Result<(), Distrust> {
-        let identity = identity.ok_or(Distrust::NoIdentity)?;
-        match identity.peer(&self.lock().chain) {
-            Ok(_) | Err(PeerError::Expired { .. } | PeerError::NotYetValid { .. }) => Ok(()),
-            Err(error) => Err(Distrust::Certificate(error)),
-        }
-    }
-
     /// Closes what was not used for long, and what the peer has closed; says whether the peer can be forgotten where
     /// nobody else holds it.
     pub(crate) fn sweep(&self) -> bool {
@@ -204,11 +192,11 @@ impl<N: Net> Peer<N> {
         state.down.is_some_and(|since| now - since > MEMORY)
     }
 
-    /// A link came up. Another boot of the peer means that all that went before is dead.
+    /// A link came up, in the epoch that is returned. Another boot of the peer means that all that went before is dead.
     ///
     /// # Errors
     /// [`NoLink`]: the peer has too many, or another router of its name has one.
-    pub(crate) fn link_up(&self, id: LinkId, boot: u64, link: LinkState) -> Result<(), NoLink> {
+    pub(crate) fn link_up(&self, id: LinkId, boot: u64, link: LinkState) -> Result<u64, NoLink> {
         let mut state = self.lock();
         if state.links.len() >= MAX_LINKS {
             return Err(NoLink::TooMany);
@@ -229,9 +217,10 @@ impl<N: Net> Peer<N> {
             info!(peer = %self.id, "the peer has restarted: its flows are reset");
             self.cut(&mut state);
         }
+        let epoch = self.epoch();
         drop(state);
         self.news.notify_waiters();
-        Ok(())
+        Ok(epoch)
     }
 
     /// A link went down. Where no link comes up for [`FLOW_TIMEOUT`], the flows are reset.
@@ -256,11 +245,6 @@ impl<N: Net> Peer<N> {
                 peer.cut(&mut state);
             }
         });
-    }
-
-    /// The peer is no longer trusted.
-    pub(crate) fn cut_off(&self) {
-        self.cut(&mut self.lock());
     }
 
     /// Closes the connections that carry no flow, and the one for UDP sessions, which loses nothing that a network
@@ -301,9 +285,9 @@ impl<N: Net> Peer<N> {
     }
 
     /// The peer dialled back for UDP sessions.
-    pub(crate) fn datagrams_dialled_back(&self, channel: Channel<N::TcpStream>) {
+    pub(crate) fn datagrams_dialled_back(&self, channel: Channel<N::TcpStream>, standing: Standing<N>) {
         if let Some((link, _)) = &self.lock().datagrams {
-            link.deliver(channel);
+            link.deliver(channel, standing);
         }
     }
 

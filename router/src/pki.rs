@@ -16,7 +16,7 @@ use rustls::pki_types::pem::PemObject;
 use servicekeel_core::name::{ClusterName, RouterId};
 use x509_parser::extensions::GeneralName;
 
-use crate::identity::{Material, spiffe};
+use crate::identity::{Material, Revoked, spiffe};
 
 /// How long an authority is valid where nobody says: ten years.
 pub const AUTHORITY_DAYS: u32 = 3650;
@@ -178,6 +178,7 @@ impl Authority {
             certificate: issued.certificate.into_bytes(),
             key: issued.key.into_bytes(),
             trust: others.iter().map(|o| (o.cluster.clone(), o.certificate.clone().into_bytes())).collect(),
+            revoked: Revoked::default(),
         })
     }
 }
@@ -247,7 +248,7 @@ fn validity(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::identity::{Identity, IdentityError};
+    use crate::identity::{Identity, IdentityError, Revoked};
 
     fn name(text: &str) -> ClusterName {
         text.parse().unwrap()
@@ -266,6 +267,7 @@ mod tests {
             certificate: issued.certificate.into(),
             key: issued.key.into(),
             trust: vec![],
+            revoked: Revoked::default(),
         };
         let id = RouterId { cluster: name("cluster-a.local"), node: name("node-1") };
         let identity = Identity::from_pem(id.clone(), &material).unwrap();

@@ -219,9 +219,8 @@ impl<N: Net> Peers<N> {
         self.settings = new;
         self.observe();
         for peer in self.node.all_peers() {
-            if let Err(reason) = peer.proves(self.settings.identity.as_deref()) {
+            if let Err(reason) = peer.judge(self.settings.identity.as_deref()) {
                 warn!(peer = %peer.id, %reason, "the peer is no longer trusted: cut off");
-                peer.cut_off();
             }
         }
         if let Err(error) = self.listen().await {

@@ -118,6 +118,7 @@ impl World {
                     admin: None,
                 },
                 peers: spec.dials.iter().map(address).collect(),
+                revoked: Vec::new(),
             };
             let settings =
                 watch::Sender::new(Arc::new(router::Settings { config: Arc::new(config), identity }));

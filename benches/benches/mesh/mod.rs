@@ -105,7 +105,8 @@ fn start_router(
     let identity = Some(Arc::new(Identity::from_pem(id, &material).unwrap()));
     let listen = Listen { sidecars: sidecars.clone(), peers, admin: None };
     let seed = u64::from(peers.is_some());
-    let settings = Settings { config: Arc::new(Config { cluster, node, listen, peers: dials }), identity };
+    let config = Config { cluster, node, listen, peers: dials, revoked: Vec::new() };
+    let settings = Settings { config: Arc::new(config), identity };
     let net = net.clone();
     tasks.spawn(async move {
         let (_settings, watched) = tokio::sync::watch::channel(Arc::new(settings));

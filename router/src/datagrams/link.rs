@@ -16,7 +16,7 @@ use super::{Crowd, LINK_BYTES, LINK_QUEUE, MAX_SESSIONS, QUEUE, SESSION_IDLE, Si
 use crate::imports::Import;
 use crate::links::{self, LinkError};
 use crate::node::Node;
-use crate::peers::Peer;
+use crate::peers::{Peer, Standing};
 use crate::tls::{Channel, Next};
 
 /// How long the peer may take to dial back.
@@ -79,7 +79,7 @@ impl<N: Net> Outbox<N> {
 /// The sending end of the connection; a clone is the same.
 pub(crate) struct DatagramLink<N: Net> {
     outgoing: Outbox<N>,
-    delivered: mpsc::Sender<Channel<N::TcpStream>>,
+    delivered: mpsc::Sender<(Channel<N::TcpStream>, Standing<N>)>,
 }
 
 impl<N: Net> Clone for DatagramLink<N> {
@@ -91,7 +91,7 @@ impl<N: Net> Clone for DatagramLink<N> {
 /// The receiving end, which [`run`] serves.
 pub(crate) struct Receiver<N: Net> {
     outgoing: mpsc::Receiver<Outgoing<N>>,
-    delivered: mpsc::Receiver<Channel<N::TcpStream>>,
+    delivered: mpsc::Receiver<(Channel<N::TcpStream>, Standing<N>)>,
 }
 
 impl<N: Net> DatagramLink<N> {
@@ -123,9 +123,9 @@ impl<N: Net> DatagramLink<N> {
     }
 
     /// The peer dialled back.
-    pub(crate) fn deliver(&self, channel: Channel<N::TcpStream>) {
+    pub(crate) fn deliver(&self, channel: Channel<N::TcpStream>, standing: Standing<N>) {
         // A second one was not asked for, and is closed.
-        let _ = self.delivered.try_send(channel);
+        let _ = self.delivered.try_send((channel, standing));
     }
 }
 
@@ -136,19 +136,20 @@ pub(crate) async fn run<N: Net>(
     mut receiver: Receiver<N>,
     at: Option<String>,
 ) {
-    let epoch = peer.epoch();
     let channel = match &at {
-        Some(at) => links::dial(&node, at, Purpose::Datagrams, Some(&peer.id)).await.map(|met| met.channel),
+        Some(at) => links::dial(&node, at, Purpose::Datagrams, Some(&peer.id))
+            .await
+            .map(|met| (met.channel, met.standing)),
         None => match timeout(DIAL_BACK_TIMEOUT, receiver.delivered.recv()).await {
-            Ok(Some(channel)) => Ok(channel),
+            Ok(Some(delivered)) => Ok(delivered),
             _ => Err(LinkError::Silent),
         },
     };
     let ended = match channel {
-        Ok(channel) => {
+        Ok((channel, standing)) => {
             let replies = Sessions::new(MAX_SESSIONS, KEPT);
             let mut link = Link { node: &node, peer: &peer, channel, replies, crowd: Crowd::new() };
-            link.serve(receiver.outgoing, epoch).await
+            link.serve(receiver.outgoing, &standing).await
         }
         Err(error) => Err(error),
     };
@@ -169,9 +170,9 @@ impl<N: Net> Link<'_, N> {
     async fn serve(
         &mut self,
         mut outgoing: mpsc::Receiver<Outgoing<N>>,
-        epoch: u64,
+        standing: &Standing<N>,
     ) -> Result<(), LinkError> {
-        let lost = self.peer.lost(epoch);
+        let lost = standing.lost();
         let mut lost = std::pin::pin!(lost);
         loop {
             // What waits goes out together, also while answers come without a pause.

@@ -16,7 +16,7 @@ use super::{Counted, Crowd, MAX_SESSIONS, QUEUE, SESSION_IDLE};
 use crate::inbound;
 use crate::links::LinkError;
 use crate::node::Node;
-use crate::peers::Peer;
+use crate::peers::{Peer, Standing};
 use crate::tasks::AbortOnDrop;
 use crate::tls::{Channel, Next};
 
@@ -30,14 +30,14 @@ pub(crate) async fn run<N: Net>(
     node: Arc<Node<N>>,
     channel: Channel<N::TcpStream>,
     peer: Arc<Peer<N>>,
-    epoch: u64,
+    standing: &Standing<N>,
 ) {
     // One carries all of a peer's sessions, so it counts as one of the few that carry no flow.
     let Ok(_unused) = peer.unused.clone().try_acquire_owned() else {
         debug!(peer = %peer.id, "a peer has more connections without a flow than it may; one is closed");
         return;
     };
-    if let Err(error) = serve(&node, channel, &peer, epoch).await {
+    if let Err(error) = serve(&node, channel, &peer, standing).await {
         debug!(peer = %peer.id, %error, "a peer's connection for UDP sessions is down");
     }
 }
@@ -46,9 +46,9 @@ async fn serve<N: Net>(
     node: &Arc<Node<N>>,
     mut channel: Channel<N::TcpStream>,
     peer: &Arc<Peer<N>>,
-    epoch: u64,
+    standing: &Standing<N>,
 ) -> Result<(), LinkError> {
-    let lost = peer.lost(epoch);
+    let lost = standing.lost();
     let mut lost = std::pin::pin!(lost);
     let (answers, mut answered) = Outbox::new();
     let mut served = Served {

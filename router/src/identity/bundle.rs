@@ -6,6 +6,7 @@ use servicekeel_core::name::ClusterName;
 use x509_parser::extensions::GeneralName;
 
 use super::error::{IdentityError, Part};
+use super::revoked::{Fingerprint, Revoked};
 use super::spiffe;
 
 /// The most certificates in one PEM file.
@@ -16,6 +17,7 @@ const MAX_CERTIFICATES: usize = 16;
 pub struct TrustBundle {
     cluster: ClusterName,
     anchors: Vec<TrustAnchor<'static>>,
+    fingerprints: Vec<Fingerprint>,
     not_after: UnixTime,
 }
 
@@ -25,15 +27,16 @@ impl TrustBundle {
     /// # Errors
     /// No certificates, one that is not an authority, or one that names another cluster.
     pub fn from_pem(cluster: &ClusterName, pem: &[u8], part: &Part) -> Result<Self, IdentityError> {
-        let mut anchors = Vec::new();
+        let (mut anchors, mut fingerprints) = (Vec::new(), Vec::new());
         let mut not_after = UnixTime::since_unix_epoch(std::time::Duration::MAX);
         for certificate in certificates(pem, part)? {
             not_after = not_after.min(check_authority(cluster, &certificate, part)?);
             let anchor = webpki::anchor_from_trusted_cert(&certificate)
                 .map_err(|e| IdentityError::Pem { part: part.clone(), reason: e.to_string() })?;
             anchors.push(anchor.to_owned());
+            fingerprints.push(Fingerprint::of(&certificate));
         }
-        Ok(Self { cluster: cluster.clone(), anchors, not_after })
+        Ok(Self { cluster: cluster.clone(), anchors, fingerprints, not_after })
     }
 
     /// The cluster that these authorities speak for.
@@ -48,6 +51,16 @@ impl TrustBundle {
 
     pub(super) fn anchors(&self) -> &[TrustAnchor<'static>] {
         &self.anchors
+    }
+
+    /// An authority is never shown, so that its fingerprint under `revoked` would cut off nobody.
+    pub(super) fn refuse_revoked(&self, revoked: &Revoked, part: &Part) -> Result<(), IdentityError> {
+        match self.fingerprints.iter().find(|fingerprint| revoked.contains(fingerprint)) {
+            Some(fingerprint) => {
+                Err(IdentityError::RevokedAuthority { part: part.clone(), fingerprint: *fingerprint })
+            }
+            None => Ok(()),
+        }
     }
 
     /// Whether both hold an authority with the same key.

@@ -14,6 +14,9 @@ pub enum PeerError {
     /// More certificates than any chain of ours has.
     #[error("a chain of {0} certificates; {max} is the most", max = super::MAX_CHAIN)]
     LongChain(usize),
+    /// Longer than any chain of ours.
+    #[error("a chain of {0} bytes; {max} is the most", max = super::MAX_CHAIN_BYTES)]
+    LargeChain(usize),
     /// Not a certificate that can be read.
     #[error("the certificate can't be read: {0}")]
     Malformed(webpki::Error),
@@ -40,6 +43,14 @@ pub enum PeerError {
     UntrustedCluster {
         /// Whom the certificate names.
         id: RouterId,
+    },
+    /// Cut off by this router's config.
+    #[error("{id} is revoked: `revoked` has {by}")]
+    Revoked {
+        /// Whom the certificate names.
+        id: RouterId,
+        /// What of it `revoked` has.
+        by: String,
     },
     /// Issued by someone who has no say over that cluster.
     #[error("the certificate of {id} was not issued by an authority of {cluster}", cluster = id.cluster)]
@@ -158,6 +169,16 @@ pub enum IdentityError {
         named: String,
         /// The cluster under which it stands.
         wanted: ClusterName,
+    },
+    /// `revoked` has an authority, where it has no effect.
+    #[error(
+        "{part}: the authority {fingerprint} is revoked as if it were a node's certificate; take it out of here instead"
+    )]
+    RevokedAuthority {
+        /// Where it is trusted.
+        part: Part,
+        /// Its fingerprint.
+        fingerprint: super::Fingerprint,
     },
     /// One authority for two clusters: each could then speak for the other.
     #[error(

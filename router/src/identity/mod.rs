@@ -21,15 +21,19 @@ use servicekeel_core::name::{ClusterName, RouterId};
 
 mod bundle;
 mod error;
+mod revoked;
 pub mod spiffe;
 mod verifier;
 
 pub use bundle::TrustBundle;
 pub use error::{Date, IdentityError, Part, PeerError};
+pub use revoked::{Fingerprint, Revocation, Revoked};
 use verifier::{Usage, Verifier};
 
 /// The most certificates that a router shows: its own and the intermediate ones.
 pub const MAX_CHAIN: usize = 8;
+/// The most bytes of them together: what connections were proven by is kept for as long as they last.
+pub const MAX_CHAIN_BYTES: usize = 32 * 1024;
 
 /// The PEM texts that make an [`Identity`].
 #[derive(Clone, PartialEq, Eq)]
@@ -42,6 +46,8 @@ pub struct Material {
     pub key: Vec<u8>,
     /// The authorities of other clusters.
     pub trust: Vec<(ClusterName, Vec<u8>)>,
+    /// Who is refused whoever vouches for it.
+    pub revoked: Revoked,
 }
 
 impl fmt::Debug for Material {
@@ -82,6 +88,7 @@ impl Identity {
         let provider = Arc::new(provider());
         let verifier = Arc::new(Verifier::new(
             bundles(&id.cluster, material)?,
+            material.revoked.clone(),
             provider.signature_verification_algorithms,
         ));
 
@@ -121,7 +128,21 @@ impl Identity {
     /// # Errors
     /// [`PeerError`] where they prove nothing (any more).
     pub fn peer(&self, certificates: &[CertificateDer<'_>]) -> Result<RouterId, PeerError> {
-        self.verifier.verify(certificates, Usage::Either, now(&*self.clock))
+        self.peer_at(certificates, self.now())
+    }
+
+    /// As [`Identity::peer`], by the dates of another time: whether what was valid then is trusted still.
+    pub(crate) fn peer_at(
+        &self,
+        certificates: &[CertificateDer<'_>],
+        at: UnixTime,
+    ) -> Result<RouterId, PeerError> {
+        self.verifier.verify(certificates, Usage::Either, at)
+    }
+
+    /// The time by this identity's clock.
+    pub(crate) fn now(&self) -> UnixTime {
+        now(&*self.clock)
     }
 
     /// When the own certificate expires.
@@ -163,12 +184,16 @@ fn bundles(
     own: &ClusterName,
     material: &Material,
 ) -> Result<BTreeMap<ClusterName, TrustBundle>, IdentityError> {
-    let mut bundles = BTreeMap::from([(own.clone(), TrustBundle::from_pem(own, &material.ca, &Part::Ca)?)]);
+    let own_bundle = TrustBundle::from_pem(own, &material.ca, &Part::Ca)?;
+    own_bundle.refuse_revoked(&material.revoked, &Part::Ca)?;
+    let mut bundles = BTreeMap::from([(own.clone(), own_bundle)]);
     for (cluster, pem) in &material.trust {
         if cluster == own {
             return Err(IdentityError::TrustOwn(own.clone()));
         }
-        let bundle = TrustBundle::from_pem(cluster, pem, &Part::Trust(cluster.clone()))?;
+        let part = Part::Trust(cluster.clone());
+        let bundle = TrustBundle::from_pem(cluster, pem, &part)?;
+        bundle.refuse_revoked(&material.revoked, &part)?;
         if let Some(other) = bundles.values().find(|other| other.shares_with(&bundle)) {
             if other.cluster() == cluster {
                 return Err(IdentityError::TrustTwice(cluster.clone()));

@@ -242,6 +242,7 @@ fn an_intermediate_authority_is_followed_within_its_path_length() {
             certificate: certificate.into(),
             key: leaf.key.serialize_pem().into(),
             trust: vec![],
+            revoked: Revoked::default(),
         };
         let made = Identity::from_pem(id("a.local", "n1"), &material);
         assert_eq!(made.is_ok(), gets_in, "{made:?}");

@@ -12,10 +12,11 @@ use rustls::{DigitallySignedStruct, DistinguishedName, PeerIncompatible, Signatu
 use servicekeel_core::name::{ClusterName, RouterId};
 use webpki::{ExtendedKeyUsageValidator, KeyPurposeIdIter};
 
-use super::MAX_CHAIN;
 use super::bundle::TrustBundle;
 use super::error::PeerError;
+use super::revoked::Revoked;
 use super::spiffe;
+use super::{MAX_CHAIN, MAX_CHAIN_BYTES};
 
 /// What a certificate must be made for (extended key usage, RFC 5280 §4.2.1.12).
 #[derive(Debug, Clone, Copy)]
@@ -63,15 +64,17 @@ impl ExtendedKeyUsageValidator for Usage {
 #[derive(Debug)]
 pub(super) struct Verifier {
     bundles: BTreeMap<ClusterName, TrustBundle>,
+    revoked: Revoked,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
 impl Verifier {
     pub(super) fn new(
         bundles: BTreeMap<ClusterName, TrustBundle>,
+        revoked: Revoked,
         algorithms: WebPkiSupportedAlgorithms,
     ) -> Self {
-        Self { bundles, algorithms }
+        Self { bundles, revoked, algorithms }
     }
 
     pub(super) fn bundles(&self) -> impl Iterator<Item = &TrustBundle> {
@@ -89,6 +92,10 @@ impl Verifier {
         if chain.len() > MAX_CHAIN {
             return Err(PeerError::LongChain(chain.len()));
         }
+        let bytes = chain.iter().map(|certificate| certificate.len()).sum();
+        if bytes > MAX_CHAIN_BYTES {
+            return Err(PeerError::LargeChain(bytes));
+        }
         let certificate = webpki::EndEntityCert::try_from(end_entity).map_err(PeerError::Malformed)?;
         let mut uris = certificate.valid_uri_names();
         let id = spiffe::parse(uris.next().ok_or(PeerError::NoSpiffeName)?);
@@ -97,6 +104,7 @@ impl Verifier {
             return Err(PeerError::SpiffeNames(more + 1));
         }
         let id = id?;
+        self.revoked.judge(&id, chain)?;
         let Some(bundle) = self.bundles.get(&id.cluster) else {
             return Err(PeerError::UntrustedCluster { id });
         };

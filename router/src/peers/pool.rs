@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout_at};
 use tracing::debug;
 
 use super::activity::Busy;
-use super::{Ask, Idle, Peer, State, dialled_at};
+use super::{Ask, Idle, Peer, Standing, State, dialled_at};
 use crate::links;
 use crate::node::Node;
 use crate::tls::Channel;
@@ -44,7 +44,7 @@ pub(crate) enum CheckoutError {
 pub(crate) struct Checkout<N: Net> {
     pub(crate) peer: Arc<Peer<N>>,
     pub(crate) channel: Channel<N::TcpStream>,
-    pub(crate) epoch: u64,
+    pub(crate) standing: Standing<N>,
     /// Whether it was used before.
     pub(crate) pooled: bool,
     _busy: Busy<N>,
@@ -53,7 +53,7 @@ pub(crate) struct Checkout<N: Net> {
 impl<N: Net> Checkout<N> {
     /// Gives the connection back for the next flow.
     pub(crate) fn put_back(self) {
-        self.peer.put(self.channel, self.epoch);
+        self.peer.put(self.channel, self.standing);
     }
 }
 
@@ -98,9 +98,8 @@ impl<N: Net> Peer<N> {
             {
                 let mut state = self.lock();
                 while let Some(mut idle) = state.idle.pop() {
-                    if idle.channel.is_quiet() {
+                    if !idle.standing.is_lost() && idle.channel.is_quiet() {
                         let pooled = idle.channel.was_used();
-                        let epoch = self.epoch();
                         node.counters.pool_reused.inc_by(pooled.into());
                         // One is kept in reserve, so that the next flow need not wait for a handshake.
                         if state.idle.is_empty() && state.dialling == 0 && !node.net.is_short() {
@@ -109,7 +108,7 @@ impl<N: Net> Peer<N> {
                         return Ok(Checkout {
                             peer: self.clone(),
                             channel: idle.channel,
-                            epoch,
+                            standing: idle.standing,
                             pooled,
                             _busy: busy,
                         });
@@ -165,7 +164,7 @@ impl<N: Net> Peer<N> {
                 match dialled {
                     Ok(met) => {
                         node.counters.pool_dialled.inc();
-                        peer.put(met.channel, met.epoch);
+                        peer.put(met.channel, met.standing);
                     }
                     Err(error) => {
                         debug!(peer = %peer.id, %at, %error, "a dial for flows failed");
@@ -192,11 +191,11 @@ impl<N: Net> Peer<N> {
         self.news.notify_waiters();
     }
 
-    /// A connection for flows came up, or its flow ended. One of an epoch that is over is closed.
-    pub(crate) fn put(&self, channel: Channel<N::TcpStream>, epoch: u64) {
+    /// A connection for flows came up, or its flow ended. One that is of no use any more is closed.
+    pub(crate) fn put(&self, channel: Channel<N::TcpStream>, standing: Standing<N>) {
         let mut state = self.lock();
-        if epoch == self.epoch() && state.idle.len() < MAX_IDLE {
-            state.idle.push(Idle { channel, since: Instant::now() });
+        if !standing.is_lost() && state.idle.len() < MAX_IDLE {
+            state.idle.push(Idle { channel, standing, since: Instant::now() });
             state.came += 1;
         }
         drop(state);
@@ -204,10 +203,10 @@ impl<N: Net> Peer<N> {
     }
 
     /// The peer dialled back.
-    pub(crate) fn put_dialled_back(&self, channel: Channel<N::TcpStream>, epoch: u64) {
+    pub(crate) fn put_dialled_back(&self, channel: Channel<N::TcpStream>, standing: Standing<N>) {
         let mut state = self.lock();
         state.asked.0 = state.asked.0.saturating_sub(1);
         drop(state);
-        self.put(channel, epoch);
+        self.put(channel, standing);
     }
 }

@@ -8,6 +8,7 @@ use servicekeel_core::name::ClusterName;
 
 use super::problem::{Problem, Problems};
 use super::text::{File, ListenText, Placed};
+use crate::identity::Revocation;
 
 /// Where the config is where nobody says.
 pub const DEFAULT_PATH: &str = "/etc/servicekeel/router.yaml";
@@ -17,6 +18,8 @@ const PEERS: &str = "0.0.0.0:7443";
 pub const DEFAULT_ADMIN: &str = "127.0.0.1:7480";
 /// The most peers to dial, and the most clusters to trust.
 pub const MAX_PEERS: usize = 1024;
+/// The most entries of `revoked`.
+const MAX_REVOKED: usize = 4096;
 /// What a Unix socket's address holds (unix(7)), less the final zero.
 const MAX_SOCKET_PATH: usize = 107;
 
@@ -31,6 +34,8 @@ pub struct Config {
     pub listen: Listen,
     /// Whom it dials.
     pub peers: Vec<Peer>,
+    /// Whom it refuses whatever it shows.
+    pub revoked: Vec<Revocation>,
 }
 
 /// Where the router listens.
@@ -143,13 +148,19 @@ pub(super) fn parse(text: &str, file: &Path, host: &str) -> Result<Parsed, Probl
         }
         trust.push((name, ca));
     }
-    if identity.is_none() && !(peers.is_empty() && trust.is_empty()) {
-        let text = "without \"identity\" this router serves its own node only: \"peers\" and \"trust\" have no effect";
+    let entries = read.revoked.unwrap_or_default();
+    if entries.len() > MAX_REVOKED {
+        reader.whole(format!("revoked: {} entries; {MAX_REVOKED} is the most", entries.len()));
+    }
+    let revoked: Vec<_> =
+        entries.iter().take(MAX_REVOKED).filter_map(|entry| reader.revocation(entry)).collect();
+    if identity.is_none() && !(peers.is_empty() && trust.is_empty() && revoked.is_empty()) {
+        let text = "without \"identity\" this router serves its own node only: \"peers\", \"trust\" and \"revoked\" have no effect";
         reader.warnings.push(Problem::of_file(file, text));
     }
     match (cluster, node, listen) {
         (Some(cluster), Some(node), Some(listen)) if reader.problems.is_empty() => Ok(Parsed {
-            config: Config { cluster, node, listen, peers },
+            config: Config { cluster, node, listen, peers, revoked },
             identity,
             trust,
             warnings: reader.warnings,
@@ -233,6 +244,11 @@ impl Reader<'_> {
                 None
             }
         }
+    }
+
+    fn revocation(&mut self, value: &Placed) -> Option<Revocation> {
+        let parsed = value.value.parse();
+        parsed.map_err(|wrong| self.at(value, format!("revoked: {:?} {wrong}", value.value))).ok()
     }
 
     fn peer(&mut self, value: &Placed) -> Option<Peer> {

@@ -168,7 +168,7 @@ impl Follow {
             identity = self.sender.borrow().identity.clone();
         }
         info!(changed = changes.join(", "), "new settings");
-        let config = Config { cluster, node, listen, peers: config.peers };
+        let config = Config { cluster, node, listen, peers: config.peers, revoked: config.revoked };
         self.sender.send_replace(Arc::new(Settings { config: Arc::new(config), identity }));
     }
 
@@ -224,6 +224,9 @@ fn changes(old: &(Config, Option<Material>), new: (&Config, &Option<Material>)) 
     let mut changes = waits(&old.0, new.0);
     if old.0.peers != new.0.peers {
         changes.push("peers");
+    }
+    if old.0.revoked != new.0.revoked {
+        changes.push("revoked");
     }
     if own(&old.1) != own(new.1) {
         changes.push("identity");

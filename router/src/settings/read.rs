@@ -117,6 +117,7 @@ fn identity(file: &Path, parsed: Parsed) -> Result<Good, Bad> {
             .iter()
             .map(|(cluster, named)| (cluster.clone(), pem(named, &Part::Trust(cluster.clone()))))
             .collect(),
+        revoked: config.revoked.iter().cloned().collect(),
     };
     if problems.is_empty() {
         // Each bundle by itself first, so that all of them are told at once.
@@ -156,7 +157,8 @@ fn whose<'a>(
     match error {
         IdentityError::Pem { part, .. }
         | IdentityError::NotAnAuthority { part, .. }
-        | IdentityError::OtherAuthority { part, .. } => match part {
+        | IdentityError::OtherAuthority { part, .. }
+        | IdentityError::RevokedAuthority { part, .. } => match part {
             Part::Ca => &files.ca,
             Part::Certificate => &files.cert,
             Part::Key => &files.key,

@@ -32,6 +32,7 @@ pub(super) struct File {
     pub(super) peers: Option<Vec<PeerText>>,
     pub(super) identity: Option<IdentityText>,
     pub(super) trust: Option<Vec<TrustText>>,
+    pub(super) revoked: Option<Vec<Placed>>,
     /// Reserved: a router keeps nothing on disk yet.
     #[serde(rename = "state")]
     pub(super) _state: Option<String>,

@@ -5,9 +5,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use servicekeel_core::handoff::{DescriptorKind, Pod, ToRouter, ToSidecar};
 use servicekeel_core::name::{ClusterName, Protocol, RouterId, ServiceName, ServicePort};
-use servicekeel_router::identity::{Identity, Material};
+use servicekeel_router::identity::{Fingerprint, Identity, Material, Revocation};
 use servicekeel_router::pki::{Authority, cluster_of};
 use servicekeel_router::settings::{Config, Listen, Peer, Settings};
 use servicekeel_runtime::net::os::OsNet;
@@ -55,6 +57,7 @@ pub(crate) struct Choice {
     pub(crate) peers: Vec<String>,
     /// Certificates of other clusters' authorities.
     pub(crate) trust: Vec<String>,
+    pub(crate) revoked: Vec<String>,
     pub(crate) has_identity: bool,
 }
 
@@ -76,7 +79,8 @@ impl Router {
         let id = RouterId { cluster: name(cluster), node: name("n") };
         let listen =
             Listen { sidecars: dir.join(format!("{cluster}.sock")), peers: Some(peers), admin: None };
-        let settings = Choice { peers: Vec::new(), trust: Vec::new(), has_identity: true };
+        let settings =
+            Choice { peers: Vec::new(), trust: Vec::new(), revoked: Vec::new(), has_identity: true };
         let mut router = Self {
             id,
             authority: authority(cluster),
@@ -107,22 +111,44 @@ impl Router {
         self.certificate = (issued.certificate, issued.key);
     }
 
-    fn make(&self) -> Arc<Settings> {
+    /// The SHA-256 of its certificate.
+    pub(crate) fn fingerprint(&self) -> String {
+        let certificate = CertificateDer::from_pem_slice(self.certificate.0.as_bytes()).unwrap();
+        Fingerprint::of(&certificate).to_string()
+    }
+
+    /// Who it is, by its own certificate.
+    pub(crate) fn identity(&self) -> Identity {
+        Identity::from_pem(self.id.clone(), &self.material()).unwrap()
+    }
+
+    fn material(&self) -> Material {
         let trust = self.settings.trust.iter();
-        let material = Material {
+        Material {
             ca: self.authority.certificate().into(),
             certificate: self.certificate.0.clone().into(),
             key: self.certificate.1.clone().into(),
             trust: trust.map(|pem| (cluster_of(pem).unwrap(), pem.clone().into())).collect(),
-        };
-        let identity = self
-            .settings
-            .has_identity
-            .then(|| Arc::new(Identity::from_pem(self.id.clone(), &material).unwrap()));
+            revoked: self.revoked().into_iter().collect(),
+        }
+    }
+
+    fn revoked(&self) -> Vec<Revocation> {
+        self.settings.revoked.iter().map(|entry| entry.parse().unwrap()).collect()
+    }
+
+    fn make(&self) -> Arc<Settings> {
+        let identity = self.settings.has_identity.then(|| Arc::new(self.identity()));
         let peers = self.settings.peers.iter().map(|address| Peer { address: address.clone() }).collect();
         let (cluster, node) = (self.id.cluster.clone(), self.id.node.clone());
         Arc::new(Settings {
-            config: Arc::new(Config { cluster, node, listen: self.listen.clone(), peers }),
+            config: Arc::new(Config {
+                cluster,
+                node,
+                listen: self.listen.clone(),
+                peers,
+                revoked: self.revoked(),
+            }),
             identity,
         })
     }

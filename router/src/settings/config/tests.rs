@@ -34,6 +34,7 @@ peers:                             # whom to dial; a router that dials nobody on
   - address: hub.example:7443
 identity: { ca: ca.crt, cert: node.crt, key: /keys/node.key }
 trust: [ { cluster: cluster-b.local, ca: cluster-b-ca.crt } ]   # other clusters' authorities
+revoked: []                        # nodes (cluster/node) or certificate fingerprints that are cut off at once
 state: /var/lib/servicekeel/router
 ",
     );
@@ -188,4 +189,29 @@ fn a_path_too_long_for_a_socket() {
 fn peers_without_an_identity_are_hardly_meant() {
     let read = parsed("cluster: a.local\npeers: [ { address: \"h:1\" } ]\n");
     assert!(read.warnings[0].text.contains("without \"identity\""), "{:?}", read.warnings);
+}
+
+#[test]
+fn revoked_nodes_and_certificates() {
+    let digits = "0123456789abcdef".repeat(4);
+    let read = parsed(&format!(
+        "cluster: a.local\nidentity: {{ ca: a, cert: b, key: c }}\nrevoked: [b.local/edge-7, {digits}]\n"
+    ));
+    assert_eq!(read.config.revoked, ["b.local/edge-7".parse().unwrap(), digits.parse().unwrap()]);
+    assert_eq!(
+        problems("cluster: a.local\nrevoked:\n  - edge-7\n  - b.local/edge-7\n  - ab:cd\n"),
+        [
+            "router.yaml:3:5: revoked: \"edge-7\" is neither a node, such as cluster-b.local/node-1, nor a certificate's \
+             SHA-256 fingerprint: it has 6 digits; a SHA-256 fingerprint has 64",
+            "router.yaml:5:5: revoked: \"ab:cd\" is neither a node, such as cluster-b.local/node-1, nor a certificate's \
+             SHA-256 fingerprint: it has 4 digits; a SHA-256 fingerprint has 64",
+        ]
+    );
+    let many = "\n  - b.local/n".repeat(MAX_REVOKED + 1);
+    assert_eq!(
+        problems(&format!("cluster: a.local\nrevoked:{many}\n")),
+        ["router.yaml: revoked: 4097 entries; 4096 is the most"]
+    );
+    // Without an identity it has no effect.
+    assert_eq!(parsed("cluster: a.local\nrevoked: [b.local/n]\n").warnings.len(), 1);
 }

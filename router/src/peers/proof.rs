@@ -1,0 +1,127 @@
+//! What a peer's connections have proven themselves by, and how long that holds.
+
+use std::sync::Arc;
+
+use rustls::pki_types::{CertificateDer, UnixTime};
+use servicekeel_runtime::latest;
+use servicekeel_runtime::net::Net;
+
+use super::{Distrust, Peer, State};
+use crate::identity::Identity;
+
+/// The most different chains of certificates by which the connections of one peer stand at once. While certificates
+/// change there are two.
+pub(super) const MAX_PROOFS: usize = 16;
+
+/// Certificates that a peer showed. Connections that showed the same share one.
+pub(crate) struct Proof {
+    chain: Vec<CertificateDer<'static>>,
+    /// When they were found valid. What is up is judged by the dates of then: that a certificate has ended meanwhile is
+    /// asked at the next connection.
+    at: UnixTime,
+    /// Becomes true, once, when they prove nothing any more.
+    void: latest::Sender<bool>,
+}
+
+impl Proof {
+    fn is_void(&self) -> bool {
+        *self.void.borrow()
+    }
+
+    /// Judges it by the settings of now.
+    fn judge(&self, identity: Option<&Identity>) -> Result<(), Distrust> {
+        let judged = identity.ok_or(Distrust::NoIdentity).and_then(|identity| {
+            identity.peer_at(&self.chain, self.at).map(drop).map_err(Distrust::Certificate)
+        });
+        if judged.is_err() {
+            self.void.send_replace(true);
+        }
+        judged
+    }
+}
+
+/// What one connection stands on: its own proof, and the peer's epoch.
+pub(crate) struct Standing<N: Net> {
+    peer: Arc<Peer<N>>,
+    proof: Arc<Proof>,
+    epoch: u64,
+}
+
+impl<N: Net> Standing<N> {
+    /// Whether the connection is of no use any more.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.proof.is_void() || self.epoch != self.peer.epoch()
+    }
+
+    /// Resolves when the connection is of no use any more: it is not trusted, or has lost its path for good.
+    pub(crate) async fn lost(&self) {
+        let mut void = self.proof.void.subscribe();
+        tokio::select! {
+            biased;
+            // The sender lives in self, so this ends by the value only.
+            _ = void.wait_for(|void| *void) => {}
+            () = self.peer.lost(self.epoch) => {}
+        }
+    }
+
+    /// A link begins an epoch rather than being of one.
+    pub(crate) fn begins(&mut self, epoch: u64) {
+        self.epoch = epoch;
+    }
+}
+
+impl<N: Net> Peer<N> {
+    /// What a new connection stands on; `None` where the peer shows too many different certificates. It is to be judged
+    /// after this call ([`Standing::judge`]): whoever changes the settings judges those that are here, so that none is
+    /// missed.
+    pub(crate) fn stand(
+        self: &Arc<Self>,
+        chain: Vec<CertificateDer<'static>>,
+        at: UnixTime,
+    ) -> Option<Standing<N>> {
+        let mut state = self.lock();
+        state.proofs.retain(|proof| Arc::strong_count(proof) > 1 && !proof.is_void());
+        let known = state.proofs.iter().find(|proof| proof.chain == chain).cloned();
+        let proof = match known {
+            Some(proof) => proof,
+            None if state.proofs.len() >= MAX_PROOFS => return None,
+            None => {
+                let proof = Arc::new(Proof { chain, at, void: latest::Sender::new(false) });
+                state.proofs.push(proof.clone());
+                proof
+            }
+        };
+        Some(Standing { peer: self.clone(), proof, epoch: self.epoch() })
+    }
+
+    /// Judges what every connection was proven by, and cuts off those whose proof does not hold any more: says why.
+    pub(crate) fn judge(&self, identity: Option<&Identity>) -> Result<(), Distrust> {
+        let mut state = self.lock();
+        let judged: Vec<_> = state.proofs.iter().map(|proof| proof.judge(identity)).collect();
+        let judged = judged.into_iter().collect::<Result<(), _>>();
+        if judged.is_err() {
+            state.forget_void();
+        }
+        judged
+    }
+}
+
+impl<N: Net> Standing<N> {
+    /// Judges it by the settings of now.
+    ///
+    /// # Errors
+    /// [`Distrust`] where they do not trust it: it is cut off then, with all that stands on the same.
+    pub(crate) fn judge(&self, identity: Option<&Identity>) -> Result<(), Distrust> {
+        self.proof.judge(identity)
+    }
+}
+
+impl<N: Net> State<N> {
+    fn forget_void(&mut self) {
+        self.proofs.retain(|proof| !proof.is_void());
+        self.idle.retain(|idle| !idle.standing.is_lost());
+    }
+}
+
+#[cfg(test)]
+mod tests;
