@@ -4,6 +4,7 @@
 //! come in by argument, decisions go out as values. Machines speak one dialect: `handle_*(input, now)`,
 //! `handle_timeout(now)`, `poll_*() -> Option<_>`, `poll_timeout() -> Option<Instant>`.
 
+pub mod admission;
 pub mod annotation;
 pub mod dns;
 pub mod flow;

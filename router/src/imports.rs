@@ -118,7 +118,7 @@ mod tests {
         let id = RouterId { cluster: "a.local".parse().unwrap(), node: "n".parse().unwrap() };
         let listen = Listen { sidecars: "/nowhere".into(), peers: None, admin: None };
         let (cluster, name) = (id.cluster.clone(), id.node.clone());
-        let config = Arc::new(Config { cluster, node: name, listen, peers: Vec::new() });
+        let config = Arc::new(Config { cluster, node: name, listen, peers: Vec::new(), revoked: Vec::new() });
         let (_, settings) = tokio::sync::watch::channel(Arc::new(Settings { config, identity: None }));
         let wanted = ServicePort {
             service: ServiceName {

@@ -1,9 +1,11 @@
 //! What peers dial, and the flows that they open to pods of this node.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use servicekeel_core::admission::{Admission, Network};
 use servicekeel_core::flow::frame::{Cause, Open, Purpose, Refused};
 use servicekeel_core::mesh::table::{Candidate, Consumer};
 use servicekeel_core::name::{Protocol, RouterId};
@@ -20,7 +22,7 @@ use crate::{datagrams, endpoint, flow, link};
 
 /// An unused connection of a peer is closed a little later than the peer itself closes it.
 const UNUSED: Duration = IDLE_TIMEOUT.saturating_add(Duration::from_secs(15));
-/// The most handshakes with peers at once.
+/// The most handshakes with peers at once, half of them for peers that are known by their address.
 const MAX_HANDSHAKES: usize = 256;
 /// As many where descriptors are short.
 const FEW_HANDSHAKES: usize = 8;
@@ -29,25 +31,45 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// Between two connections where descriptors are short.
 const PACE: Duration = Duration::from_millis(10);
 
-/// The handshakes that go on. At the bound the oldest makes room, so that strangers who connect and say nothing keep
-/// nobody out.
+/// The handshakes that go on.
 #[derive(Default)]
-struct Handshakes(Mutex<BTreeMap<u64, oneshot::Sender<()>>>);
+struct Handshakes(Mutex<Going>);
+
+#[derive(Default)]
+struct Going {
+    admission: Admission,
+    /// Dropped, they end.
+    keep: BTreeMap<u64, oneshot::Sender<()>>,
+}
 
 impl Handshakes {
-    /// Counts one in, of `most`. The receiver fails when it is to make room.
-    fn begin(&self, id: u64, most: usize) -> oneshot::Receiver<()> {
+    fn lock(&self) -> MutexGuard<'_, Going> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts one in, of `most`. The receiver fails when it is to make room. Says from where those came that do so now.
+    fn begin(
+        &self,
+        id: u64,
+        from: IpAddr,
+        known: bool,
+        most: usize,
+    ) -> (oneshot::Receiver<()>, Vec<Network>) {
         let (keep, evicted) = oneshot::channel();
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        while all.len() >= most {
-            all.pop_first();
+        let mut going = self.lock();
+        going.keep.insert(id, keep);
+        let mut gone = Vec::new();
+        for (id, from) in going.admission.enter(id, from, known, most) {
+            going.keep.remove(&id);
+            gone.push(from);
         }
-        all.insert(id, keep);
-        evicted
+        (evicted, gone)
     }
 
     fn end(&self, id: u64) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        let mut going = self.lock();
+        going.admission.leave(id);
+        going.keep.remove(&id);
     }
 }
 
@@ -63,13 +85,25 @@ pub(crate) async fn listen<N: Net>(node: Arc<Node<N>>, listener: N::TcpListener)
                 let (task, handshakes) = (node.clone(), handshakes.clone());
                 let short = node.relieve();
                 let most = if short { FEW_HANDSHAKES } else { MAX_HANDSHAKES };
-                let evicted = handshakes.begin(id, most);
+                let known = node.knows(from.ip());
+                let (evicted, gone) = handshakes.begin(id, from.ip(), known, most);
+                for network in gone {
+                    node.counters.peers_refused.inc();
+                    if let Some(suppressed) = node.crowds.permit() {
+                        warn!(
+                            from = %network,
+                            limit = most,
+                            suppressed,
+                            "too many connections that do not say who they are: the oldest of the network with most of them is closed"
+                        );
+                    }
+                }
                 node.tasks.spawn(async move {
                     let node = task;
                     let accepted = tokio::select! {
                         biased;
                         _ = evicted => None,
-                        accepted = links::accept(&node, stream, from.to_string()) => Some(accepted),
+                        accepted = links::accept(&node, stream, from) => Some(accepted),
                     };
                     handshakes.end(id);
                     match accepted {
@@ -83,10 +117,7 @@ pub(crate) async fn listen<N: Net>(node: Arc<Node<N>>, listener: N::TcpListener)
                                 warn!(%from, %error, untold, "a connection to the peers' port is refused");
                             }
                         }
-                        None => {
-                            node.counters.peers_refused.inc();
-                            debug!(%from, "a handshake makes room for newer ones");
-                        }
+                        None => debug!(%from, "a handshake makes room for newer ones"),
                     }
                 });
                 if short {

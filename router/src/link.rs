@@ -59,7 +59,7 @@ pub(crate) async fn run<N: Net>(
     let Met { channel, peer, boot, at: met_at, mut standing, .. } = met;
     let id = node.next_id();
     let (ask, asked) = mpsc::channel(16);
-    let state = LinkState { ask, dialled: dialled.clone(), since: Instant::now() };
+    let state = LinkState { ask, dialled: dialled.clone(), with: met_at.ip(), since: Instant::now() };
     match peer.link_up(id, boot, state) {
         Ok(epoch) => standing.begins(epoch),
         Err(error) => {

@@ -1,5 +1,6 @@
 //! The dialling and accepting of every connection to a peer, and the link that is kept to each address of the config.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -93,7 +94,7 @@ pub(crate) struct Met<N: Net> {
     /// When that is lost, so is the connection.
     pub(crate) standing: Standing<N>,
     /// The address of the other side.
-    pub(crate) at: String,
+    pub(crate) at: SocketAddr,
 }
 
 /// Dials a peer and says what for, by attempts that overlap: the first that comes to an end counts.
@@ -128,7 +129,7 @@ async fn attempt<N: Net>(
     let stream = timeout(CONNECT_TIMEOUT, node.net.connect(address))
         .await
         .map_err(|_| LinkError::ConnectTimeout)??;
-    let at = stream.peer_addr()?.to_string();
+    let at = stream.peer_addr()?;
     let (mut channel, chain) = tls::connect(stream, identity.client(), node.buffers.clone()).await?;
     let (proven, shown) = prove(&identity, chain)?;
     // Told here, since the other side closes at the preface, without a word.
@@ -152,7 +153,7 @@ async fn attempt<N: Net>(
 pub(crate) async fn accept<N: Net>(
     node: &Node<N>,
     stream: N::TcpStream,
-    from: String,
+    from: SocketAddr,
 ) -> Result<Met<N>, LinkError> {
     let identity = node.settings().identity.clone().ok_or(LinkError::NoIdentity)?;
     let (mut channel, chain) = tls::accept(stream, identity.server(), node.buffers.clone()).await?;
@@ -182,12 +183,13 @@ fn meet<N: Net>(
     (chain, proven_at): Shown,
     preface: Preface,
     purpose: Purpose,
-    at: String,
+    at: SocketAddr,
 ) -> Result<Met<N>, LinkError> {
     let peer = node.peer(&preface.sender).ok_or(LinkError::TooManyPeers)?;
     let standing = peer.stand(chain, proven_at).ok_or(LinkError::TooManyProofs)?;
     // By the settings of now, once it stands: whatever they no longer trust is either found here or cut off then.
     standing.judge(node.settings().identity.as_deref())?;
+    node.proven(&peer.id, at.ip());
     Ok(Met { channel, purpose, boot: preface.boot, peer, standing, at })
 }
 
@@ -236,7 +238,7 @@ pub(crate) async fn keep<N: Net>(node: Arc<Node<N>>, address: String) {
                 told = None;
                 set_problem(&node, &address, None);
                 let since = Instant::now();
-                let dialled = Dialled { address: address.clone(), at: met.at.clone() };
+                let dialled = Dialled { address: address.clone(), at: met.at.to_string() };
                 let problem = match link::run(&node, met, Some(dialled)).await {
                     Ok(()) => "the link went down; dialling again".into(),
                     Err(refused) => refused.to_string(),

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use servicekeel_core::admission::Known;
 use servicekeel_core::mesh::table::{Candidate, Consumer, EndpointId, Table};
 use servicekeel_core::name::{RouterId, ServicePort};
 use servicekeel_runtime::latest;
@@ -54,6 +55,8 @@ pub(crate) struct Node<N: Net> {
     pub(crate) most_flows: usize,
     /// For the log: peers and sidecars that are refused.
     pub(crate) refusals: Throttle,
+    /// For the log: handshakes that make room.
+    pub(crate) crowds: Throttle,
     /// For the log: this process has no descriptors for something.
     pub(crate) shortage: Throttle,
     /// How often unused connections are closed for it.
@@ -73,6 +76,8 @@ pub(crate) struct Node<N: Net> {
     /// Counts those that neighbours are told: this node's own exports.
     pub(crate) exports: latest::Sender<u64>,
     peers: Mutex<BTreeMap<RouterId, Arc<Peer<N>>>>,
+    /// From where peers have proven themselves.
+    known: Mutex<Known>,
     /// The addresses that are dialled, and why there is no link where there is none.
     dials: Mutex<BTreeMap<String, Option<String>>>,
     ids: AtomicU64,
@@ -98,6 +103,7 @@ impl<N: Net> Node<N> {
             flows: Arc::new(Semaphore::new(most_flows)),
             most_flows,
             refusals: Throttle::new(10, Duration::from_secs(1)),
+            crowds: Throttle::new(1, Duration::from_secs(10)),
             shortage: Throttle::new(1, Duration::from_secs(10)),
             relief: Throttle::new(1, shortage::PAUSE),
             relieved: latest::Sender::new(0),
@@ -110,6 +116,7 @@ impl<N: Net> Node<N> {
             changed: latest::Sender::new(0),
             exports: latest::Sender::new(0),
             peers: Mutex::default(),
+            known: Mutex::default(),
             dials: Mutex::default(),
             ids: AtomicU64::new(1),
             seeds: AtomicU64::new(seed),
@@ -207,6 +214,26 @@ impl<N: Net> Node<N> {
             .unwrap_or_else(PoisonError::into_inner)
             .retain(|_, peer| !(peer.sweep() && Arc::strong_count(peer) == 1));
         self.pods().values().for_each(|pod| pod.stock.sweep());
+        let mut known = self.known();
+        let now = Instant::now().into_std();
+        for peer in self.all_peers() {
+            peer.linked_from().into_iter().for_each(|from| known.handle_proven(&peer.id, from, now));
+        }
+        known.handle_timeout(now);
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A peer has proven itself on a connection to or from an address.
+    pub(crate) fn proven(&self, peer: &RouterId, at: IpAddr) {
+        self.known().handle_proven(peer, at, Instant::now().into_std());
+    }
+
+    /// Whether a peer has proven itself at an address lately.
+    pub(crate) fn knows(&self, at: IpAddr) -> bool {
+        self.known().contains(at, Instant::now().into_std())
     }
 
     /// Every peer that was met.

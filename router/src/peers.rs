@@ -1,6 +1,7 @@
 //! Other routers: what is known of each, and its links.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -85,6 +86,8 @@ pub(crate) struct LinkState {
     pub(crate) ask: mpsc::Sender<Ask>,
     /// Where this side dialled it; `None`: the peer dialled.
     pub(crate) dialled: Option<Dialled>,
+    /// The address of the peer.
+    pub(crate) with: IpAddr,
     pub(crate) since: Instant,
 }
 
@@ -289,6 +292,11 @@ impl<N: Net> Peer<N> {
         if let Some((link, _)) = &self.lock().datagrams {
             link.deliver(channel, standing);
         }
+    }
+
+    /// The addresses at which it is linked.
+    pub(crate) fn linked_from(&self) -> Vec<IpAddr> {
+        self.lock().links.values().map(|link| link.with).collect()
     }
 
     /// Whether there is a link.

@@ -1,26 +1,29 @@
 //! The admin endpoint: HTTP/1 for probes, Prometheus and people; and the client that the programs ask it with.
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io::{self, ErrorKind};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS};
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderValue, X_CONTENT_TYPE_OPTIONS};
+use hyper::http::uri::Authority;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::registry::Registry;
 use rustix::io::Errno;
+use servicekeel_core::admission::Admission;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
 use crate::ready::Readiness;
+use crate::throttle::Throttle;
 
 mod client;
 #[cfg(test)]
@@ -28,8 +31,8 @@ mod tests;
 
 pub use client::get;
 
-/// Connections at once. One more ends the oldest: an answer takes no time, so that one waits for a peer that says
-/// nothing, and a probe must not wait for it too.
+/// Connections at once. One more ends the oldest of the network that has most of them: an answer takes no time, so that one
+/// waits for a client that says nothing, and a probe must not wait for it too.
 const CONNECTIONS: usize = 64;
 /// For the head of a request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
@@ -37,6 +40,8 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes of a request's head.
 const HEAD_LIMIT: usize = 16 * 1024;
+/// How often it is told that connections make room.
+const TELL: Duration = Duration::from_secs(10);
 /// Before the next connection is accepted where the system has no room for one.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -56,7 +61,10 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 /// | `/status` | what the program says of itself, as JSON |
 /// | `/` | the page, if there is one, else the paths |
 ///
-/// GET and HEAD only; other methods are 405, other paths 404.
+/// GET and HEAD only; other methods are 405, other paths 404. `/status` and `/` are answered where the request names an IP
+/// address, `localhost`, the host's name or nothing as its host (RFC 9110 §7.2), and are 421 (§15.5.20) elsewhere: a page in
+/// a browser may have a name of its own lead here (DNS rebinding), and would read them. What probes and Prometheus ask by
+/// names of all kinds tells nothing of that sort.
 pub struct Admin {
     readiness: Readiness,
     registry: Registry,
@@ -85,11 +93,21 @@ impl Admin {
         Self { page: Some(html), ..self }
     }
 
-    fn answer(&self, method: &Method, path: &str) -> Response<Full<Bytes>> {
+    fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
+        let (method, path) = (request.method(), request.uri().path());
         if ![Method::GET, Method::HEAD].contains(method) {
             let mut refusal = response(StatusCode::METHOD_NOT_ALLOWED, TEXT, "GET or HEAD only\n");
             refusal.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
             return refusal;
+        }
+        if ["/", "/status"].contains(&path)
+            && let Some(host) = foreign_host(request)
+        {
+            let text = format!(
+                "{:?} is no name of this endpoint; ask by an IP address or as localhost\n",
+                host.get(..MAX_HOST).unwrap_or(&host)
+            );
+            return response(StatusCode::MISDIRECTED_REQUEST, TEXT, text);
         }
         match path {
             "/livez" => response(StatusCode::OK, TEXT, "ok\n"),
@@ -123,6 +141,29 @@ impl Admin {
             Err(error) => response(StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("{error}\n")),
         }
     }
+}
+
+/// Bytes of a host that an answer repeats.
+const MAX_HOST: usize = 253;
+
+/// The host that a request names, where it is neither an address nor a name that leads nowhere but here.
+fn foreign_host<B>(request: &Request<B>) -> Option<String> {
+    // Without a host it is no browser's.
+    let named = request.headers().get_all(HOST).iter().map(|host| host.to_str().unwrap_or("?"));
+    named
+        .chain(request.uri().authority().map(Authority::as_str))
+        .find(|host| !is_own(host))
+        .map(str::to_owned)
+}
+
+fn is_own(host: &str) -> bool {
+    let Ok(authority) = host.parse::<Authority>() else { return false };
+    let host = authority.host();
+    let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    let own = rustix::system::uname();
+    address.parse::<IpAddr>().is_ok()
+        || host.eq_ignore_ascii_case("localhost")
+        || own.nodename().to_str().is_ok_and(|own| host.eq_ignore_ascii_case(own))
 }
 
 fn response(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
@@ -168,18 +209,42 @@ impl Serving {
     /// system has no room for another the next ones wait.
     pub async fn run(self) -> io::Result<()> {
         let mut connections = JoinSet::new();
-        let mut by_age: VecDeque<AbortHandle> = VecDeque::with_capacity(CONNECTIONS);
+        let mut handles: BTreeMap<u64, AbortHandle> = BTreeMap::new();
+        let (mut admission, mut next) = (Admission::default(), 0);
+        let crowds = Throttle::new(1, TELL);
         loop {
             tokio::select! {
                 biased;
-                Some(_) = connections.join_next(), if !connections.is_empty() => {}
+                Some(ended) = connections.join_next(), if !connections.is_empty() => {
+                    // One that was aborted has left already.
+                    if let Ok(id) = ended {
+                        admission.leave(id);
+                        handles.remove(&id);
+                    }
+                }
                 accepted = self.listener.accept() => match accepted {
-                    Ok((stream, _)) => {
-                        by_age.retain(|connection| !connection.is_finished());
-                        if by_age.len() >= CONNECTIONS && let Some(oldest) = by_age.pop_front() {
-                            oldest.abort();
+                    Ok((stream, from)) => {
+                        let id = next;
+                        next += 1;
+                        for (gone, network) in admission.enter(id, from.ip(), false, CONNECTIONS) {
+                            if let Some(connection) = handles.remove(&gone) {
+                                connection.abort();
+                            }
+                            if let Some(suppressed) = crowds.permit() {
+                                tracing::warn!(
+                                    from = %network,
+                                    limit = CONNECTIONS,
+                                    suppressed,
+                                    "too many admin connections: the oldest of the network with most of them is closed"
+                                );
+                            }
                         }
-                        by_age.push_back(connections.spawn(serve(stream, Arc::clone(&self.admin))));
+                        let admin = Arc::clone(&self.admin);
+                        let connection = connections.spawn(async move {
+                            serve(stream, admin).await;
+                            id
+                        });
+                        handles.insert(id, connection);
                     }
                     Err(error) if passes(&error) => sleep(PAUSE).await,
                     Err(error) => return Err(error),
@@ -199,7 +264,7 @@ fn passes(error: &io::Error) -> bool {
 /// One exchange. A peer that speaks no HTTP, or too slowly, concerns nobody else: its connection ends.
 async fn serve(stream: TcpStream, admin: Arc<Admin>) {
     let answer = service_fn(|request: Request<Incoming>| {
-        let answer = admin.answer(request.method(), request.uri().path());
+        let answer = admin.answer(&request);
         std::future::ready(Ok::<_, Infallible>(answer))
     });
     let exchange = http1::Builder::new()

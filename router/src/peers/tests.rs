@@ -19,7 +19,7 @@ fn node() -> Arc<Node<OsNet>> {
 }
 
 fn link() -> LinkState {
-    LinkState { ask: mpsc::channel(1).0, dialled: None, since: Instant::now() }
+    LinkState { ask: mpsc::channel(1).0, dialled: None, with: [127, 0, 0, 1].into(), since: Instant::now() }
 }
 
 async fn pass(seconds: u64) {

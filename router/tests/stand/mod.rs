@@ -191,16 +191,21 @@ pub(crate) struct Stand {
 impl Stand {
     /// Started, and linked.
     pub(crate) async fn new() -> Self {
-        let stand = Self::start(true).await;
+        let stand = Self::start(true, true).await;
         stand.wait_until_it_works().await;
         stand
     }
 
     pub(crate) async fn without_identities() -> Self {
-        Self::start(false).await
+        Self::start(false, true).await
     }
 
-    async fn start(identities: bool) -> Self {
+    /// Nobody dials.
+    pub(crate) async fn apart() -> Self {
+        Self::start(true, false).await
+    }
+
+    async fn start(identities: bool, linked: bool) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut free = Vec::new();
         for _ in 0..2 {
@@ -213,7 +218,9 @@ impl Stand {
         a.settings.trust.push(b.authority());
         b.settings.trust.push(a.authority());
         // The side that exports can't be reached by the other: it dials, and is asked to dial back.
-        b.settings.peers.push(addresses[0].to_string());
+        if linked {
+            b.settings.peers.push(addresses[0].to_string());
+        }
         for (router, seed) in [(&mut a, 1), (&mut b, 2)] {
             router.settings.has_identity = identities;
             router.start(seed);

@@ -61,7 +61,7 @@ async fn says_what_it_is() {
             ("/status", "application/json"),
             ("/", "text/html; charset=utf-8"),
         ] {
-            let answer = ask(addr, &format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n")).await;
+            let answer = ask(addr, &format!("GET {path} HTTP/1.1\r\nHost: localhost:80\r\n\r\n")).await;
             assert!(answer.starts_with("http/1.1 200 ok\r\n"), "{answer}");
             assert!(answer.contains(&format!("\r\ncontent-type: {kind}\r\n")), "{path}: {answer}");
         }
@@ -115,6 +115,64 @@ async fn rubbish_and_endless_heads_end_their_own_connection() {
             sent = endless.write_all(&[b'x'; 1024]).await;
         }
         assert_eq!(get(addr, "/livez").await.unwrap().0, 200);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_name_of_a_browsers_page_reads_nothing() {
+    serving(admin().with_page("<title>links</title>"), async |addr| {
+        let own = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let asked = async |path: &str, lines: &str| {
+            let answer = ask(addr, &format!("GET {path} HTTP/1.1\r\n{lines}\r\n")).await;
+            answer.strip_prefix("http/1.1 ").unwrap()[..3].to_owned()
+        };
+        for path in ["/", "/status"] {
+            for host in ["127.0.0.1", "10.0.0.7:7480", "[::1]:80", "localhost", "LOCALHOST:1", &own] {
+                assert_eq!(asked(path, &format!("Host: {host}\r\n")).await, "200", "{host}");
+            }
+            for host in
+                ["evil.example", "evil.example:7480", "127.0.0.1.evil.example", "localhost.evil.example"]
+            {
+                assert_eq!(asked(path, &format!("Host: {host}\r\n")).await, "421", "{host}");
+            }
+            assert_eq!(asked(path, "Host: localhost\r\nHost: evil.example\r\n").await, "421");
+            assert_eq!(asked(&format!("http://evil.example{path}"), "Host: localhost\r\n").await, "421");
+            let old = ask(addr, &format!("GET {path} HTTP/1.0\r\n\r\n")).await;
+            assert!(old.starts_with("http/1.0 200"), "{old}");
+        }
+        // Probes, and Prometheus, ask by names of all kinds.
+        for path in ["/livez", "/readyz", "/metrics"] {
+            assert_eq!(asked(path, "Host: node-1.default.svc.cluster.local:7480\r\n").await, "200");
+        }
+        let told = ask(addr, "GET /status HTTP/1.1\r\nHost: evil.example\r\n\r\n").await;
+        assert!(told.contains("no name of this endpoint") && !told.contains("routes"), "{told}");
+    })
+    .await;
+}
+
+/// Connects from an address of its own.
+async fn from(local: &str, addr: SocketAddr) -> TcpStream {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind(SocketAddr::new(local.parse().unwrap(), 0)).unwrap();
+    socket.connect(addr).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_slow_client_is_kept_while_a_flood_comes_from_elsewhere() {
+    serving(admin(), async |addr| {
+        let mut slow = from("127.0.1.1", addr).await;
+        slow.write_all(b"GET /livez HTTP/1.1\r\n").await.unwrap();
+        let mut silent = Vec::new();
+        for _ in 0..CONNECTIONS * 4 {
+            silent.push(from("127.0.2.1", addr).await);
+        }
+        // Those of the flood made room.
+        assert!(matches!(silent[0].read(&mut [0]).await, Ok(0) | Err(_)));
+        slow.write_all(b"Host: a\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        slow.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     })
     .await;
 }
