@@ -41,6 +41,8 @@ counters! {
     flows_lost: Counter = "flows_lost";
     /// Flows now.
     flows_active: Gauge = "flows_active";
+    /// Attempts at a pod of this node that it refused or did not answer.
+    endpoint_failures: Counter = "endpoint_failures";
     /// Bytes of TCP flows from clients to services.
     bytes_sent: Counter = "sent", Unit::Bytes;
     /// Bytes of TCP flows from services to clients.

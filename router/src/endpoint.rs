@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use servicekeel_core::handoff::DescriptorKind;
+use servicekeel_core::mesh::outcome::Outcome;
 use servicekeel_core::mesh::table::EndpointId;
 use servicekeel_runtime::net::Net;
 use tokio::time::timeout;
@@ -68,9 +69,13 @@ pub(crate) enum ConnectError {
 }
 
 impl ConnectError {
-    /// Whether it is worth the wait for a change.
-    pub(crate) fn is_away(&self) -> bool {
-        matches!(self, Self::Away(_))
+    /// What it is, for the endpoint's health and for who waits.
+    pub(crate) fn outcome(&self) -> Outcome {
+        match self {
+            Self::Refused(error) if error.kind() == io::ErrorKind::TimedOut => Outcome::Silent,
+            Self::Refused(_) => Outcome::Refused,
+            Self::Away(_) => Outcome::Away,
+        }
     }
 }
 

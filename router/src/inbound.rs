@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use servicekeel_core::admission::{Admission, Network};
 use servicekeel_core::flow::frame::{Cause, Open, Purpose, Refused};
+use servicekeel_core::mesh::outcome::Outcome;
 use servicekeel_core::mesh::table::{Candidate, Consumer};
 use servicekeel_core::name::{Protocol, RouterId};
 use servicekeel_runtime::net::{Listener, Net, Stream};
@@ -261,7 +262,7 @@ async fn connect<N: Net>(
 ) -> Result<(N::TcpStream, Candidate), Refused> {
     let wanted = &request.wanted;
     if wanted.protocol != Protocol::Tcp {
-        return Err(Refused { cause: Cause::Unreachable, reason: format!("{wanted} is not TCP") });
+        return Err(Refused { cause: Cause::NotExported, reason: format!("{wanted} is not TCP") });
     }
     let deadline = Instant::now() + ROUTE_PATIENCE;
     let mut changed = node.changed.subscribe();
@@ -273,13 +274,13 @@ async fn connect<N: Net>(
             let Candidate::Local(id) = candidate else { continue };
             match endpoint::connect(node, id).await {
                 Ok(app) => {
-                    node.succeeded(wanted, &candidate);
+                    node.report(wanted, &candidate, Outcome::Taken, "");
                     return Ok((app, candidate));
                 }
                 Err(error) => {
-                    node.failed(wanted, &candidate);
-                    answered |= !error.is_away();
                     reason = error.to_string();
+                    node.report(wanted, &candidate, error.outcome(), &reason);
+                    answered |= error.outcome().is_answer();
                 }
             }
         }

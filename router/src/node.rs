@@ -1,19 +1,22 @@
 //! What the tasks of one router share.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use servicekeel_core::admission::Known;
-use servicekeel_core::mesh::table::{Candidate, Consumer, EndpointId, Table};
+use servicekeel_core::mesh::outcome::{Health, Outcome};
+use servicekeel_core::mesh::table::{Candidate, Consumer, EndpointId, Table, Turn};
 use servicekeel_core::name::{RouterId, ServicePort};
 use servicekeel_runtime::latest;
 use servicekeel_runtime::net::Net;
 use servicekeel_runtime::throttle::Throttle;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
+use tracing::{info, warn};
 
 use crate::counters::Counters;
 use crate::peers::Peer;
@@ -57,6 +60,8 @@ pub(crate) struct Node<N: Net> {
     pub(crate) refusals: Throttle,
     /// For the log: handshakes that make room.
     pub(crate) crowds: Throttle,
+    /// For the log: exported endpoints that begin to fail.
+    pub(crate) failures: Throttle,
     /// For the log: this process has no descriptors for something.
     pub(crate) shortage: Throttle,
     /// How often unused connections are closed for it.
@@ -104,6 +109,7 @@ impl<N: Net> Node<N> {
             most_flows,
             refusals: Throttle::new(10, Duration::from_secs(1)),
             crowds: Throttle::new(1, Duration::from_secs(10)),
+            failures: Throttle::new(10, Duration::from_secs(1)),
             shortage: Throttle::new(1, Duration::from_secs(10)),
             relief: Throttle::new(1, shortage::PAUSE),
             relieved: latest::Sender::new(0),
@@ -182,12 +188,34 @@ impl<N: Net> Node<N> {
         (routes.table.permits(wanted, consumer), candidates)
     }
 
-    pub(crate) fn failed(&self, wanted: &ServicePort, candidate: &Candidate) {
-        self.routes().table.failed(wanted, candidate, Instant::now().into_std());
-    }
-
-    pub(crate) fn succeeded(&self, wanted: &ServicePort, candidate: &Candidate) {
-        self.routes().table.succeeded(wanted, candidate);
+    /// Takes down how an attempt at a candidate ended, with the reason where it failed. That a pod of this node begins
+    /// to fail, or works again, is told here: whoever asked may be elsewhere.
+    pub(crate) fn report(
+        &self,
+        wanted: &ServicePort,
+        candidate: &Candidate,
+        outcome: Outcome,
+        reason: impl Display,
+    ) {
+        let reason = if outcome == Outcome::Taken { String::new() } else { reason.to_string() };
+        let now = Instant::now().into_std();
+        let turn = self.routes().table.report(wanted, candidate, outcome, &reason, now);
+        let Candidate::Local(id) = candidate else { return };
+        if outcome.health() == Health::Dead {
+            self.counters.endpoint_failures.inc();
+        }
+        let pod = || self.endpoints().get(id).map(|e| e.pod.claim.name.clone()).unwrap_or_default();
+        match turn {
+            Turn::Fails => {
+                if let Some(untold) = self.failures.permit() {
+                    warn!(service = %wanted, pod = pod(), reason, untold, "an exported endpoint fails");
+                }
+            }
+            Turn::Recovers(failures) => {
+                info!(service = %wanted, pod = pod(), failures, "an exported endpoint works again");
+            }
+            Turn::None => {}
+        }
     }
 
     /// Counts a flow to a candidate until the guard is dropped.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use servicekeel_core::flow::frame::Open;
+use servicekeel_core::mesh::outcome::Outcome;
 use servicekeel_core::mesh::table::Candidate;
 use servicekeel_core::name::{RouterId, ServicePort};
 use servicekeel_runtime::net::{Net, Stream};
@@ -30,25 +31,24 @@ pub(crate) async fn flow<N: Net>(node: Arc<Node<N>>, app: N::TcpStream, import: 
         changed.mark_unchanged();
         let mut answered = false;
         for candidate in node.candidates(wanted) {
-            let mut away = false;
             let path = match &candidate {
-                Candidate::Local(id) => endpoint::connect(&node, *id).await.map(Path::Here).map_err(|e| {
-                    away = e.is_away();
-                    e.to_string()
-                }),
+                Candidate::Local(id) => {
+                    let connected = endpoint::connect(&node, *id).await;
+                    connected.map(Path::Here).map_err(|e| (e.outcome(), e.to_string()))
+                }
                 Candidate::Remote(router) => {
                     open(&node, router, wanted).await.map(|connection| Path::There(Box::new(connection)))
                 }
             };
             match path {
                 Ok(path) => {
-                    node.succeeded(wanted, &candidate);
+                    node.report(wanted, &candidate, Outcome::Taken, "");
                     return carry(&node, app, path, candidate, wanted).await;
                 }
-                Err(reason) => {
+                Err((outcome, reason)) => {
                     debug!(%wanted, ?candidate, %reason, "an endpoint does not take a flow; trying the next");
-                    node.failed(wanted, &candidate);
-                    answered |= !away;
+                    node.report(wanted, &candidate, outcome, &reason);
+                    answered |= outcome.is_answer();
                     last = Some(reason);
                 }
             }
@@ -106,23 +106,27 @@ async fn open<N: Net>(
     node: &Arc<Node<N>>,
     router: &RouterId,
     wanted: &ServicePort,
-) -> Result<Checkout<N>, String> {
-    let peer = node.peer(router).ok_or("it is not known any more")?;
+) -> Result<Checkout<N>, (Outcome, String)> {
+    let refused = |reason: String| (Outcome::Refused, reason);
+    let peer = node.peer(router).ok_or_else(|| refused("it is not known any more".into()))?;
     let request = Open { flow: node.seed(), wanted: wanted.clone(), namespace: None };
     // A pooled connection may have died unnoticed: it fails at the first word, and nothing was lost by it.
     loop {
-        let mut connection = peer.checkout(node).await.map_err(|error| error.to_string())?;
+        let mut connection = peer.checkout(node).await.map_err(|error| refused(error.to_string()))?;
         match timeout(OPEN_TIMEOUT, flow::open(&mut connection.channel, &request)).await {
             Ok(Ok(Answer::Opened)) => return Ok(connection),
             Ok(Ok(Answer::Refused(refused))) => {
                 connection.put_back();
-                return Err(refused.reason);
+                return Err((Outcome::Rejected(refused.cause), refused.reason));
             }
             Ok(Err(error)) if connection.pooled => {
                 debug!(peer = %router, %error, "a pooled connection was dead")
             }
-            Ok(Err(error)) => return Err(error.to_string()),
-            Err(_) => return Err(format!("{router} did not answer for {} s", OPEN_TIMEOUT.as_secs())),
+            Ok(Err(error)) => return Err(refused(error.to_string())),
+            Err(_) => {
+                let reason = format!("{router} did not answer for {} s", OPEN_TIMEOUT.as_secs());
+                return Err((Outcome::Silent, reason));
+            }
         }
     }
 }

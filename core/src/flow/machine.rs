@@ -6,6 +6,8 @@
 //!   [`Flow::handle_local_reset`].
 //! - Each frame of the peer goes to [`Flow::handle_frame`], which says what to do with it; bytes that the application's
 //!   socket took go to [`Flow::handle_delivered`].
+//! - After [`Received::Reset`] the application has what came before it first, as far as it takes it, and then its reset,
+//!   which [`Flow::handle_local_reset`] confirms. A reset of this side goes behind all that was taken of its application.
 //! - [`Flow::poll_transmit`] gives the frames that are due beside Data.
 //! - [`Flow::poll_end`] says when the flow is over.
 
@@ -23,7 +25,8 @@ pub enum Received {
     Deliver,
     /// The peer's application has ended its side: pass the end on when all before is delivered.
     End,
-    /// The flow is broken off: reset the application.
+    /// The flow is broken off: reset the application behind all that came before, and confirm it by
+    /// [`Flow::handle_local_reset`].
     Reset,
     /// Nothing.
     Nothing,
@@ -114,7 +117,10 @@ impl Flow {
 
     /// How many bytes of the application may be sent now.
     pub fn may_send(&self) -> u64 {
-        if self.fin.is_some() || self.reset.is_some() { 0 } else { self.window - (self.sent - self.acked) }
+        if self.fin.is_some() || self.reset.is_some() || self.peer_reset {
+            return 0;
+        }
+        self.window - (self.sent - self.acked)
     }
 
     /// How many bytes of the application are on their way unacknowledged.
@@ -137,7 +143,7 @@ impl Flow {
         }
     }
 
-    /// The application's socket is broken.
+    /// The application's socket is broken, and all that it had sent is taken; or it was reset since the peer broke off.
     pub fn handle_local_reset(&mut self) {
         self.reset.get_or_insert(false);
     }
@@ -149,10 +155,10 @@ impl Flow {
     pub fn handle_frame(&mut self, header: Header) -> Result<Received, Violation> {
         match header.kind {
             Kind::Reset => {
-                let first = self.reset.is_none();
-                self.peer_reset = true;
-                self.reset.get_or_insert(false);
-                Ok(if first { Received::Reset } else { Received::Nothing })
+                if std::mem::replace(&mut self.peer_reset, true) {
+                    return Err(Violation::Unexpected(header.kind));
+                }
+                Ok(if self.reset.is_none() { Received::Reset } else { Received::Nothing })
             }
             // A peer that has reset sends nothing behind it.
             Kind::Data | Kind::Fin | Kind::Ack if self.peer_reset => Err(Violation::Unexpected(header.kind)),
@@ -205,6 +211,11 @@ impl Flow {
         self.delivered == self.received
     }
 
+    /// Whether the peer has broken off, and its reset is not passed on yet.
+    pub fn peer_broke_off(&self) -> bool {
+        self.peer_reset && self.reset.is_none()
+    }
+
     /// Whether the peer's application has ended its side and all before is delivered: the end can be passed on.
     pub fn peer_ended(&self) -> bool {
         self.peer_fin && self.is_delivered()
@@ -217,7 +228,7 @@ impl Flow {
             self.reset = Some(true);
             return frame(Kind::Reset, 0);
         }
-        if self.reset.is_some() {
+        if self.reset.is_some() || self.peer_reset {
             return None;
         }
         let due = self.delivered - self.ack_sent;
@@ -315,13 +326,32 @@ mod tests {
         ended: bool,
         saw_end: bool,
         saw_reset: bool,
+        /// It broke off at any time.
+        broke: bool,
     }
 
     impl Side {
         fn new() -> Self {
             let flow = Flow::new(1000);
             let wire = VecDeque::new();
-            Self { flow, wire, waiting: 0, sent: 0, took: 0, ended: false, saw_end: false, saw_reset: false }
+            Self {
+                flow,
+                wire,
+                waiting: 0,
+                sent: 0,
+                took: 0,
+                ended: false,
+                saw_end: false,
+                saw_reset: false,
+                broke: false,
+            }
+        }
+
+        /// The reset of the peer goes behind the bytes.
+        fn pass_reset_on(&mut self) {
+            if self.flow.peer_broke_off() && self.flow.is_delivered() {
+                self.flow.handle_local_reset();
+            }
         }
 
         fn pump(&mut self, to: &mut VecDeque<Header>) {
@@ -351,6 +381,7 @@ mod tests {
                 me.waiting -= n;
                 me.took += n;
                 me.flow.handle_delivered(n);
+                me.pass_reset_on();
                 me.pump(&mut other.wire);
             }
             Step::Carry(right) => {
@@ -359,12 +390,10 @@ mod tests {
                     match me.flow.handle_frame(header).expect("a peer that keeps the rules") {
                         Received::Deliver => me.waiting += u64::from(header.len),
                         Received::End => me.saw_end = true,
-                        Received::Reset => {
-                            me.saw_reset = true;
-                            me.waiting = 0;
-                        }
+                        Received::Reset => me.saw_reset = true,
                         Received::Nothing => {}
                     }
+                    me.pass_reset_on();
                     me.pump(&mut other.wire);
                 }
             }
@@ -376,9 +405,11 @@ mod tests {
             }
             Step::Reset(right) => {
                 let (me, other) = if right { (b, a) } else { (a, b) };
+                // An application that breaks takes no more.
                 me.flow.handle_local_reset();
                 me.waiting = 0;
                 me.saw_reset = true;
+                me.broke = true;
                 me.pump(&mut other.wire);
             }
         }
@@ -386,7 +417,7 @@ mod tests {
 
     proptest! {
         /// Whatever the applications do in whatever order: bytes arrive once and in order, both sides come to the same
-        /// end, and an end without a reset means that all arrived.
+        /// end, an end without a reset means that all arrived, and a reset overtakes nothing.
         #[test]
         fn both_sides_come_to_the_same_end(steps in prop::collection::vec(step(), 0..200)) {
             let mut sides = [Side::new(), Side::new()];
@@ -415,6 +446,9 @@ mod tests {
                 prop_assert!(a.saw_end && b.saw_end && !a.saw_reset && !b.saw_reset);
             } else {
                 prop_assert!(a.saw_reset && b.saw_reset);
+                // What was sent before a reset is delivered before it, but to one that broke off itself.
+                prop_assert!(a.broke || a.took == b.sent, "{} of {} bytes", a.took, b.sent);
+                prop_assert!(b.broke || b.took == a.sent, "{} of {} bytes", b.took, a.sent);
                 prop_assert!(a.took <= b.sent && b.took <= a.sent);
             }
         }

@@ -1,6 +1,7 @@
 //! The mesh: what neighbours tell each other, and which endpoint a flow takes.
 
 pub mod keepalive;
+pub mod outcome;
 pub mod table;
 
 use minicbor::{Decode, Encode};

@@ -6,6 +6,7 @@ use std::num::NonZeroU16;
 use std::time::{Duration, Instant};
 
 use crate::mesh::Offer;
+use crate::mesh::outcome::{Health, Outcome};
 use crate::name::{AllowRule, ClusterName, Label, Protocol, RouterId, ServiceName, ServicePort, allows};
 
 /// The most ports that one neighbour may offer on one link; further offers are refused.
@@ -60,10 +61,29 @@ pub enum OfferError {
     TooMany(RouterId),
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Failing {
-    times: u32,
-    until: Instant,
+/// The most bytes of a failure's reason that are kept.
+const MAX_REASON: usize = 256;
+
+/// How a candidate fails.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failing {
+    /// How often in a row; 0 where it only was of no use for a reason of another's.
+    pub times: u32,
+    /// Until when it is tried last.
+    pub until: Instant,
+    /// What the last failure was, for status and log.
+    pub reason: String,
+}
+
+/// What a report changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// It failed for the first time.
+    Fails,
+    /// It works after so many failures.
+    Recovers(u32),
+    /// Nothing new.
+    None,
 }
 
 /// What can be reached from here.
@@ -307,29 +327,56 @@ impl Table {
                 .is_some_and(|failing| failing.until > now)
     }
 
-    /// A candidate did not take a flow: it is tried last for a while, doubled each time.
-    pub fn failed(&mut self, wanted: &ServicePort, candidate: &Candidate, now: Instant) {
+    /// Takes down how an attempt at a candidate ended, with the reason where it failed. One that failed is tried last for
+    /// a while, doubled each time.
+    pub fn report(
+        &mut self,
+        wanted: &ServicePort,
+        candidate: &Candidate,
+        outcome: Outcome,
+        reason: &str,
+        now: Instant,
+    ) -> Turn {
+        let health = outcome.health();
+        if health == Health::Alive {
+            if self.failing.is_empty() {
+                return Turn::None;
+            }
+            let failed = self.failing.remove(&(wanted.clone(), candidate.clone()));
+            return failed.filter(|f| f.times > 0).map_or(Turn::None, |f| Turn::Recovers(f.times));
+        }
         let known = match candidate {
             Candidate::Local(id) => self.endpoints.contains_key(id),
             Candidate::Remote(router) => {
                 self.offers.get(wanted).is_some_and(|routers| routers.contains_key(router))
             }
         };
-        if known {
-            let failing = self
-                .failing
-                .entry((wanted.clone(), candidate.clone()))
-                .or_insert(Failing { times: 0, until: now });
-            let backoff = FIRST_BACKOFF.saturating_mul(1 << failing.times.min(8)).min(LAST_BACKOFF);
-            *failing = Failing { times: failing.times + 1, until: now + backoff };
+        if !known {
+            return Turn::None;
         }
+        let failing = self.failing.entry((wanted.clone(), candidate.clone())).or_insert(Failing {
+            times: 0,
+            until: now,
+            reason: String::new(),
+        });
+        if health == Health::Unknown {
+            failing.until = failing.until.max(now + FIRST_BACKOFF);
+            return Turn::None;
+        }
+        let backoff = FIRST_BACKOFF.saturating_mul(1 << failing.times.min(8)).min(LAST_BACKOFF);
+        failing.times = failing.times.saturating_add(1);
+        failing.until = now + backoff;
+        let end = (0..=MAX_REASON.min(reason.len())).rev().find(|end| reason.is_char_boundary(*end));
+        reason[..end.unwrap_or(0)].clone_into(&mut failing.reason);
+        if failing.times == 1 { Turn::Fails } else { Turn::None }
     }
 
-    /// A candidate took a flow.
-    pub fn succeeded(&mut self, wanted: &ServicePort, candidate: &Candidate) {
-        if !self.failing.is_empty() {
-            self.failing.remove(&(wanted.clone(), candidate.clone()));
+    /// How a candidate fails, where its last attempts did.
+    pub fn failure(&self, wanted: &ServicePort, candidate: &Candidate) -> Option<&Failing> {
+        if self.failing.is_empty() {
+            return None;
         }
+        self.failing.get(&(wanted.clone(), candidate.clone())).filter(|failing| failing.times > 0)
     }
 }
 

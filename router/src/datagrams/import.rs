@@ -133,8 +133,8 @@ fn open<N: Net>(
             let answers = Answers::Client(socket.clone(), client, signs.clone());
             let (serving, import) = (node.clone(), import.clone());
             let task = node.tasks.spawn(async move {
-                if let Err(reason) = pod::run(&serving, &import.wanted, candidates, queued, answers).await {
-                    import.tell_no_session(|| reason);
+                if let Err(refused) = pod::run(&serving, &import.wanted, candidates, queued, answers).await {
+                    import.tell_no_session(|| refused.reason);
                 }
             });
             Ok(Session::Here { queue, signs, _task: AbortOnDrop(task) })

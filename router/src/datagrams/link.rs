@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use servicekeel_core::flow::frame::{self, Kind, Open, Purpose, Refused};
+use servicekeel_core::mesh::outcome::Outcome;
 use servicekeel_core::mesh::table::Candidate;
 use servicekeel_core::session::Sessions;
 use servicekeel_runtime::net::{Datagrams, Net};
@@ -250,7 +251,10 @@ async fn handle<N: Net>(
     match header.kind {
         Kind::Datagram => match replies.touch(&session, Instant::now().into_std()) {
             Some(reply) if reply.socket.send_to(payload, reply.client).await.is_ok() => {
-                reply.signs.answer();
+                if reply.signs.answer() {
+                    let candidate = Candidate::Remote(peer.id.clone());
+                    node.report(&reply.import.wanted, &candidate, Outcome::Taken, "");
+                }
                 peer.activity.note();
                 node.counters.datagrams.inc();
             }
@@ -262,8 +266,10 @@ async fn handle<N: Net>(
             let refused: Refused =
                 frame::decode_payload(payload).map_err(|e| LinkError::Malformed(e.to_string()))?;
             if let Some(reply) = replies.remove(&session) {
+                let candidate = Candidate::Remote(peer.id.clone());
+                let outcome = Outcome::Rejected(refused.cause);
+                node.report(&reply.import.wanted, &candidate, outcome, &refused.reason);
                 reply.import.tell_no_session(|| refused.reason);
-                node.failed(&reply.import.wanted, &Candidate::Remote(peer.id.clone()));
             }
         }
         Kind::Close => {

@@ -100,6 +100,7 @@ pub(crate) struct Signs(Arc<Flags>);
 struct Flags {
     over: AtomicBool,
     answered: AtomicBool,
+    heard: AtomicBool,
 }
 
 impl Signs {
@@ -112,9 +113,10 @@ impl Signs {
         self.0.over.load(Ordering::Relaxed)
     }
 
-    /// An answer came.
-    pub(crate) fn answer(&self) {
+    /// An answer came; whether it is the session's first.
+    pub(crate) fn answer(&self) -> bool {
         self.0.answered.store(true, Ordering::Relaxed);
+        !self.0.heard.load(Ordering::Relaxed) && !self.0.heard.swap(true, Ordering::Relaxed)
     }
 
     /// Whether an answer came since this was asked last.

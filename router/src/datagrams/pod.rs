@@ -5,7 +5,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use servicekeel_core::flow::frame::{Cause, Refused};
 use servicekeel_core::handoff::DescriptorKind;
+use servicekeel_core::mesh::outcome::Outcome;
 use servicekeel_core::mesh::table::Candidate;
 use servicekeel_core::name::ServicePort;
 use servicekeel_runtime::net::{Datagrams, Net};
@@ -52,10 +54,11 @@ pub(crate) async fn run<N: Net>(
     candidates: Vec<Candidate>,
     mut queue: mpsc::Receiver<Vec<u8>>,
     answers: Answers<N>,
-) -> Result<(), String> {
+) -> Result<(), Refused> {
     let Ok(_permit) = node.flows.clone().try_acquire_owned() else {
         node.counters.datagrams_dropped.inc();
-        return Err("the router carries as many flows as it may".into());
+        let reason = "the router carries as many flows as it may".into();
+        return Err(Refused { cause: Cause::Busy, reason });
     };
     // Kept until something answers: it is sent again to the next address where one refuses.
     let Some(first) = queue.recv().await else { return Ok(()) };
@@ -68,6 +71,7 @@ pub(crate) async fn run<N: Net>(
             Ok(socket) => socket,
             Err(error) => {
                 reason = error.to_string();
+                node.report(wanted, &candidate, Outcome::Away, &reason);
                 continue;
             }
         };
@@ -77,9 +81,13 @@ pub(crate) async fn run<N: Net>(
                 reason = format!("{addr}: {error}");
                 continue;
             }
-            match converse(node, &socket, addr, &first, &mut queue, &answers, || endpoint.answered(number))
-                .await
-            {
+            let health = |outcome, reason: &str| {
+                if outcome == Outcome::Taken {
+                    endpoint.answered(number);
+                }
+                node.report(wanted, &candidate, outcome, reason);
+            };
+            match converse(node, &socket, addr, &first, &mut queue, &answers, health).await {
                 Ok(()) => return Ok(()),
                 Err(error) => {
                     debug!(%wanted, %addr, %error, "an address takes no datagrams");
@@ -87,13 +95,15 @@ pub(crate) async fn run<N: Net>(
                 }
             }
         }
-        node.failed(wanted, &candidate);
+        node.report(wanted, &candidate, Outcome::Refused, &reason);
     }
     node.counters.datagrams_dropped.inc();
-    Err(format!("no endpoint of {wanted} at {} takes the datagram: {reason}", node.id))
+    let reason = format!("no endpoint of {wanted} at {} takes the datagram: {reason}", node.id);
+    Err(Refused { cause: Cause::Unreachable, reason })
 }
 
-/// Carries datagrams both ways; an error before the first answer means that the next address may do better.
+/// Carries datagrams both ways; an error before the first answer means that the next address may do better. `report` is
+/// told the first answer, and the first refusal behind an answer.
 async fn converse<N: Net>(
     node: &Node<N>,
     socket: &N::UdpSocket,
@@ -101,9 +111,10 @@ async fn converse<N: Net>(
     first: &[u8],
     queue: &mut mpsc::Receiver<Vec<u8>>,
     answers: &Answers<N>,
-    answered: impl Fn(),
+    report: impl Fn(Outcome, &str),
 ) -> io::Result<()> {
-    let mut heard = false;
+    // An answer came at any time; and it was the last thing that came.
+    let (mut heard, mut well) = (false, false);
     socket.send_to(first, addr).await?;
     node.counters.datagrams.inc();
     // One that refuses does so at once; what is quiet has taken it, as many protocols never answer.
@@ -113,9 +124,9 @@ async fn converse<N: Net>(
             biased;
             received = receive(socket, &node.buffers) => match received {
                 Ok((datagram, _)) => {
-                    if !heard {
-                        heard = true;
-                        answered();
+                    if !well {
+                        (heard, well) = (true, true);
+                        report(Outcome::Taken, "");
                     }
                     let sent = answers.send(&datagram).await;
                     if sent { node.counters.datagrams.inc() } else { node.counters.datagrams_dropped.inc() };
@@ -123,6 +134,9 @@ async fn converse<N: Net>(
                 // An ICMP refusal: the port is closed. One that answered before may only be restarting.
                 Err(error) if heard || Instant::now() > taken => {
                     debug!(%addr, %error, "an endpoint refuses datagrams");
+                    if std::mem::replace(&mut well, false) {
+                        report(Outcome::Refused, &format!("{addr}: {error}"));
+                    }
                 }
                 Err(error) => return Err(error),
             },

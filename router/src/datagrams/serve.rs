@@ -154,8 +154,7 @@ impl<N: Net> Served<'_, N> {
         let to = Answers::Session(self.answers.clone(), session);
         let (node, answers) = (self.node.clone(), self.answers.clone());
         let task = self.node.tasks.spawn(async move {
-            if let Err(reason) = pod::run(&node, &open.wanted, candidates, queued, to).await {
-                let refused = Refused { cause: Cause::Unreachable, reason };
+            if let Err(refused) = pod::run(&node, &open.wanted, candidates, queued, to).await {
                 // Dropped, the next datagram is answered by a Close.
                 answers.send(Outgoing::Refused { session, refused });
             }

@@ -6,7 +6,7 @@ use std::future::poll_fn;
 use std::ops::Range;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use servicekeel_core::flow::frame::{HEADER, Header, Kind, MAX_DATA};
@@ -14,13 +14,21 @@ use servicekeel_core::flow::machine::{End, Flow, Received};
 use servicekeel_runtime::net::Stream;
 use tokio::io::ReadBuf;
 use tokio::task::yield_now;
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use super::room::Share;
 use crate::tls::{BUFFER, BufferPool, Channel, ChannelError, Place};
 
 /// How long the peer may take to confirm that a flow is broken off, before its connection is given up.
 const RESET_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long what came before a reset may take to reach the application, or the peer, before the reset is passed on.
+/// Less than [`RESET_TIMEOUT`].
+const LAST_WORDS: Duration = Duration::from_secs(5);
+/// How often it is asked whether the application's system has all, first and at the most: it tells by no event. On one
+/// machine an acknowledgement comes at once, or is delayed by 40 ms (RFC 9293 §3.8.6.3).
+const ASK: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
+/// How often it is asked whether the path is dead, or the application broken that nothing is read from.
+const WATCH: Duration = Duration::from_secs(15);
 /// Payloads that go to the application with one system call.
 const BATCH: usize = 16;
 /// Bytes that are read from the application at once: four records.
@@ -29,7 +37,8 @@ pub(super) const READ: usize = 4 * MAX_DATA;
 /// turn soon however many move bytes. tokio's own bound counts operations, each of which may move [`READ`] or more.
 pub(super) const SHARE: usize = 256 << 10;
 
-/// Carries a flow to its end. When `lost` resolves, its path is lost for good. `count` is told meanwhile how many more
+/// Carries a flow to its end. A flow may stand still for as long as its ends want. When `lost` resolves, its path is
+/// lost for good. What came before a reset, or before the loss, is offered to the application first. `count` is told meanwhile how many more
 /// bytes came from this side's application, and went to it.
 ///
 /// Ok: the connection is free for the next flow.
@@ -56,13 +65,27 @@ pub async fn carry<S: Stream, A: Stream>(
         read_ended: false,
         end_passed: false,
         resetting: None,
+        deaf: false,
+        last_words: None,
+        asking: None,
         share: SHARE,
     };
     let mut lost = pin!(lost);
+    let mut watch = pin!(sleep(WATCH));
     let mut counted = (0, 0);
     let end = poll_fn(|cx| {
         if lost.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Err(ChannelError::Lost));
+        }
+        while watch.as_mut().poll(cx).is_ready() {
+            if carry.channel.is_dead() {
+                return Poll::Ready(Err(ChannelError::Lost));
+            }
+            // While its window is full nothing is read that could tell.
+            if carry.app.as_ref().is_some_and(Stream::is_broken) && carry.window_is_full() {
+                carry.deafen();
+            }
+            watch.as_mut().reset(Instant::now() + WATCH);
         }
         let polled = carry.poll(cx);
         let (sent, received) = carry.flow.counts();
@@ -73,10 +96,13 @@ pub async fn carry<S: Stream, A: Stream>(
         polled
     })
     .await;
-    if end.is_ok()
-        && let Some(app) = carry.app.take()
-    {
-        app.close();
+    match &end {
+        Ok(()) => carry.app.take().into_iter().for_each(Stream::close),
+        Err(error) => {
+            // Where it is the path that is gone, what came by it is as good as before.
+            let mut reads = matches!(error, ChannelError::Io(_) | ChannelError::Lost);
+            let _ = timeout(LAST_WORDS, poll_fn(|cx| carry.poll_rest(&mut reads, cx))).await;
+        }
     }
     end
 }
@@ -100,6 +126,12 @@ struct Carry<'a, S: Stream, A: Stream> {
     read_ended: bool,
     end_passed: bool,
     resetting: Option<Pin<Box<Sleep>>>,
+    /// The application takes nothing more; what it had sent before is still read.
+    deaf: bool,
+    /// Until when what came before a reset is offered.
+    last_words: Option<Pin<Box<Sleep>>>,
+    /// When it is asked again whether the application's system has all, and how long after this time.
+    asking: Option<(Pin<Box<Sleep>>, Duration)>,
     /// What is left of [`SHARE`].
     share: usize,
 }
@@ -110,6 +142,7 @@ impl<S: Stream, A: Stream> Carry<'_, S, A> {
         loop {
             let mut moved = self.deliver(cx);
             moved |= self.take_frames(cx)?;
+            moved |= self.pass_reset_on(cx);
             moved |= self.read_app(cx);
             moved |= self.seal_unsent()?;
             moved |= self.transmit()?;
@@ -146,19 +179,71 @@ impl<S: Stream, A: Stream> Carry<'_, S, A> {
         Poll::Pending
     }
 
-    /// The application's socket is broken.
-    fn broken(&mut self) {
-        self.flow.handle_local_reset();
-        self.drop_app();
+    /// The application takes nothing more. A service that answers early and closes with the request unread has said its
+    /// answer before: it is read, and then the flow is broken off.
+    fn deafen(&mut self) {
+        self.deaf = true;
+        self.places = Vec::new();
+        self.held = VecDeque::new();
+        if self.read_ended {
+            self.broken();
+        }
     }
 
-    fn drop_app(&mut self) {
+    /// The application's socket is broken, or to be broken off: the peer is told behind what was read before.
+    fn broken(&mut self) {
+        self.flow.handle_local_reset();
         if let Some(app) = self.app.take() {
             app.reset();
         }
         self.places = Vec::new();
         self.held = VecDeque::new();
-        self.unsent_range = 0..0;
+    }
+
+    /// Passes a reset on behind what came before it, whichever side it is of.
+    fn pass_reset_on(&mut self, cx: &mut Context<'_>) -> bool {
+        let from_peer = self.flow.peer_broke_off();
+        if self.app.is_none() || !(self.deaf || from_peer) {
+            return false;
+        }
+        let last_words = self.last_words.get_or_insert_with(|| Box::pin(sleep(LAST_WORDS)));
+        let late = last_words.as_mut().poll(cx).is_ready();
+        let done = late || from_peer && (self.deaf || self.poll_has_all(cx).is_ready());
+        if done {
+            self.broken();
+        }
+        done
+    }
+
+    /// Whether the application's system has all that came for it.
+    fn poll_has_all(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(app) = self.app.as_ref().filter(|_| !self.deaf) else { return Poll::Ready(()) };
+        if !self.places.is_empty() || !self.held.is_empty() {
+            return Poll::Pending;
+        }
+        while !app.is_taken() {
+            let (asking, pause) = self.asking.get_or_insert_with(|| (Box::pin(sleep(ASK.0)), ASK.0));
+            ready!(asking.as_mut().poll(cx));
+            *pause = (*pause * 2).min(ASK.1);
+            asking.as_mut().reset(Instant::now() + *pause);
+        }
+        Poll::Ready(())
+    }
+
+    /// The path is gone: gives the application what came by it. `reads`: while that has not failed.
+    fn poll_rest(&mut self, reads: &mut bool, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            self.share = SHARE;
+            let mut moved = self.deliver(cx);
+            if *reads && !self.flow.peer_broke_off() {
+                let taken = self.take_frames(cx);
+                *reads = taken.is_ok();
+                moved |= taken.unwrap_or(false);
+            }
+            if !moved {
+                return self.poll_has_all(cx);
+            }
+        }
     }
 
     /// Gives the application what came for it.
@@ -190,7 +275,7 @@ impl<S: Stream, A: Stream> Carry<'_, S, A> {
                     }
                 }
                 Poll::Ready(_) => {
-                    self.broken();
+                    self.deafen();
                     return true;
                 }
                 Poll::Pending => break,
@@ -207,7 +292,7 @@ impl<S: Stream, A: Stream> Carry<'_, S, A> {
                     self.end_passed = true;
                     // ENOTCONN: the application has closed both sides already, or was reset; reading tells which.
                     if ended.is_err_and(|error| error.kind() != std::io::ErrorKind::NotConnected) {
-                        self.broken();
+                        self.deafen();
                     }
                 }
                 Poll::Pending => {}
@@ -236,6 +321,9 @@ impl<S: Stream, A: Stream> Carry<'_, S, A> {
 
     /// Takes what the peer sent, once the application took all of before: a slow reader stops its writer.
     fn take_frames(&mut self, cx: &mut Context<'_>) -> Result<bool, ChannelError> {
+        if self.flow.peer_broke_off() {
+            return Ok(false);
+        }
         if !self.places.is_empty() || !self.held.is_empty() {
             if !self.window_is_full() {
                 return Ok(false);
@@ -262,6 +350,7 @@ impl<S: Stream, A: Stream> Carry<'_, S, A> {
             };
             moved = true;
             match self.flow.handle_frame(frame.header)? {
+                Received::Deliver if self.deaf => {}
                 Received::Deliver => match frame.place {
                     Place::Received(range) if self.held.is_empty() => self.places.push(range),
                     place => {
@@ -270,7 +359,11 @@ impl<S: Stream, A: Stream> Carry<'_, S, A> {
                         self.held.extend(self.channel.payload(&place));
                     }
                 },
-                Received::Reset => self.drop_app(),
+                Received::Reset => {
+                    // The peer takes nothing more.
+                    self.unsent_range = 0..0;
+                    break;
+                }
                 Received::End | Received::Nothing => {}
             }
         }
@@ -294,7 +387,10 @@ impl<S: Stream, A: Stream> Carry<'_, S, A> {
                 let n = buf.filled().len();
                 self.share = self.share.saturating_sub(n);
                 self.unsent_range = 0..n;
-                if n == 0 {
+                if n == 0 && self.deaf {
+                    // It was reset, which another call was told.
+                    self.broken();
+                } else if n == 0 {
                     self.read_ended = true;
                     self.flow.handle_local_end();
                 }

@@ -325,6 +325,11 @@ impl<S: Stream> Channel<S> {
         empty && self.poll_fill(&mut cx).is_pending()
     }
 
+    /// Whether what was sent finds no answer, so that the path must be dead.
+    pub(crate) fn is_dead(&self) -> bool {
+        self.stream.is_dead()
+    }
+
     /// Whether it has carried a flow.
     pub fn was_used(&self) -> bool {
         self.used

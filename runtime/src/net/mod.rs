@@ -101,6 +101,21 @@ pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {
     /// An application's stream that is dropped without it is reset, also where the kernel drops it since the process
     /// was killed: an end would tell the application that it had everything.
     fn close(self);
+    /// Whether the other side's system has acknowledged all that was written: a reset does not overtake it then. True
+    /// where this can't be told.
+    fn is_taken(&self) -> bool {
+        true
+    }
+    /// Whether the connection is over by a reset, also where bytes that came before it are unread. False where this can't
+    /// be told.
+    fn is_broken(&self) -> bool {
+        false
+    }
+    /// Whether what was written has found no answer for so long that the path is dead, though nothing says so. One that
+    /// only takes nothing does answer.
+    fn is_dead(&self) -> bool {
+        false
+    }
     /// The address of the other side.
     fn peer_addr(&self) -> io::Result<SocketAddr>;
 }

@@ -16,6 +16,7 @@ mod handoff;
 mod reservation;
 mod splice;
 mod stream;
+mod tcp_info;
 
 pub use datagrams::OsDatagrams;
 pub use descriptor::{OsDescriptor, WrongKind};

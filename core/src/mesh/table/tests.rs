@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::flow::frame::Cause;
 use crate::name::Protocol;
 
 fn port(cluster: &str, number: u16) -> ServicePort {
@@ -38,14 +39,36 @@ fn this_node_comes_first_and_a_failing_one_last() {
     table.add(7, endpoint(a.clone(), None));
     let (local, remote) = (Candidate::Local(7), Candidate::Remote(n2));
     assert_eq!(table.candidates(&a, consumer, now, 3, idle), [local.clone(), remote.clone()]);
-    table.failed(&a, &local, now);
+    let fails = Outcome::Refused;
+    assert_eq!(table.report(&a, &local, fails, "Connection refused", now), Turn::Fails);
     assert_eq!(table.candidates(&a, consumer, now, 3, idle), [remote.clone(), local.clone()]);
     let later = now + FIRST_BACKOFF;
     assert_eq!(table.candidates(&a, consumer, later, 3, idle), [local.clone(), remote.clone()]);
-    table.failed(&a, &local, now);
+    assert_eq!(table.report(&a, &local, fails, &"é".repeat(200), now), Turn::None);
+    let failure = table.failure(&a, &local).unwrap();
+    assert_eq!((failure.times, failure.reason.len()), (2, 256));
     assert_eq!(table.candidates(&a, consumer, later, 3, idle), [remote.clone(), local.clone()]);
-    table.succeeded(&a, &local);
+    assert_eq!(table.report(&a, &local, Outcome::Taken, "", now), Turn::Recovers(2));
+    assert!(table.failure(&a, &local).is_none());
     assert_eq!(table.candidates(&a, consumer, now, 3, idle), [local, remote]);
+}
+
+#[test]
+fn a_refusal_for_policy_or_for_want_of_room_is_no_failure_and_is_avoided_for_a_moment() {
+    let (a, now) = (port("a.local", 80), Instant::now());
+    let cluster = "a.local".parse().unwrap();
+    let consumer = Consumer { cluster: &cluster, namespace: None };
+    let (n2, mut table) = (router("a.local", "n2"), Table::default());
+    table.offer(&n2, 1, Offer { port: a.clone(), allow: None }).unwrap();
+    table.add(7, endpoint(a.clone(), None));
+    let (local, remote) = (Candidate::Local(7), Candidate::Remote(n2));
+    for _ in 0..20 {
+        assert_eq!(table.report(&a, &local, Outcome::Rejected(Cause::Busy), "full", now), Turn::None);
+    }
+    assert!(table.failure(&a, &local).is_none());
+    assert_eq!(table.candidates(&a, consumer, now, 3, idle), [remote.clone(), local.clone()]);
+    assert_eq!(table.candidates(&a, consumer, now + FIRST_BACKOFF, 3, idle), [local.clone(), remote]);
+    assert_eq!(table.report(&a, &local, Outcome::Taken, "", now), Turn::None);
 }
 
 #[test]
@@ -136,7 +159,8 @@ proptest! {
                     model.retain(|(_, link, _)| *link != l);
                 }
                 Step::Fail(r, p) => {
-                    table.failed(&port("b.local", p), &Candidate::Remote(routers[r].clone()), now);
+                    let candidate = Candidate::Remote(routers[r].clone());
+                    table.report(&port("b.local", p), &candidate, Outcome::Silent, "", now);
                 }
             }
             for p in 1..4 {

@@ -2,6 +2,7 @@
 
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -13,18 +14,20 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use super::descriptor::BACKLOG;
+use super::tcp_info::TcpInfo;
 use super::{OsDescriptor, while_doing};
 use crate::net::{Descriptor, Listener, Stream};
 
 /// How long one address of a name is tried while others are left.
 const ATTEMPT: Duration = Duration::from_secs(5);
-/// Routers find a dead path by probes after 15 s of silence, three of them, 5 s apart.
+/// An idle path that is dead is found by probes after 15 s of silence, three of them, 5 s apart. One whose reader pauses
+/// answers them. There is no limit to how long bytes may stay unacknowledged (TCP_USER_TIMEOUT, RFC 5482): Linux counts
+/// a closed window as such (tcp(7)), so it would end a flow whose application takes nothing for a while. A peer that is
+/// gone is found by the link.
 const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
     .with_time(Duration::from_secs(15))
     .with_interval(Duration::from_secs(5))
     .with_retries(3);
-/// How long bytes to another router may stay unacknowledged (RFC 5482, tcp(7)).
-const USER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A TCP stream without Nagle's delay.
 #[derive(Debug)]
@@ -83,8 +86,7 @@ fn reset_when_dropped(socket: &SockRef<'_>) -> io::Result<()> {
 /// What sockets between routers have. Those that a listener accepts inherit it.
 fn between_routers(socket: &SockRef<'_>) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_keepalive(&KEEPALIVE)?;
-    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))
+    socket.set_tcp_keepalive(&KEEPALIVE)
 }
 
 impl Stream for OsStream {
@@ -95,6 +97,18 @@ impl Stream for OsStream {
 
     fn close(self) {
         let _ = SockRef::from(&self.0).set_linger(None);
+    }
+
+    fn is_taken(&self) -> bool {
+        TcpInfo::read(self.0.as_fd()).is_ok_and(|info| info.is_taken())
+    }
+
+    fn is_broken(&self) -> bool {
+        TcpInfo::read(self.0.as_fd()).is_ok_and(|info| info.is_closed())
+    }
+
+    fn is_dead(&self) -> bool {
+        TcpInfo::read(self.0.as_fd()).is_ok_and(|info| info.is_dead())
     }
 
     fn peer_addr(&self) -> io::Result<SocketAddr> {

@@ -1,7 +1,8 @@
 use std::os::fd::AsFd;
 
 use servicekeel_core::handoff::DescriptorKind;
-use tokio::io::AsyncWrite;
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::time::{sleep, timeout};
 
 use super::*;
 use crate::net::{Listener, Net, os::OsNet};
@@ -22,9 +23,39 @@ async fn streams_between_routers_find_dead_paths() {
         assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(15));
         assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(5));
         assert_eq!(socket.tcp_keepalive_retries().unwrap(), 3);
-        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_secs(60)));
+        // It would end a connection whose reader pauses.
+        assert_eq!(socket.tcp_user_timeout().unwrap(), None);
         assert!(stream.is_write_vectored());
     }
+}
+
+/// Takes 75 s by the kernel's clock.
+#[tokio::test]
+#[ignore = "takes 75 s"]
+async fn a_reader_that_pauses_for_longer_than_a_minute_gets_everything() {
+    let net = OsNet::new();
+    let listener = net.listen(loopback()).await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let (client, server) = tokio::join!(net.connect(&address), listener.accept());
+    let (client, server) = (client.unwrap(), server.unwrap().0);
+    let pass = async |mut writer: OsStream, mut reader: OsStream| {
+        let mut written = 0;
+        while let Ok(n) = timeout(Duration::from_millis(500), writer.write(&[7; 64 << 10])).await {
+            written += n.unwrap();
+        }
+        sleep(Duration::from_secs(75)).await;
+        let rest = async {
+            writer.write_all(b"and the rest").await.unwrap();
+            writer.shutdown().await.unwrap();
+        };
+        let mut got = Vec::new();
+        let (read, ()) = tokio::join!(reader.read_to_end(&mut got), rest);
+        read.unwrap();
+        assert_eq!(got.len(), written + b"and the rest".len());
+    };
+    let (other_client, other_server) = tokio::join!(net.connect(&address), listener.accept());
+    let (other_client, other_server) = (other_client.unwrap(), other_server.unwrap().0);
+    tokio::join!(pass(client, server), pass(other_server, other_client));
 }
 
 #[tokio::test]
