@@ -182,10 +182,10 @@ fn response(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> R
 ///
 /// # Errors
 /// Those of bind(2) and listen(2).
-pub async fn bind(addr: SocketAddr, admin: Admin) -> io::Result<Serving> {
+pub async fn bind(addr: SocketAddr, admin: impl Into<Arc<Admin>>) -> io::Result<Serving> {
     let listener = TcpListener::bind(addr).await?;
     let addr = listener.local_addr()?;
-    Ok(Serving { listener, addr, admin: Arc::new(admin) })
+    Ok(Serving { listener, addr, admin: admin.into() })
 }
 
 /// A bound endpoint.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use servicekeel_runtime::net::os::OsNet;
 use servicekeel_runtime::{limit, logs, signal};
-use servicekeel_sidecar::dns::Hickory;
+use servicekeel_sidecar::dns::OsDns;
 use servicekeel_sidecar::settings::args::Args;
 use servicekeel_sidecar::source::Files;
 use tracing::info;
@@ -39,7 +39,7 @@ fn serve(args: Args) -> anyhow::Result<()> {
         };
         tokio::select! {
             biased;
-            result = servicekeel_sidecar::run(settings, OsNet::new(), Hickory, annotations, ended) => result,
+            result = servicekeel_sidecar::run(settings, OsNet::new(), OsDns, annotations, ended) => result,
             () = files.run() => Ok(()),
         }
     });

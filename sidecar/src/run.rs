@@ -14,7 +14,7 @@ use servicekeel_runtime::net::Net;
 use servicekeel_runtime::ready::Readiness;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{error, info, warn};
 
 use crate::disk::Disk;
@@ -45,15 +45,10 @@ pub enum RunError {
     /// DNS ended.
     #[error("DNS ended: {0}")]
     DnsEnded(io::Error),
-    /// The address of the admin endpoint.
-    #[error("can't listen at {addr}: {reason} (SIDECAR_ADMIN_ADDR; `off` does without)")]
-    Admin {
-        /// The address.
-        addr: SocketAddr,
-        /// The reason.
-        reason: io::Error,
-    },
 }
+
+/// Between two tries to bind the admin endpoint.
+const ADMIN_RETRY: Duration = Duration::from_secs(1);
 
 /// Which task ended.
 enum Ended {
@@ -67,8 +62,8 @@ enum Ended {
 /// `dns` is how queries come in, and `annotations` what the pod's annotations say now and from now on.
 ///
 /// # Errors
-/// [`RunError`] where DNS or the admin endpoint can't be served. A router that is away, an annotation that is wrong
-/// and a disk that can't be written are none.
+/// [`RunError`] where DNS can't be served. A router that is away, an admin address that is taken, an annotation that is
+/// wrong and a disk that can't be written are none.
 pub async fn run<N: Net, D: Serve>(
     settings: Settings,
     net: N,
@@ -100,8 +95,7 @@ pub async fn run<N: Net, D: Serve>(
     if let Some(addr) = settings.admin {
         let shared = shared.clone();
         let admin = Admin::new(readiness, registry, move || shared.json());
-        let serving = admin::bind(addr, admin).await.map_err(|reason| RunError::Admin { addr, reason })?;
-        tasks.spawn(async move { Ended::Admin(serving.run().await) });
+        tasks.spawn(async move { Ended::Admin(serve_admin(addr, admin).await) });
     }
 
     let mut driver = Driver::new(net, shared, metrics, Disk::new(store));
@@ -152,6 +146,28 @@ pub async fn run<N: Net, D: Serve>(
     }
     info!("ended");
     Ok(())
+}
+
+/// Serves the admin endpoint, once its address can be had: names and sockets do not wait for it.
+async fn serve_admin(addr: SocketAddr, admin: Admin) -> io::Result<()> {
+    let admin = Arc::new(admin);
+    let mut failed = false;
+    let serving = loop {
+        match admin::bind(addr, admin.clone()).await {
+            Ok(serving) => break serving,
+            Err(error) if !failed => warn!(
+                %addr, %error,
+                "can't serve the admin endpoint; retrying (SIDECAR_ADMIN_ADDR; `off` does without)"
+            ),
+            Err(_) => {}
+        }
+        failed = true;
+        sleep(ADMIN_RETRY).await;
+    };
+    if failed {
+        info!(%addr, "serving the admin endpoint");
+    }
+    serving.run().await
 }
 
 fn config(settings: &Settings) -> Config {

@@ -11,7 +11,7 @@ use servicekeel_runtime::admin;
 use servicekeel_runtime::net::os::{OsDescriptor, OsHandoff, OsHandoffListener, OsNet};
 use servicekeel_runtime::net::{Descriptor, Handoff, HandoffListener, Listener, Net};
 use servicekeel_sidecar::RunError;
-use servicekeel_sidecar::dns::Hickory;
+use servicekeel_sidecar::dns::OsDns;
 use servicekeel_sidecar::settings::Settings;
 use servicekeel_sidecar::source::Annotations;
 use tempfile::TempDir;
@@ -70,7 +70,7 @@ impl Stage {
         let (annotations, receiver) = watch::channel(Arc::new(annotations));
         let (shutdown, ended) = oneshot::channel();
         #[expect(clippy::disallowed_methods, reason = "the test joins it")]
-        let task = tokio::spawn(servicekeel_sidecar::run(settings, OsNet::new(), Hickory, receiver, async {
+        let task = tokio::spawn(servicekeel_sidecar::run(settings, OsNet::new(), OsDns, receiver, async {
             // A sender that was dropped is an order to end, too.
             let _ = ended.await;
         }));
@@ -358,9 +358,44 @@ async fn what_cannot_be_started_says_which_setting() {
     let range = "127.0.0.1/32".parse().unwrap();
     let error = fails(Settings { range, ..stage.settings() }).await;
     assert!(error.contains("SIDECAR_IP_RANGE"), "{error}");
-    let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    let error = fails(Settings { admin: Some(listener.local_addr().unwrap()), ..stage.settings() }).await;
-    assert!(error.contains("SIDECAR_ADMIN_ADDR"), "{error}");
+}
+
+#[tokio::test]
+async fn an_admin_port_that_is_taken_keeps_nothing_else_from_being_served() {
+    let stage = Stage::new();
+    let taken = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let settings = Settings {
+        admin: Some(taken.local_addr().unwrap()),
+        cluster: Some("a.local".parse().unwrap()),
+        ..stage.settings()
+    };
+    let dns = settings.dns_addr.unwrap();
+    let running = stage.start(settings, both());
+    // `web`, A, IN.
+    let query = b"\x00\x07\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x03web\x00\x00\x01\x00\x01";
+    let answered = async {
+        let client = tokio::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        client.connect(dns).await.unwrap();
+        let mut answer = [0; 512];
+        loop {
+            // Refused, or SERVFAIL, until it is served.
+            let received = async {
+                client.send(query).await?;
+                client.recv(&mut answer).await
+            };
+            if let Ok(Ok(_)) = timeout(Duration::from_millis(100), received).await
+                && answer[7] == 1
+            {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(LIMIT, answered).await.unwrap();
+    assert!(!running.task.is_finished());
+    drop(taken);
+    running.wait_ready().await;
+    running.end().await;
 }
 
 #[tokio::test]

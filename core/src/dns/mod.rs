@@ -1,10 +1,14 @@
-//! DNS: the names that imports give, what is answered for each, and the cache of foreign answers.
+//! DNS: the names that imports give, what is answered for each, and what becomes of all other names.
 //!
-//! This room decides and knows no wire format: a [`Zone`] takes a [`Name`] and a type's number and says what
-//! the answer is; the sidecar puts it into packets. [`cache`] decides what of other servers' answers is kept.
+//! - A [`Zone`] takes a [`Name`] and a type's number and says what the answer is.
+//! - [`wire`] reads queries and responses, and writes replies.
+//! - [`upstream`] decides which upstream is asked what and when, and remembers what each of them bears.
+//! - [`cache`] decides what of other servers' answers is kept.
 
 pub mod cache;
 mod name;
+pub mod upstream;
+pub mod wire;
 mod zone;
 
 pub use name::{MAX_NAME, Name, NameError};

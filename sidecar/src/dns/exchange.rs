@@ -1,88 +1,91 @@
-//! One question to one upstream, by hickory-net.
-//!
-//! UDP first, sent again while there is no answer, and each listens to the end; TCP where the answer is truncated.
-//! hickory-net takes an answer only from the upstream's address, with the query's id and question.
+//! One query to one upstream, on a socket of its own: with it come a fresh id, a fresh source port and a fresh case of
+//! the name, so that who has seen one query, or guessed it, knows nothing of the next (RFC 5452 §9.2).
 
-use std::net::SocketAddr;
-use std::time::Duration;
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::{Mutex, PoisonError};
 
-use hickory_net::NetError;
-use hickory_net::tcp::TcpClientStream;
-use hickory_net::udp::UdpClientStream;
-use hickory_net::xfer::{DnsExchange, DnsHandle, DnsMultiplexer, DnsRequestSender, FirstAnswer};
-use hickory_proto::op::{DnsRequest, DnsRequestOptions, DnsResponse, Message, ResponseCode};
+use servicekeel_core::dns::upstream::{Fault, Send};
+use servicekeel_core::dns::wire::{Heard, Outgoing};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::net::{TcpStream, UdpSocket};
 
-use super::question::Question;
-use super::socket::{BareFormErr, Connected};
+/// The longest datagram, and message over TCP, in bytes. What is longer than announced is taken too.
+const LONGEST: usize = 65_535;
 
-/// The size of answers over UDP that upstreams are asked for: what passes every network in one piece
-/// (RFC 9715 §3).
-pub(super) const UPSTREAM_UDP: u16 = 1232;
-/// How often a datagram is sent at the most. Each has a socket of its own.
-const SENT: u8 = 4;
+/// Where datagrams of all queries are received: each is read before the next one comes.
+#[derive(Debug)]
+pub(super) struct Buffer(Mutex<Box<[u8]>>);
 
-/// Asks, and listens for so long. `one_try` is the time after which the next upstream is asked.
-pub(super) async fn exchange(
-    addr: SocketAddr,
-    question: &Question,
-    one_try: Duration,
-    within: Duration,
-) -> Result<DnsResponse, NetError> {
-    let again = one_try * 2 / 5;
-    let first = datagram(addr, question.message(true), again, within).await;
-    let edns = !is_before_edns(&first);
-    let response = if edns { first? } else { datagram(addr, question.message(false), again, within).await? };
-    if response.truncation {
-        return stream(addr, question.message(edns), within).await;
-    }
-    Ok(response)
-}
-
-/// Whether a server from before EDNS says this (RFC 6891 §7).
-fn is_before_edns(response: &Result<DnsResponse, NetError>) -> bool {
-    match response {
-        Ok(response) => response.response_code == ResponseCode::FormErr && response.edns.is_none(),
-        Err(NetError::Io(error)) => error.get_ref().is_some_and(|error| error.is::<BareFormErr>()),
-        Err(_) => false,
+impl Default for Buffer {
+    fn default() -> Self {
+        Self(Mutex::new(vec![0; LONGEST].into()))
     }
 }
 
-async fn datagram(
-    addr: SocketAddr,
-    query: Message,
-    again: Duration,
-    within: Duration,
-) -> Result<DnsResponse, NetError> {
-    let mut options = DnsRequestOptions::default();
-    options.retry_interval = again;
-    let mut client = UdpClientStream::builder(addr, Connected::default())
-        .with_timeout(Some(within))
-        .with_max_retries(SENT)
-        .with_retry_interval_floor(again.as_millis() as u64)
-        // The kernel's range, which servers of the pod keep clear of.
-        .with_os_port_selection(true)
-        .build();
-    client.send_message(DnsRequest::new(query, options)).first_answer().await
+/// Sends a query, and listens until its response comes, however long that takes.
+pub(super) async fn exchange(buffer: &Buffer, question: &Outgoing, send: Send) -> Result<Heard, Fault> {
+    let (mut id, mut bits) = ([0; 2], [0; 32]);
+    getrandom::fill(&mut id).and_then(|()| getrandom::fill(&mut bits)).map_err(|_| Fault::Broken)?;
+    let packet = question.packet(send.manner, u16::from_be_bytes(id), &bits);
+    let heard =
+        if send.stream { stream(send.to, &packet).await } else { datagram(buffer, send.to, &packet).await };
+    heard.map_err(|error| fault(&error))
 }
 
-async fn stream(addr: SocketAddr, query: Message, within: Duration) -> Result<DnsResponse, NetError> {
-    let asked = query.queries.clone();
-    let (connecting, sender) = TcpClientStream::new(addr, None, Some(within), Connected::default());
-    let multiplexer = DnsMultiplexer::new(connecting.await?, sender).with_timeout(within);
-    let (exchange, background) = DnsExchange::<Connected>::from_stream(multiplexer);
-    let mut answer = exchange.send(DnsRequest::new(query, DnsRequestOptions::default())).first_answer();
-    let response = tokio::select! {
-        biased;
-        response = &mut answer => response?,
-        // The connection has ended; the answer may have come before that.
-        () = background => answer.await?,
-    };
-    // hickory-net looks at the id alone here.
-    if response.queries != asked {
-        return Err(NetError::Message("the answer is to another question"));
+fn fault(error: &io::Error) -> Fault {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused
+        | io::ErrorKind::HostUnreachable
+        | io::ErrorKind::NetworkUnreachable
+        | io::ErrorKind::NetworkDown
+        | io::ErrorKind::AddrNotAvailable
+        | io::ErrorKind::InvalidInput
+        | io::ErrorKind::PermissionDenied => Fault::Refused,
+        _ => Fault::Broken,
     }
-    if response.truncation {
-        return Err(NetError::Truncated);
+}
+
+/// The socket is connected. So the kernel takes datagrams from the upstream alone, and an upstream that is gone is
+/// known by its ICMP refusal at once and not by a timeout.
+async fn datagram(buffer: &Buffer, to: SocketAddr, packet: &[u8]) -> io::Result<Heard> {
+    // The kernel's range of ports, which servers of the pod keep clear of.
+    let local = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind(SocketAddr::new(local, 0)).await?;
+    socket.connect(to).await?;
+    socket.send(packet).await?;
+    loop {
+        // A refusal comes as an error alone, which does not make a socket readable.
+        if socket.ready(Interest::READABLE | Interest::ERROR).await?.is_error() {
+            if let Some(error) = socket.take_error()? {
+                return Err(error);
+            }
+            // Read already: this makes tokio forget it.
+            let _ = socket.try_io(Interest::ERROR, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
+        }
+        let mut buffer = buffer.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match socket.try_recv(&mut buffer) {
+            Ok(len) => {
+                if let Some(heard) = Heard::read(&buffer[..len], packet) {
+                    return Ok(heard);
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
     }
-    Ok(response)
+}
+
+async fn stream(to: SocketAddr, packet: &[u8]) -> io::Result<Heard> {
+    let mut stream = TcpStream::connect(to).await?;
+    let mut framed = Vec::with_capacity(packet.len() + 2);
+    // A query has a few hundred bytes.
+    framed.extend((packet.len() as u16).to_be_bytes());
+    framed.extend(packet);
+    stream.write_all(&framed).await?;
+    let len = stream.read_u16().await?;
+    // Grows with what comes, not with what is announced.
+    let mut response = Vec::new();
+    stream.take(len.into()).read_to_end(&mut response).await?;
+    Heard::read(&response, packet).ok_or_else(|| io::Error::other("the answer is to another question"))
 }

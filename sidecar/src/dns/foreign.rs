@@ -5,25 +5,22 @@
 //!   answer (RFC 8767 §5).
 //! - Clients that ask the same at the same time share one question. What fails is not asked again for a moment
 //!   (RFC 9520 §3.2).
-//! - Questions under way and waiting clients are bounded; beyond that a stale answer or SERVFAIL, at once.
+//! - Questions under way and waiting clients are bounded; beyond that the oldest ends, with a stale answer or SERVFAIL.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use hickory_proto::op::{Message, ResponseCode};
-use hickory_proto::rr::{RData, Record, RecordType};
-use servicekeel_core::dns::cache::{
-    self, Cache, MAX_STALE, STALE_TTL_SECONDS, State, negative_ttl, positive_ttl,
-};
-use tokio::sync::{Semaphore, watch};
+use servicekeel_core::dns::cache::{self, Cache, MAX_STALE, State};
+use servicekeel_core::dns::upstream::Failure;
+use servicekeel_core::dns::wire::{Age, Outgoing, Response};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::metrics::{Metrics, Outcome};
-use super::question::{Key, Question};
-use super::reply::Reply;
-use super::upstream::{Failure, Upstreams};
-use super::{DnsStatus, Limits, explanation};
+use super::places::{Place, Places};
+use super::upstream::Upstreams;
+use super::{DnsStatus, Limits};
 
 /// How long a failure is remembered (RFC 9520 §3.2 asks for a second at least).
 const FAILURE_TTL: Duration = Duration::from_secs(1);
@@ -31,6 +28,9 @@ const FAILURE_TTL: Duration = Duration::from_secs(1);
 const FAILURES: cache::Limits = cache::Limits { entries: 128, bytes: 1 << 16 };
 /// What a kept answer takes beside its packet and its key, in bytes: its place in the cache's two tables.
 const ENTRY_OVERHEAD: usize = 256;
+
+/// By what a question is known.
+type Key = Arc<[u8]>;
 
 /// What is known of a question.
 #[derive(Debug, Clone)]
@@ -44,15 +44,19 @@ pub(super) enum Found {
 /// An answer of an upstream.
 #[derive(Debug, Clone)]
 pub(super) struct Kept {
-    packet: Arc<[u8]>,
-    age: Duration,
-    outcome: Outcome,
+    /// It.
+    pub(super) response: Response,
+    /// For how long it was kept.
+    pub(super) age: Age,
+    /// How it was found.
+    pub(super) outcome: Outcome,
 }
 
 /// See the module.
 pub(super) struct Foreign {
     shared: Arc<Shared>,
-    waiting: Semaphore,
+    waiting: Places,
+    under_way: Places,
     /// The questions under way; they end with this.
     asking: Mutex<JoinSet<()>>,
 }
@@ -65,7 +69,7 @@ struct Shared {
 }
 
 struct Memory {
-    answers: Cache<Key, Arc<[u8]>>,
+    answers: Cache<Key, Response>,
     failures: Cache<Key, Failure>,
     under_way: BTreeMap<Key, watch::Receiver<Option<Found>>>,
 }
@@ -76,8 +80,23 @@ enum Step {
     Wait {
         stale: Option<Kept>,
         found: watch::Receiver<Option<Found>>,
-        start: Option<watch::Sender<Option<Found>>>,
+        start: Option<(Place, watch::Sender<Option<Found>>)>,
     },
+}
+
+/// What is found at once, or waited for.
+pub(super) enum Begun {
+    Found(Found),
+    Waits(Wait),
+}
+
+/// A client that waits for the upstreams.
+pub(super) struct Wait {
+    place: Place,
+    stale: Option<Kept>,
+    found: watch::Receiver<Option<Found>>,
+    /// How long it waits at the most.
+    patience: Option<Duration>,
 }
 
 impl Foreign {
@@ -89,7 +108,8 @@ impl Foreign {
         };
         Self {
             shared: Arc::new(Shared { memory: Mutex::new(memory), upstreams, limits, metrics }),
-            waiting: Semaphore::new(limits.waiting),
+            waiting: Places::new(limits.waiting),
+            under_way: Places::new(limits.under_way),
             asking: Mutex::default(),
         }
     }
@@ -110,35 +130,68 @@ impl Foreign {
         }
     }
 
-    /// What is known of a question, or what the upstreams say.
-    pub(super) async fn ask(&self, question: &Question) -> Found {
-        let key = question.key();
-        let (stale, mut found, start) = match self.shared.step(&key, now()) {
-            Step::Serve(found) => return found,
+    /// What is known of a question, or else it is asked. A client that has something else to go by, `or_else`, waits
+    /// no longer than one with a stale answer.
+    pub(super) fn begin(&self, question: Outgoing, or_else: bool) -> Begun {
+        let key: Key = question.key().into();
+        let (stale, found, start) = match self.shared.step(&key, &self.under_way, now()) {
+            Step::Serve(found) => return Begun::Found(found),
             Step::Wait { stale, found, start } => (stale, found, start),
         };
-        if let Some(sender) = start {
-            self.start(key, question.clone(), sender);
+        if let Some((place, sender)) = start {
+            self.start(key, question, place, sender);
         }
-        let known = match self.waiting.try_acquire() {
-            Ok(_permit) => wait(&mut found, stale.as_ref().map(|_| self.shared.limits.patience)).await,
-            Err(_) => Found::Failed(Failure::Busy),
-        };
-        match (known, stale) {
-            (Found::Failed(_), Some(stale)) => Found::Answer(stale),
-            (known, _) => known,
+        match self.waiting.take() {
+            Some(place) => {
+                let patience = (or_else || stale.is_some()).then_some(self.shared.limits.patience);
+                Begun::Waits(Wait { place, stale, found, patience })
+            }
+            None => Begun::Found(stale.map_or(Found::Failed(Failure::Busy), Found::Answer)),
         }
     }
 
-    fn start(&self, key: Key, question: Question, sender: watch::Sender<Option<Found>>) {
+    fn start(&self, key: Key, question: Outgoing, mut place: Place, sender: watch::Sender<Option<Found>>) {
         // Made first: it gives the key free again however the task ends.
         let slot = Slot { shared: self.shared.clone(), key };
         let mut asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
         while asking.try_join_next().is_some() {}
         asking.spawn(async move {
-            let found = slot.shared.fetch(&slot.key, &question).await;
+            let found = tokio::select! {
+                biased;
+                () = place.lost() => Found::Failed(Failure::Busy),
+                found = slot.shared.fetch(&slot.key, question) => found,
+            };
+            // Nobody new waits for this one any more.
+            drop(slot);
             sender.send_replace(Some(found));
         });
+    }
+}
+
+impl Wait {
+    /// What is found in the end.
+    pub(super) async fn found(mut self) -> Found {
+        let answer = async {
+            // The sender is gone without a word where the whole server is ending.
+            let found = self.found.wait_for(Option::is_some).await.ok().and_then(|found| found.clone());
+            found.unwrap_or(Found::Failed(Failure::Unreachable))
+        };
+        let patience = async {
+            match self.patience {
+                Some(patience) => tokio::time::sleep(patience).await,
+                None => std::future::pending().await,
+            }
+        };
+        let found = tokio::select! {
+            biased;
+            found = answer => found,
+            () = self.place.lost() => Found::Failed(Failure::Busy),
+            () = patience => Found::Failed(Failure::Unreachable),
+        };
+        match (found, self.stale) {
+            (Found::Failed(_), Some(stale)) => Found::Answer(stale),
+            (found, _) => found,
+        }
     }
 }
 
@@ -159,15 +212,16 @@ impl Shared {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn step(&self, key: &Key, now: Instant) -> Step {
+    fn step(&self, key: &Key, places: &Places, now: Instant) -> Step {
         let mut memory = self.lock();
         let mut stale = None;
         if let Some(hit) = memory.answers.get(key, now) {
-            let kept = |outcome| Kept { packet: hit.value.clone(), age: hit.age, outcome };
+            let age = Age::Seconds(u32::try_from(hit.age.as_secs()).unwrap_or(u32::MAX));
+            let kept = |age, outcome| Kept { response: hit.value.clone(), age, outcome };
             match hit.state {
-                State::Fresh => return Step::Serve(Found::Answer(kept(Outcome::Cached))),
-                State::StaleUnasked => return Step::Serve(Found::Answer(kept(Outcome::Stale))),
-                State::Stale => stale = Some(kept(Outcome::Stale)),
+                State::Fresh => return Step::Serve(Found::Answer(kept(age, Outcome::Cached))),
+                State::StaleUnasked => return Step::Serve(Found::Answer(kept(Age::Stale, Outcome::Stale))),
+                State::Stale => stale = Some(kept(Age::Stale, Outcome::Stale)),
             }
         }
         // Without upstreams, or where too much is under way.
@@ -183,28 +237,26 @@ impl Shared {
         if let Some(found) = memory.under_way.get(key) {
             return Step::Wait { stale, found: found.clone(), start: None };
         }
-        if memory.under_way.len() >= self.limits.under_way {
-            return at_once(stale, Failure::Busy);
-        }
+        let Some(place) = places.take() else { return at_once(stale, Failure::Busy) };
         let (sender, found) = watch::channel(None);
         memory.under_way.insert(key.clone(), found.clone());
-        Step::Wait { stale, found, start: Some(sender) }
+        Step::Wait { stale, found, start: Some((place, sender)) }
     }
 
     /// Asks the upstreams, and keeps what they say.
-    async fn fetch(&self, key: &Key, question: &Question) -> Found {
-        let said = self.upstreams.ask(question).await;
+    async fn fetch(&self, key: &Key, question: Outgoing) -> Found {
+        let question = Arc::new(question);
+        let said = self.upstreams.ask(&question).await;
         let now = now();
         let mut memory = self.lock();
         match said {
-            Ok((message, packet)) => {
-                let packet: Arc<[u8]> = packet.into();
-                let ttl = lifetime(&message, question.qtype());
+            Ok(response) => {
+                let ttl = response.lifetime(question.qtype());
                 let stale = if ttl.is_zero() { Duration::ZERO } else { MAX_STALE };
-                let bytes = packet.len() + key.len() + ENTRY_OVERHEAD;
-                memory.answers.insert(key.clone(), packet.clone(), bytes, ttl, stale, now);
+                let bytes = response.len() + key.len() + ENTRY_OVERHEAD;
+                memory.answers.insert(key.clone(), response.clone(), bytes, ttl, stale, now);
                 self.metrics.cache_entries.set(memory.answers.len() as i64);
-                Found::Answer(Kept { packet, age: Duration::ZERO, outcome: Outcome::Forwarded })
+                Found::Answer(Kept { response, age: Age::Seconds(0), outcome: Outcome::Forwarded })
             }
             Err(failure) => {
                 if !memory.answers.failed(key, now) {
@@ -213,94 +265,6 @@ impl Shared {
                 }
                 Found::Failed(failure)
             }
-        }
-    }
-}
-
-/// Waits for what a question under way finds, at most so long.
-async fn wait(found: &mut watch::Receiver<Option<Found>>, patience: Option<Duration>) -> Found {
-    let answer = async {
-        // The sender is gone without a word where the whole server is ending.
-        found.wait_for(Option::is_some).await.ok().and_then(|found| found.clone())
-    };
-    let answer = match patience {
-        Some(patience) => tokio::time::timeout(patience, answer).await.ok().flatten(),
-        None => answer.await,
-    };
-    answer.unwrap_or(Found::Failed(Failure::Unreachable))
-}
-
-/// How long an answer counts as fresh.
-fn lifetime(message: &Message, qtype: RecordType) -> Duration {
-    let ttls = || message.answers.iter().map(|record| record.ttl);
-    let asked = |record: &Record| qtype == RecordType::ANY || record.record_type() == qtype;
-    if message.response_code == ResponseCode::NoError && message.answers.iter().any(asked) {
-        return positive_ttl(ttls());
-    }
-    // A negative answer without a SOA is not kept (RFC 2308 §5). CNAMEs may lead to one that has one.
-    let negative = message.authorities.iter().find_map(|record| match &record.data {
-        RData::SOA(soa) => Some(negative_ttl(record.ttl, soa.minimum)),
-        _ => None,
-    });
-    let negative = negative.unwrap_or_default();
-    if message.answers.is_empty() { negative } else { negative.min(positive_ttl(ttls())) }
-}
-
-/// Fills `reply` with what was found.
-pub(super) fn fill(found: Found, question: &Question, above_ours: bool, reply: &mut Reply) -> Outcome {
-    let kept = match found {
-        Found::Answer(kept) => kept,
-        Found::Failed(failure) => return fail(failure, reply),
-    };
-    // It was read when it came.
-    let Ok(message) = Message::from_vec(&kept.packet) else {
-        return fail(Failure::Unreachable, reply);
-    };
-    let stale = kept.outcome == Outcome::Stale;
-    let mut code = message.response_code;
-    let mut validated = message.authentic_data;
-    if code == ResponseCode::NXDomain && above_ours {
-        // Names of ours lie below it, so it exists (RFC 8020).
-        code = ResponseCode::NoError;
-        validated = false;
-    }
-    reply.metadata.response_code = code;
-    reply.metadata.authentic_data = validated && !stale && question.wants_validated;
-    let age = u32::try_from(kept.age.as_secs()).unwrap_or(u32::MAX);
-    let asked = question.query.name();
-    let aged = |mut record: Record| {
-        record.ttl = if stale {
-            STALE_TTL_SECONDS
-        } else {
-            record.ttl.min(cache::MAX_TTL.as_secs() as u32).saturating_sub(age)
-        };
-        // Comparison of names knows no case; the client gets the case that it asked in.
-        if record.name == *asked {
-            record.name = asked.clone();
-        }
-        record
-    };
-    reply.answers = message.answers.into_iter().map(aged).collect();
-    reply.authorities = message.authorities.into_iter().map(aged).collect();
-    reply.additionals = message.additionals.into_iter().map(aged).collect();
-    if stale {
-        let explanation = match code {
-            ResponseCode::NXDomain => explanation::STALE_NXDOMAIN,
-            _ => explanation::STALE_ANSWER,
-        };
-        reply.explain(explanation, "no upstream answers");
-    }
-    kept.outcome
-}
-
-fn fail(failure: Failure, reply: &mut Reply) -> Outcome {
-    match failure {
-        Failure::NoUpstream => reply.fail(explanation::OTHER, "no upstream is configured"),
-        Failure::Busy => reply.fail(explanation::OTHER, "too many queries are under way"),
-        Failure::Unreachable => reply.fail(explanation::NO_REACHABLE_AUTHORITY, "no upstream answers"),
-        Failure::Said(code) => {
-            reply.metadata.response_code = code;
-            Outcome::Failed
         }
     }
 }

@@ -2,46 +2,39 @@
 //!
 //! - Names that imports give are answered from the [`Zone`], which decides in `core::dns`; nothing waits for that.
 //! - All other names go to the upstreams and are kept within limits ([`foreign`], [`upstream`]).
-//! - Both ways in, [`Dns::answer`] for bare packets and hickory-server's handler, run the same code and write
-//!   their answers by the same encoder.
+//! - An alias of theirs that leads to a name of ours is followed ([`reply`]).
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use hickory_proto::op::{Header, LowerQuery, MessageType, OpCode, ResponseCode};
-use hickory_proto::rr::{DNSClass, RecordType};
-use hickory_proto::serialize::binary::{BinDecodable, BinDecoder};
-use hickory_server::net::xfer::Protocol;
-use hickory_server::server::Request;
 use prometheus_client::registry::Registry;
 use serde::Serialize;
-use servicekeel_core::dns::{Name, Zone, cache};
+use servicekeel_core::dns::wire::{CLASS_IN, Outgoing, Query, UPSTREAM_UDP, code};
+use servicekeel_core::dns::{Answer, Zone, cache};
 
+mod datagrams;
 mod exchange;
 mod foreign;
-mod hickory;
 mod metrics;
-mod own;
-mod question;
+mod os;
+mod places;
 mod reply;
 mod serve;
-mod socket;
 mod stream;
 mod upstream;
 
-pub use hickory::{Hickory, HickoryBound};
+pub use os::{OsDns, OsDnsBound};
 pub use serve::{Bound, Serve};
 pub use stream::serve_stream;
 
-use foreign::Foreign;
+use foreign::{Foreign, Wait};
 use metrics::{Metrics, Outcome};
-use question::Question;
-use reply::Reply;
+use reply::{refusal, starting};
 use upstream::Upstreams;
 
-/// The most bytes of a query, and of an answer over UDP whatever the client offers: queries come over the pod's
-/// loopback, where nothing is fragmented.
+/// The most bytes of a query, and of an answer over UDP to a client on loopback whatever it offers: nothing is
+/// fragmented there. Others get at most [`UPSTREAM_UDP`].
 pub const MAX_UDP: u16 = 4096;
 
 /// Extended DNS error codes (RFC 8914 §4).
@@ -62,23 +55,15 @@ pub enum Transport {
     Tcp,
 }
 
-impl From<Transport> for Protocol {
-    fn from(transport: Transport) -> Self {
-        match transport {
-            Transport::Udp => Self::Udp,
-            Transport::Tcp => Self::Tcp,
-        }
-    }
-}
-
 /// The bounds of what [`Dns`] keeps and waits for.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     /// Of the answers that are kept.
     pub cache: cache::Limits,
-    /// The most questions that are asked of the upstreams at a time. Clients that ask the same share one.
+    /// The most questions that are asked of the upstreams at a time. Clients that ask the same share one. One more
+    /// ends the oldest.
     pub under_way: usize,
-    /// The most clients that wait for the upstreams at a time. Others hear SERVFAIL.
+    /// The most clients that wait for the upstreams at a time. One more ends the oldest's waiting, with SERVFAIL.
     pub waiting: usize,
     /// How long one upstream may take, before the next one is asked as well.
     pub one_try: Duration,
@@ -141,6 +126,8 @@ pub enum UpstreamState {
     Good,
     /// It did not answer. It is asked after the others for a while.
     Silent,
+    /// It refused a moment ago: nobody listens there, or no way leads there.
+    Refusing,
     /// It is our own address, and never asked.
     Ourselves,
 }
@@ -182,75 +169,101 @@ impl Dns {
     /// The answer to a packet: `None` for what is no query, which is noise shorter than a DNS header and answers
     /// of others. `from` is the client.
     pub async fn answer(&self, packet: &[u8], from: SocketAddr, transport: Transport) -> Option<Vec<u8>> {
-        let header = Header::read(&mut BinDecoder::new(packet)).ok()?;
-        if header.metadata.message_type == MessageType::Response {
-            return None;
+        match self.begin(packet, from, transport) {
+            Begun::Noise => None,
+            Begun::Done(answer) => Some(answer),
+            Begun::Waits(asked) => Some(self.finish(asked).await),
         }
-        match Request::from_bytes(packet.to_vec(), from, transport.into()) {
-            Ok(request) => Some(self.reply(&request).await.encode(&request)),
-            Err(_) => {
-                self.metrics.count(Outcome::Refused);
-                Some(Reply::malformed(&header.metadata))
+    }
+
+    /// The answer to a packet where one can be given at once.
+    fn begin(&self, packet: &[u8], from: SocketAddr, transport: Transport) -> Begun {
+        let query = match Query::read(packet) {
+            Ok(query) => query,
+            Err(error) => {
+                return error.reply().map_or(Begun::Noise, |reply| {
+                    self.metrics.count(Outcome::Refused);
+                    Begun::Done(reply)
+                });
             }
+        };
+        let limit = limit(&query, from, transport);
+        let done = |(reply, outcome): (Vec<u8>, Outcome)| {
+            self.metrics.count(outcome);
+            Begun::Done(reply)
+        };
+        if !query.is_question() {
+            return done(refusal(&query, code::NOT_IMP, limit));
         }
+        if query.edns().is_some_and(|edns| edns.version != 0) {
+            return done(refusal(&query, code::BAD_VERS, limit));
+        }
+        let (qtype, qclass) = (query.question().qtype, query.question().qclass);
+        if qclass != CLASS_IN || !is_data(qtype) {
+            return done(refusal(&query, code::REFUSED, limit));
+        }
+        let Some(zone) = self.zone() else { return done(starting(&query, limit)) };
+        let name = query.name().to_name();
+        if let Some(name) = &name
+            && let Some(own) = reply::own(&query, zone.answer(name, qtype), limit)
+        {
+            return done(own);
+        }
+        let or_else = name.is_some_and(|name| zone.fallback(&name, qtype) != Answer::NotOurs);
+        match self.foreign.begin(Outgoing::new(&query), or_else) {
+            foreign::Begun::Found(found) => done(reply::found(&query, &found, &zone, limit)),
+            foreign::Begun::Waits(wait) => Begun::Waits(Asked { query: query.into_owned(), limit, wait }),
+        }
+    }
+
+    /// The answer to a query that waits for the upstreams.
+    async fn finish(&self, asked: Asked) -> Vec<u8> {
+        let found = asked.wait.found().await;
+        // As it is by now.
+        let (reply, outcome) = match self.zone() {
+            Some(zone) => reply::found(&asked.query, &found, &zone, asked.limit),
+            None => starting(&asked.query, asked.limit),
+        };
+        self.metrics.count(outcome);
+        reply
     }
 
     fn zone(&self) -> Option<Arc<Zone>> {
         self.zone.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
+}
 
-    /// The reply to a request, of any size.
-    async fn reply(&self, request: &Request) -> Reply {
-        let mut reply = Reply::new(request);
-        let outcome = self.fill(request, &mut reply).await;
-        self.metrics.count(outcome);
-        reply
-    }
+/// What becomes of a packet.
+enum Begun {
+    /// Nothing.
+    Noise,
+    /// This answer.
+    Done(Vec<u8>),
+    /// An answer by [`Dns::finish`].
+    Waits(Asked),
+}
 
-    async fn fill(&self, request: &Request, reply: &mut Reply) -> Outcome {
-        if request.metadata.op_code != OpCode::Query {
-            return reply.refuse(ResponseCode::NotImp);
-        }
-        if request.version() != 0 {
-            return reply.refuse(ResponseCode::BADVERS);
-        }
-        let [query] = request.queries.queries() else {
-            return reply.refuse_without_question();
-        };
-        if query.query_class() != DNSClass::IN || !is_data(query.query_type()) {
-            return reply.refuse(ResponseCode::Refused);
-        }
-        let Some(zone) = self.zone() else {
-            return reply.fail(explanation::NOT_READY, "the sidecar is starting");
-        };
-        let name = Name::from_labels(query.original().name().iter()).ok();
-        if let Some(name) = &name
-            && let Some(outcome) = own::answer(&zone, name, query, reply)
-        {
-            return outcome;
-        }
-        let above_ours = name.is_some_and(|name| zone.is_above_ours(&name));
-        drop(zone);
-        self.ask(query, request, above_ours, reply).await
-    }
+/// A query that waits for the upstreams.
+struct Asked {
+    query: Query<'static>,
+    limit: u16,
+    wait: Wait,
+}
 
-    async fn ask(
-        &self,
-        query: &LowerQuery,
-        request: &Request,
-        above_ours: bool,
-        reply: &mut Reply,
-    ) -> Outcome {
-        let question = Question::new(query, request);
-        let found = self.foreign.ask(&question).await;
-        foreign::fill(found, &question, above_ours, reply)
+/// The most bytes of an answer.
+fn limit(query: &Query<'_>, from: SocketAddr, transport: Transport) -> u16 {
+    match transport {
+        Transport::Tcp => u16::MAX,
+        Transport::Udp if from.ip().to_canonical().is_loopback() => query.payload().min(MAX_UDP),
+        // What passes every network in one piece.
+        Transport::Udp => query.payload().min(UPSTREAM_UDP),
     }
 }
 
 /// Whether a type asks for data. The others are about the transport (OPT, TKEY, TSIG) or ask for whole zones
 /// (IXFR, AXFR): nobody gets those from a pod's resolver (RFC 6895 §3.1).
-fn is_data(qtype: RecordType) -> bool {
-    !matches!(u16::from(qtype), 41 | 249..=252)
+fn is_data(qtype: u16) -> bool {
+    !matches!(qtype, 41 | 249..=252)
 }
 
 #[cfg(test)]

@@ -1,153 +1,109 @@
-//! A reply while it is made, and how it is written.
+//! What a client hears: of our zone, of what the upstreams said, or of neither.
 
-use std::iter::{Empty, empty};
-use std::slice::Iter;
+use servicekeel_core::dns::upstream::Failure;
+use servicekeel_core::dns::wire::{Age, Query, Reply, WireName, code, flag};
+use servicekeel_core::dns::{Answer, Zone};
 
-use hickory_proto::ProtoError;
-use hickory_proto::op::{Edns, Message, Metadata, OpCode, ResponseCode};
-use hickory_proto::rr::Record;
-use hickory_proto::rr::rdata::opt::EdnsOption;
-use hickory_proto::serialize::binary::{BinDecoder, BinEncoder};
-use hickory_server::net::xfer::Protocol;
-use hickory_server::server::Request;
-use hickory_server::zone_handler::{MessageResponse, MessageResponseBuilder, Queries};
-
-use super::MAX_UDP;
+use super::foreign::{Found, Kept};
 use super::metrics::Outcome;
+use super::{MAX_UDP, explanation};
 
-/// The code of an extended DNS error among EDNS options (RFC 8914 §2).
-const EXTENDED_ERROR: u16 = 15;
+/// The types whose question an alias answers itself: CNAME and ANY.
+const ALIAS_ITSELF: [u16; 2] = [5, 255];
 
-/// The reply to one request.
-pub(super) struct Reply {
-    pub(super) metadata: Metadata,
-    pub(super) answers: Vec<Record>,
-    pub(super) authorities: Vec<Record>,
-    pub(super) additionals: Vec<Record>,
-    /// Present where the request had one (RFC 6891 §7).
-    edns: Option<Edns>,
-    /// In place of the request's questions.
-    questions: Option<Queries>,
+/// A reply, and how its query ended.
+pub(super) type Replied = (Vec<u8>, Outcome);
+
+/// Not what we do.
+pub(super) fn refusal(query: &Query<'_>, code: u16, limit: u16) -> Replied {
+    let mut reply = Reply::new(query, MAX_UDP);
+    reply.set_code(code);
+    (reply.finish(limit.into()), Outcome::Refused)
 }
 
-/// As hickory-server writes it.
-type Response<'r> =
-    MessageResponse<'r, 'r, Iter<'r, Record>, Iter<'r, Record>, Empty<&'r Record>, Iter<'r, Record>>;
+/// There is no zone yet.
+pub(super) fn starting(query: &Query<'_>, limit: u16) -> Replied {
+    failed(Reply::new(query, MAX_UDP), explanation::NOT_READY, "the sidecar is starting", limit)
+}
 
-impl Reply {
-    /// NOERROR without records.
-    pub(super) fn new(request: &Request) -> Self {
-        let mut metadata = Metadata::response_from_request(&request.metadata);
-        metadata.recursion_available = true;
-        let edns = request.edns.as_ref().map(|asked| {
-            let mut edns = Edns::new();
-            // hickory-server bounds an answer by what its OPT offers; so that offers no more than the client did.
-            edns.set_max_payload(request.max_payload().min(MAX_UDP)).set_dnssec_ok(asked.flags().dnssec_ok);
-            edns
-        });
-        Self {
-            metadata,
-            answers: Vec::new(),
-            authorities: Vec::new(),
-            additionals: Vec::new(),
-            edns,
-            questions: None,
+/// What the zone says; `None` where it says nothing.
+pub(super) fn own(query: &Query<'_>, answer: Answer<'_>, limit: u16) -> Option<Replied> {
+    if answer == Answer::NotOurs {
+        return None;
+    }
+    let mut reply = Reply::new(query, MAX_UDP);
+    reply.set_authoritative();
+    let outcome = if matches!(answer, Answer::Record(_)) { Outcome::Own } else { Outcome::OwnNegative };
+    reply.add_own(answer).then(|| (reply.finish(limit.into()), outcome))
+}
+
+/// What was found of another server's name.
+///
+/// - An alias to a name of ours is followed into our zone, whatever the upstream said of that name.
+/// - Under a search domain that is not the cluster's, our name is what is found where the upstreams have none.
+/// - A name above ours exists, whatever the upstream says (RFC 8020).
+pub(super) fn found(query: &Query<'_>, found: &Found, zone: &Zone, limit: u16) -> Replied {
+    let qtype = query.question().qtype;
+    let fallback = |name: &WireName| zone.fallback(&name.to_name()?, qtype).found();
+    let kept = match found {
+        Found::Answer(kept) => kept,
+        Found::Failed(failure) => {
+            let own = fallback(query.name()).and_then(|answer| own(query, answer, limit));
+            return own.unwrap_or_else(|| unanswered(query, *failure, limit));
+        }
+    };
+    let response = &kept.response;
+    let missing = response.code() == code::NX_DOMAIN;
+    if missing
+        && response.aliases().next().is_none()
+        && let Some(own) = fallback(query.name()).and_then(|answer| own(query, answer, limit))
+    {
+        return own;
+    }
+    let mut reply = Reply::new(query, MAX_UDP);
+    let ours = |name: &WireName| {
+        let answer = zone.answer(&name.to_name()?, qtype).found();
+        answer.or_else(|| if missing { fallback(name) } else { None })
+    };
+    if ALIAS_ITSELF.contains(&qtype) || !reply.add_aliases(response, kept.age, ours) {
+        reply.add_response(response, kept.age, query.name());
+        let wanted = query.has(flag::AD) || query.edns().is_some_and(|edns| edns.signatures);
+        reply.set_validated(wanted && response.is_validated() && kept.age != Age::Stale);
+        if missing && query.name().to_name().is_some_and(|name| zone.is_above_ours(&name)) {
+            reply.set_code(code::NO_ERROR);
+            reply.set_validated(false);
         }
     }
+    explain_stale(&mut reply, kept);
+    (reply.finish(limit.into()), kept.outcome)
+}
 
-    /// The packet that answers one of which only the header can be read.
-    pub(super) fn malformed(request: &Metadata) -> Vec<u8> {
-        error_packet(request, ResponseCode::FormErr)
-    }
-
-    /// Not what we do.
-    pub(super) fn refuse(&mut self, code: ResponseCode) -> Outcome {
-        self.metadata.response_code = code;
-        Outcome::Refused
-    }
-
-    /// Not one question: FORMERR without any, for which of them would it be about?
-    pub(super) fn refuse_without_question(&mut self) -> Outcome {
-        self.questions = Queries::read(&mut BinDecoder::new(&[]), 0).ok();
-        self.refuse(ResponseCode::FormErr)
-    }
-
-    /// SERVFAIL, with the reason where the client can read it.
-    pub(super) fn fail(&mut self, code: u16, reason: &str) -> Outcome {
-        self.metadata.response_code = ResponseCode::ServFail;
-        self.explain(code, reason);
-        Outcome::Failed
-    }
-
-    /// Adds an extended error (RFC 8914), where the request had EDNS.
-    pub(super) fn explain(&mut self, code: u16, reason: &str) {
-        if let Some(edns) = &mut self.edns {
-            let mut data = code.to_be_bytes().to_vec();
-            data.extend(reason.as_bytes());
-            edns.options_mut().insert(EdnsOption::Unknown(EXTENDED_ERROR, data));
-        }
-    }
-
-    /// The most bytes that the request's transport takes.
-    fn limit(request: &Request) -> u16 {
-        match request.protocol() {
-            Protocol::Udp => request.max_payload().min(MAX_UDP),
-            _ => u16::MAX,
-        }
-    }
-
-    /// Truncates what does not fit. All records go then: half an answer is of no use to a client that comes again
-    /// over TCP, and the OPT must stay (RFC 6891 §7).
-    fn truncate(&mut self) {
-        self.answers.clear();
-        self.authorities.clear();
-        self.additionals.clear();
-        self.metadata.truncation = true;
-    }
-
-    /// Truncates it where it does not fit the request's transport.
-    pub(super) fn fit(&mut self, request: &Request) {
-        if !matches!(self.emit(request), Ok((_, false))) {
-            self.truncate();
-        }
-    }
-
-    /// The reply as hickory-server writes it.
-    pub(super) fn response<'r>(&'r self, request: &'r Request) -> Response<'r> {
-        let questions = self.questions.as_ref().unwrap_or(&request.queries);
-        MessageResponseBuilder::new(questions, self.edns.as_ref()).build(
-            self.metadata,
-            &self.answers,
-            &self.authorities,
-            empty(),
-            &self.additionals,
-        )
-    }
-
-    /// The packet. It fits the request's transport.
-    pub(super) fn encode(mut self, request: &Request) -> Vec<u8> {
-        if let Ok((packet, false)) = self.emit(request) {
-            return packet;
-        }
-        self.truncate();
-        self.emit(request)
-            .map_or_else(|_| error_packet(&request.metadata, ResponseCode::ServFail), |(packet, _)| packet)
-    }
-
-    fn emit(&self, request: &Request) -> Result<(Vec<u8>, bool), ProtoError> {
-        let mut packet = Vec::with_capacity(512);
-        let mut encoder = BinEncoder::new(&mut packet);
-        encoder.set_max_size(Self::limit(request));
-        let truncated = self.response(request).destructive_emit(&mut encoder)?.truncation;
-        Ok((packet, truncated))
+fn explain_stale(reply: &mut Reply, kept: &Kept) {
+    if kept.age == Age::Stale {
+        let missing = reply.code() == code::NX_DOMAIN;
+        let explanation = if missing { explanation::STALE_NXDOMAIN } else { explanation::STALE_ANSWER };
+        reply.explain(explanation, "no upstream answers");
     }
 }
 
-/// A header with an error, without anything else.
-fn error_packet(request: &Metadata, code: ResponseCode) -> Vec<u8> {
-    let mut message = Message::response(request.id, request.op_code);
-    message.metadata = Metadata::response_from_request(request);
-    message.metadata.recursion_available = request.op_code == OpCode::Query;
-    message.metadata.response_code = code;
-    message.to_vec().unwrap_or_default()
+fn unanswered(query: &Query<'_>, failure: Failure, limit: u16) -> Replied {
+    let mut reply = Reply::new(query, MAX_UDP);
+    match failure {
+        Failure::NoUpstream => failed(reply, explanation::OTHER, "no upstream is configured", limit),
+        Failure::Busy => failed(reply, explanation::OTHER, "too many queries are under way", limit),
+        Failure::Unreachable => {
+            failed(reply, explanation::NO_REACHABLE_AUTHORITY, "no upstream answers", limit)
+        }
+        Failure::Said(code) => {
+            reply.set_code(code);
+            (reply.finish(limit.into()), Outcome::Failed)
+        }
+    }
+}
+
+/// SERVFAIL, with the reason where the client can read it.
+fn failed(mut reply: Reply, explanation: u16, reason: &'static str, limit: u16) -> Replied {
+    reply.set_code(code::SERV_FAIL);
+    reply.explain(explanation, reason);
+    (reply.finish(limit.into()), Outcome::Failed)
 }

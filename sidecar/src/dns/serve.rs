@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 
 use super::Dns;
 
-/// A way to serve DNS: on the kernel's sockets ([`super::Hickory`]), or on a simulated network.
+/// A way to serve DNS: on the kernel's sockets ([`super::OsDns`]), or on a simulated network.
 pub trait Serve: Send + Sync + 'static {
     /// Bound sockets.
     type Bound: Bound;

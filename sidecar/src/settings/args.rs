@@ -11,8 +11,9 @@ use servicekeel_core::handoff::Pod;
 use servicekeel_core::lease::Leases;
 use servicekeel_core::name::{ClusterName, Label, NameError};
 use servicekeel_core::sidecar::REST;
+use tracing::warn;
 
-use super::resolv::{DNS_PORT, Resolv, is_own};
+use super::resolv::{self, Resolv, UnusableServer, is_own};
 use super::{Settings, interfaces};
 
 const RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -215,7 +216,13 @@ impl Args {
     /// # Errors
     /// [`ArgsError`] where flags do not go together.
     pub fn settings(self) -> Result<Settings, ArgsError> {
-        let resolv = Resolv::parse(&std::fs::read_to_string(RESOLV_CONF).unwrap_or_default());
+        let resolv = std::fs::read_to_string(RESOLV_CONF).unwrap_or_default();
+        let resolv = Resolv::parse(&resolv, resolv::interface);
+        if self.sidecar_dns_upstream.is_none() {
+            for (nameserver, reason) in &resolv.unused {
+                warn!(nameserver, "a nameserver of {RESOLV_CONF} is not used: it {reason}");
+            }
+        }
         self.settings_with(resolv, interfaces::addresses(), hostname())
     }
 
@@ -293,8 +300,21 @@ fn dns(text: &str) -> Result<SocketAddr, String> {
 
 fn server(text: &str) -> Result<SocketAddr, String> {
     let text = text.trim();
-    let parsed = text.parse().or_else(|_| text.parse().map(|ip: IpAddr| SocketAddr::new(ip, DNS_PORT)));
-    parsed.map_err(|_| format!("{text:?} is not an address such as 10.96.0.10 or 10.96.0.10:53"))
+    let with_port = text.parse().or_else(|_| {
+        // An interface by its name, `[fe80::1%eth0]:53`, is more than the library reads.
+        let (server, port) = text.strip_prefix('[').and_then(|text| text.split_once("]:")).ok_or(())?;
+        let port = port.parse().map_err(|_| ())?;
+        resolv::server(server, resolv::interface).map_err(|_| ()).map(|mut server| {
+            server.set_port(port);
+            server
+        })
+    });
+    with_port.or_else(|()| resolv::server(text, resolv::interface)).map_err(|reason| match reason {
+        UnusableServer::NoAddress => {
+            format!("{text:?} is not an address such as 10.96.0.10 or 10.96.0.10:53")
+        }
+        reason => format!("{text:?} {reason}"),
+    })
 }
 
 fn address(text: &str) -> Result<IpAddr, String> {

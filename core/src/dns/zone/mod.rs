@@ -8,6 +8,8 @@
 //! - Each leased address has a PTR record; an address of our range without a lease does not exist.
 //! - All else is [`Answer::NotOurs`]. A search domain makes a name ours only where the whole rest is one of
 //!   the forms; the names beside, above and below ours belong to others.
+//! - Under the cluster's own search domains our answer comes first. Another search domain, such as `example.com`, has
+//!   names of its own: there [`Zone::fallback`] answers, for want of an answer by the upstreams.
 //!
 //! Where two imports claim one name, a long name (one that holds the cluster) goes before a short one, and
 //! after that the first declared wins.
@@ -43,6 +45,13 @@ pub enum Answer<'z> {
     NotOurs,
 }
 
+impl Answer<'_> {
+    /// `None` for [`Answer::NotOurs`].
+    pub fn found(self) -> Option<Self> {
+        (self != Self::NotOurs).then_some(self)
+    }
+}
+
 /// A record of ours. Its owner is the queried name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Record<'z> {
@@ -69,8 +78,11 @@ pub struct Zone {
     forms: BTreeMap<Box<[u8]>, usize>,
     /// The names above our forms: they have something below, so they exist (RFC 8020).
     above: BTreeSet<Box<[u8]>>,
-    /// `.domain`, the shortest first: the longer form before it says more of what is meant.
-    search: Vec<Box<[u8]>>,
+    /// The cluster's own search domains as `.domain`, the shortest first: the longer form before it says more of what
+    /// is meant.
+    own_search: Vec<Box<[u8]>>,
+    /// The others.
+    other_search: Vec<Box<[u8]>>,
     by_address: BTreeMap<Ipv4Addr, usize>,
     range: Ipv4Net,
 }
@@ -96,12 +108,20 @@ impl Zone {
             services: Vec::with_capacity(imports.len()),
             forms: BTreeMap::new(),
             above: BTreeSet::new(),
-            search: search.iter().map(|domain| format!(".{domain}").into_bytes().into()).collect(),
+            own_search: Vec::new(),
+            other_search: Vec::new(),
             by_address: BTreeMap::new(),
             range,
         };
-        zone.search.sort_by_key(|domain| domain.len());
-        zone.search.dedup();
+        for domain in search {
+            let own = is_of_the_cluster(domain, pod, search);
+            let domains = if own { &mut zone.own_search } else { &mut zone.other_search };
+            domains.push(format!(".{domain}").into_bytes().into());
+        }
+        for domains in [&mut zone.own_search, &mut zone.other_search] {
+            domains.sort_by(|a, b| (a.len(), a).cmp(&(b.len(), b)));
+            domains.dedup();
+        }
         let mut known: BTreeMap<&ServiceName, usize> = BTreeMap::new();
         for (import, address) in imports {
             let at = *known.entry(&import.service).or_insert_with(|| {
@@ -148,24 +168,34 @@ impl Zone {
         self.forms.entry(form.into_bytes().into()).or_insert(at);
     }
 
-    /// What to answer to a question of class IN.
+    /// What to answer to a question of class IN, without asking anybody else.
     pub fn answer(&self, name: &Name, qtype: u16) -> Answer<'_> {
         let name = name.as_bytes();
-        if let Some(service) = self.find(name) {
+        match self.answer_under(&self.own_search, name, qtype) {
+            Answer::NotOurs => {}
+            answer => return answer,
+        }
+        match name.strip_suffix(REVERSE) {
+            Some(reversed) => self.answer_reverse(reversed, qtype),
+            None => Answer::NotOurs,
+        }
+    }
+
+    /// What to answer where the upstreams say that the name does not exist, or nothing at all: it stands under a search
+    /// domain that is not the cluster's.
+    pub fn fallback(&self, name: &Name, qtype: u16) -> Answer<'_> {
+        self.answer_under(&self.other_search, name.as_bytes(), qtype)
+    }
+
+    fn answer_under(&self, search: &[Box<[u8]>], name: &[u8], qtype: u16) -> Answer<'_> {
+        if let Some(service) = self.find(search, name) {
             return match qtype {
                 record_type::A | record_type::ANY => Answer::Record(Record::A(service.address)),
                 _ => Answer::NoData { apex: labels(name) },
             };
         }
-        if name[0] == b'_'
-            && let Some(answer) = self.answer_port(name, qtype)
-        {
-            return answer;
-        }
-        if let Some(reversed) = name.strip_suffix(REVERSE) {
-            return self.answer_reverse(reversed, qtype);
-        }
-        Answer::NotOurs
+        let port = if name[0] == b'_' { self.answer_port(search, name, qtype) } else { None };
+        port.unwrap_or(Answer::NotOurs)
     }
 
     /// Whether one of our names lies below this one. Such a name exists, whatever its own server says of it
@@ -174,8 +204,9 @@ impl Zone {
         let name = name.as_bytes();
         self.above.contains(name)
             || self
-                .search
+                .own_search
                 .iter()
+                .chain(&self.other_search)
                 .any(|domain| name.strip_suffix(&**domain).is_some_and(|rest| self.above.contains(rest)))
             || name
                 .strip_suffix(REVERSE)
@@ -183,19 +214,20 @@ impl Zone {
             || (name == &REVERSE[1..] || name == b"arpa")
     }
 
-    fn find(&self, name: &[u8]) -> Option<&Service> {
-        let at = self.forms.get(name).or_else(|| {
-            self.search.iter().find_map(|domain| self.forms.get(name.strip_suffix(&**domain)?))
-        })?;
+    fn find(&self, search: &[Box<[u8]>], name: &[u8]) -> Option<&Service> {
+        let at = self
+            .forms
+            .get(name)
+            .or_else(|| search.iter().find_map(|domain| self.forms.get(name.strip_suffix(&**domain)?)))?;
         Some(&self.services[*at])
     }
 
     /// Names of RFC 2782: `_port._protocol.<form>` and `_protocol.<form>`.
-    fn answer_port(&self, name: &[u8], qtype: u16) -> Option<Answer<'_>> {
+    fn answer_port(&self, search: &[Box<[u8]>], name: &[u8], qtype: u16) -> Option<Answer<'_>> {
         let (first, rest) = split_label(name)?;
         // A port may be named `tcp` or `udp` too: then this label is not the last before the form.
         if let Some(protocol) = protocol(first)
-            && let Some(service) = self.find(rest)
+            && let Some(service) = self.find(search, rest)
         {
             let apex = labels(rest);
             let exists = service.ports.iter().any(|port| port.protocol == protocol);
@@ -203,7 +235,7 @@ impl Zone {
         }
         let (second, rest) = split_label(rest)?;
         let protocol = protocol(second)?;
-        let service = self.find(rest)?;
+        let service = self.find(search, rest)?;
         let apex = labels(rest);
         let port = service.ports.iter().find(|port| {
             port.protocol == protocol
@@ -242,6 +274,22 @@ impl Zone {
             Some(_) => Answer::NoData { apex },
         }
     }
+}
+
+/// Whether a search domain is the cluster's: its DNS domain, that before it `svc`, or before both a namespace. The
+/// domain is the cluster's name, or what the kubelet writes behind the pod's namespace and `svc` (resolv.conf of a pod
+/// with dnsPolicy ClusterFirst): the two need not be the same.
+fn is_of_the_cluster(domain: &ClusterName, pod: &Defaults, search: &[ClusterName]) -> bool {
+    let before = format!("{}.svc.", pod.namespace);
+    let kubernetes = search.iter().filter_map(|domain| domain.as_str().strip_prefix(&before));
+    kubernetes.chain([pod.cluster.as_str()]).any(|cluster| {
+        let Some(rest) = domain.as_str().strip_suffix(cluster) else { return false };
+        rest.is_empty()
+            || rest.strip_suffix("svc.").is_some_and(|namespace| {
+                // A namespace is one label.
+                namespace.is_empty() || namespace.find('.') == Some(namespace.len() - 1)
+            })
+    })
 }
 
 /// The forms that hold the cluster.

@@ -44,8 +44,10 @@ fn zone(imports: &[(Import, Ipv4Addr)]) -> Zone {
     Zone::new(&pod(), &search(), range(), imports)
 }
 
+/// What is answered where the upstreams know no name at all.
 fn ask<'z>(zone: &'z Zone, name: &str, qtype: u16) -> Answer<'z> {
-    zone.answer(&name.parse().unwrap(), qtype)
+    let name = name.parse().unwrap();
+    zone.answer(&name, qtype).found().unwrap_or_else(|| zone.fallback(&name, qtype))
 }
 
 fn address<'z>(last: u8) -> Answer<'z> {
@@ -88,6 +90,48 @@ fn every_form_of_the_contract() {
             assert_eq!(ask(&zone, &format!("_9090._tcp.{name}"), record_type::SRV), Answer::NoName { apex });
         }
     }
+}
+
+#[test]
+fn other_search_domains_have_names_of_their_own() {
+    let imports = [import("git", "default", "cluster-b.local", 2)];
+    let own = |search: &[&str], name: &str| {
+        let search: Vec<ClusterName> = search.iter().copied().map(domain).collect();
+        let zone = Zone::new(&pod(), &search, range(), &imports);
+        let name = name.parse().unwrap();
+        let (first, later) = (zone.answer(&name, record_type::A), zone.fallback(&name, record_type::A));
+        assert!(first == address(2) || later == address(2), "{name}: {first:?}, {later:?}");
+        first == address(2)
+    };
+    // As the kubelet writes it, where the DNS domain is not the cluster's name.
+    let kubelet =
+        ["default.svc.cluster.local", "svc.cluster.local", "cluster.local", "example.com", "svc.example.com"];
+    for name in [
+        "git",
+        "git.default",
+        "git.default.cluster-b.local",
+        "git.default.svc.clusterset.local",
+        "git.default.svc.cluster.local",
+        "git.default.default.svc.cluster.local",
+        "git.svc.cluster.local",
+        "git.cluster.local",
+    ] {
+        assert!(own(&kubelet, name), "{name}");
+    }
+    for name in
+        ["git.example.com", "git.default.example.com", "git.default.svc.example.com", "git.svc.example.com"]
+    {
+        assert!(!own(&kubelet, name), "{name}");
+    }
+    // The cluster's name is its domain in any case.
+    assert!(own(&["prod.svc.cluster-a.local"], "git.prod.svc.cluster-a.local"));
+    assert!(own(&["cluster-a.local"], "git.cluster-a.local"));
+    for other in ["xcluster-a.local", "a.cluster-a.local", "xsvc.cluster-a.local", "a.b.svc.cluster-a.local"]
+    {
+        assert!(!own(&[other], &format!("git.{other}")), "{other}");
+    }
+    // Another namespace before `svc` may be anybody's.
+    assert!(!own(&["prod.svc.example.com", "example.com"], "git.example.com"));
 }
 
 #[test]
@@ -255,8 +299,18 @@ fn model(
     own: &Label,
     asked: &str,
 ) -> Option<Ipv4Addr> {
+    let mut clusters = vec!["cluster-a.local"];
+    clusters.extend(search.iter().filter_map(|domain| domain.as_str().strip_prefix(&format!("{own}.svc."))));
+    let is_other = |suffix: &String| {
+        let labels: Vec<&str> = suffix[1..].split('.').collect();
+        !clusters.iter().any(|cluster| {
+            let domain: Vec<&str> = cluster.split('.').collect();
+            let before = labels.strip_suffix(domain.as_slice());
+            matches!(before, Some([] | ["svc"] | [_, "svc"]))
+        })
+    };
     let mut suffixes: Vec<String> = search.iter().map(|domain| format!(".{domain}")).collect();
-    suffixes.sort_by_key(String::len);
+    suffixes.sort_by_key(|suffix| (is_other(suffix), suffix.len()));
     suffixes.insert(0, String::new());
     suffixes.iter().find_map(|suffix| {
         let form = asked.strip_suffix(suffix.as_str())?;

@@ -6,7 +6,7 @@ use tokio::task::{JoinSet, spawn_blocking};
 
 use super::fake::{Fake, answer, negative};
 use super::*;
-use crate::dns::{Bound, Hickory, Serve};
+use crate::dns::{Bound, OsDns, Serve};
 
 /// What dig says, without its remark on every name below `.local`, whoever answers.
 async fn dig(server: SocketAddr, arguments: &str) -> Option<String> {
@@ -44,7 +44,7 @@ async fn dig_is_content() {
         }]
     })
     .await;
-    let bound = Hickory.bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let bound = OsDns.bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
     let addr = bound.local_addr();
     let dns = dns(&[upstream.addr]);
     let mut serving = JoinSet::new();

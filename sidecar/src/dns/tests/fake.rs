@@ -15,7 +15,7 @@ use super::{Transport, a_record, name};
 /// Ends when dropped: then the kernel refuses what is sent to it.
 pub(super) struct Fake {
     pub(super) addr: SocketAddr,
-    asked: Arc<Mutex<Vec<(Message, Transport)>>>,
+    asked: Arc<Mutex<Vec<(Vec<u8>, SocketAddr, Transport)>>>,
     _serving: JoinSet<()>,
 }
 
@@ -31,6 +31,32 @@ impl Fake {
     pub(super) async fn at(
         addr: SocketAddr,
         script: impl Fn(&Message, Transport) -> Vec<Message> + Send + Sync + 'static,
+    ) -> Self {
+        Self::serve(addr, true, move |query, transport| {
+            let query = Message::from_vec(query).unwrap();
+            script(&query, transport).iter().map(|answer| answer.to_vec().unwrap()).collect()
+        })
+        .await
+    }
+
+    /// Answers each query's bytes with what `script` gives.
+    pub(super) async fn raw(
+        script: impl Fn(&[u8], Transport) -> Vec<Vec<u8>> + Send + Sync + 'static,
+    ) -> Self {
+        Self::serve(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), true, script).await
+    }
+
+    /// The same, where TCP is refused.
+    pub(super) async fn without_tcp(
+        script: impl Fn(&[u8], Transport) -> Vec<Vec<u8>> + Send + Sync + 'static,
+    ) -> Self {
+        Self::serve(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), false, script).await
+    }
+
+    async fn serve(
+        addr: SocketAddr,
+        over_tcp: bool,
+        script: impl Fn(&[u8], Transport) -> Vec<Vec<u8>> + Send + Sync + 'static,
     ) -> Self {
         let (udp, tcp) = loop {
             let udp = UdpSocket::bind(addr).await.unwrap();
@@ -48,26 +74,27 @@ impl Fake {
                 let mut buf = [0; 4096];
                 loop {
                     let (len, from) = udp.recv_from(&mut buf).await.unwrap();
-                    let query = Message::from_vec(&buf[..len]).unwrap();
-                    asked.lock().unwrap().push((query.clone(), Transport::Udp));
-                    for answer in script(&query, Transport::Udp) {
-                        udp.send_to(&answer.to_vec().unwrap(), from).await.unwrap();
+                    asked.lock().unwrap().push((buf[..len].to_vec(), from, Transport::Udp));
+                    for answer in script(&buf[..len], Transport::Udp) {
+                        udp.send_to(&answer, from).await.unwrap();
                     }
                 }
             }
         });
+        if !over_tcp {
+            drop(tcp);
+            return Self { addr, asked, _serving: serving };
+        }
         serving.spawn({
             let asked = asked.clone();
             async move {
                 loop {
-                    let (mut stream, _) = tcp.accept().await.unwrap();
+                    let (mut stream, from) = tcp.accept().await.unwrap();
                     while let Ok(len) = stream.read_u16().await {
                         let mut packet = vec![0; len.into()];
                         stream.read_exact(&mut packet).await.unwrap();
-                        let query = Message::from_vec(&packet).unwrap();
-                        asked.lock().unwrap().push((query.clone(), Transport::Tcp));
-                        for answer in script(&query, Transport::Tcp) {
-                            let answer = answer.to_vec().unwrap();
+                        asked.lock().unwrap().push((packet.clone(), from, Transport::Tcp));
+                        for answer in script(&packet, Transport::Tcp) {
                             stream.write_u16(answer.len() as u16).await.unwrap();
                             stream.write_all(&answer).await.unwrap();
                         }
@@ -80,6 +107,12 @@ impl Fake {
 
     /// What it was asked so far.
     pub(super) fn asked(&self) -> Vec<(Message, Transport)> {
+        let asked = self.asked.lock().unwrap();
+        asked.iter().map(|(query, _, transport)| (Message::from_vec(query).unwrap(), *transport)).collect()
+    }
+
+    /// The same, as it came, and whence.
+    pub(super) fn packets(&self) -> Vec<(Vec<u8>, SocketAddr, Transport)> {
         self.asked.lock().unwrap().clone()
     }
 }

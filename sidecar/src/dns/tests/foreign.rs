@@ -11,6 +11,7 @@ use tokio::time::sleep;
 
 use super::fake::{Fake, answer, fine, negative, reply};
 use super::*;
+use crate::dns::UpstreamState;
 use crate::dns::metrics::Outcome;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -76,7 +77,8 @@ async fn what_a_client_wants_reaches_the_upstream() {
 #[tokio::test]
 async fn negative_answers_are_kept_as_their_soa_says() {
     let upstream = Fake::new(|query, _| {
-        let text = query.queries[0].name().to_string();
+        // It came in a random case.
+        let text = query.queries[0].name().to_lowercase().to_string();
         vec![match text.split('.').next().unwrap() {
             "gone" => negative(query, ResponseCode::NXDomain, 60),
             "empty" => negative(query, ResponseCode::NoError, 60),
@@ -213,10 +215,11 @@ async fn a_failure_is_not_asked_again_for_a_moment() {
     for _ in 0..3 {
         assert_eq!(code(&ask_a(&dns, "example.com").await), ResponseCode::ServFail);
     }
-    assert_eq!(upstream.asked().len(), 1);
+    // Once with EDNS and once without: nothing is known of the upstream yet.
+    assert_eq!(upstream.asked().len(), 2);
     sleep(SECOND + Duration::from_millis(100)).await;
     assert_eq!(code(&ask_a(&dns, "example.com").await), ResponseCode::ServFail);
-    assert_eq!(upstream.asked().len(), 2);
+    assert_eq!(upstream.asked().len(), 4);
     assert_eq!(dns.status().cache_entries, 0, "failures push no answers out");
 }
 
@@ -265,6 +268,66 @@ async fn questions_and_clients_are_bounded() {
         // Names of ours do not wait behind them.
         assert_eq!(addresses(&ask_a(&dns, "simple-server").await), [OWN]);
     }
+}
+
+/// Names whose servers are slow hold all places; who asks for another is answered, and the oldest of them hears so.
+#[tokio::test]
+async fn slow_names_do_not_keep_others_out() {
+    let upstream = Fake::new(|query, _| {
+        let slow = query.queries[0].name().to_lowercase().to_string().starts_with("slow");
+        if slow { vec![] } else { fine(query) }
+    })
+    .await;
+    let one_try = 5 * SECOND;
+    for (under_way, waiting) in [(8, 100), (100, 8)] {
+        let dns = dns_within(
+            &[upstream.addr],
+            Limits { under_way, waiting, one_try, all_tries: one_try, ..limits() },
+        );
+        let mut clients = JoinSet::new();
+        for i in 0..8 {
+            let dns = dns.clone();
+            clients.spawn(async move { (i, code(&ask_a(&dns, &format!("slow{i}.example")).await)) });
+            tokio::task::yield_now().await;
+        }
+        let started = Instant::now();
+        for i in 0..3 {
+            assert_eq!(addresses(&ask_a(&dns, &format!("n{i}.example")).await).len(), 1);
+        }
+        assert!(started.elapsed() < SECOND, "{:?}", started.elapsed());
+        // Others' places are free again once they have their answers: one had to go for all three.
+        assert_eq!(clients.join_next().await.unwrap().unwrap(), (0, ResponseCode::ServFail));
+        assert_eq!(clients.len(), 7);
+        assert!(clients.try_join_next().is_none());
+    }
+}
+
+/// A resolver tries a name under each of its domains. Where all upstreams refuse, none of these takes time.
+#[tokio::test]
+async fn a_refusal_is_an_answer() {
+    let gone = [Fake::new(|_, _| vec![]).await.addr, Fake::new(|_, _| vec![]).await.addr];
+    let refusing = Fake::new(|query, _| vec![reply(query, ResponseCode::Refused)]).await;
+    for upstreams in [&gone[..], &[refusing.addr], &[gone[0], refusing.addr]] {
+        let dns = dns_within(upstreams, Limits::default());
+        let started = Instant::now();
+        for text in
+            ["a.example", "a.default.svc.example", "a.svc.example", "a.cluster.example", "a.b.example"]
+        {
+            let answer = code(&ask_a(&dns, text).await);
+            assert!(matches!(answer, ResponseCode::ServFail | ResponseCode::Refused));
+        }
+        assert!(started.elapsed() < Duration::from_millis(300), "{upstreams:?}: {:?}", started.elapsed());
+    }
+    // One that refuses is not asked again for a moment; the next one is, at once.
+    let good = Fake::new(|query, _| fine(query)).await;
+    let dns = dns_within(&[gone[0], good.addr], Limits::default());
+    let started = Instant::now();
+    for i in 0..5 {
+        assert_eq!(addresses(&ask_a(&dns, &format!("n{i}.example")).await).len(), 1);
+    }
+    assert!(started.elapsed() < Duration::from_millis(300), "{:?}", started.elapsed());
+    assert_eq!(dns.status().upstreams[0].state, UpstreamState::Refusing);
+    assert_eq!(dns.metrics.upstream_failures.get(), 1);
 }
 
 #[tokio::test]

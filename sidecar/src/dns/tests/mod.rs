@@ -12,9 +12,12 @@ use servicekeel_core::name::{ClusterName, Protocol, ServiceName};
 
 use super::{Dns, Limits, Transport};
 
+mod aliases;
+mod bytes;
 mod dig;
 mod fake;
 mod foreign;
+mod manners;
 mod own;
 mod packets;
 mod sockets;

@@ -126,7 +126,7 @@ async fn edns() {
 #[tokio::test]
 async fn what_does_not_fit_is_truncated() {
     let label = "c".repeat(63);
-    let cluster = format!("{label}.{label}.{}", "d".repeat(60));
+    let cluster = format!("{label}.{label}.{label}.{}", "d".repeat(22));
     let dns = Dns::new(vec![], limits());
     dns.set_zone(zone_of(&cluster));
     let query = query(&format!("_http._tcp.simple-server.default.{cluster}"), RecordType::SRV);

@@ -23,7 +23,8 @@ async fn a_truncated_answer_is_asked_for_over_tcp() {
     .await;
     let dns = dns(&[upstream.addr]);
     let small = ask(&dns, &query("many.example", RecordType::A)).await;
-    assert!(small.truncation && small.answers.is_empty());
+    // 12 bytes of header, 18 of question, and 16 for each record.
+    assert!(small.truncation && small.answers.len() == (512 - 30) / 16, "what fits: {}", small.answers.len());
     let large = ask(&dns, &with_edns(query("many.example", RecordType::A), 4096)).await;
     assert_eq!((large.truncation, large.answers.len()), (false, 100));
     let stream = ask_over(&dns, &query("many.example", RecordType::A), Transport::Tcp).await;
@@ -139,7 +140,8 @@ async fn lies_are_not_believed() {
     })
     .await;
     let lied_to = dns(&[liar.addr]);
-    assert_eq!(code(&ask_a(&lied_to, "example.com").await), ResponseCode::ServFail);
+    let answer = ask_a(&lied_to, "example.com").await;
+    assert!(answer.truncation && answer.answers.is_empty(), "{answer}");
     assert_eq!(lied_to.status().cache_entries, 0);
 }
 
@@ -152,7 +154,7 @@ async fn a_better_answer_of_another_upstream_counts() {
     assert_eq!(addresses(&ask_a(&three, "example.com").await).len(), 1);
     let two = dns(&[refusing.addr, failing.addr]);
     assert_eq!(code(&ask_a(&two, "example.com").await), ResponseCode::Refused);
-    assert_eq!((refusing.asked().len(), failing.asked().len()), (2, 2), "asked once each");
+    assert_eq!((refusing.asked().len(), failing.asked().len()), (4, 4), "once each, and once without EDNS");
     assert_eq!(two.status().upstreams[0].state, UpstreamState::Good);
     // An error in hand, the silent one gets one try and no more.
     let silent = Fake::new(|_, _| vec![]).await;

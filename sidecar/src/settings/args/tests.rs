@@ -6,8 +6,8 @@ fn parse(flags: &[&str]) -> Result<Args, String> {
 }
 
 fn settings(flags: &[&str]) -> Result<Settings, String> {
-    let resolv =
-        Resolv::parse("nameserver 127.0.0.2\nnameserver 10.96.0.10\nsearch default.svc.cluster.local\n");
+    let text = "nameserver 127.0.0.2\nnameserver 10.96.0.10\nsearch default.svc.cluster.local\n";
+    let resolv = Resolv::parse(text, resolv::interface);
     let interfaces = vec![IpAddr::from([10, 244, 1, 7])];
     parse(flags)?.settings_with(resolv, interfaces, "pod-0".into()).map_err(|error| error.to_string())
 }
@@ -92,4 +92,20 @@ fn flags_and_variables_have_the_same_names() {
         seen += 1;
     }
     assert_eq!(seen, 14);
+}
+
+#[test]
+fn a_link_local_upstream_names_its_interface() {
+    let flag = "--sidecar-dns-upstream";
+    let upstreams =
+        settings(&[flag, "fe80::1%lo,[fe80::2%lo]:5353,[fe80::3%1]:54,[fd00::1]:55"]).unwrap().upstreams;
+    let shown: Vec<String> = upstreams.iter().map(ToString::to_string).collect();
+    assert_eq!(shown, ["[fe80::1%1]:53", "[fe80::2%1]:5353", "[fe80::3%1]:54", "[fd00::1]:55"]);
+    for (text, reason) in [
+        ("fe80::1", "names no interface"),
+        ("fe80::1%nowhere0", "which is not here"),
+        ("10.0.0.1%lo", "not an address such as"),
+    ] {
+        assert!(parse(&[flag, text]).unwrap_err().contains(reason), "{text}");
+    }
 }

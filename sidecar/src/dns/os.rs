@@ -1,17 +1,13 @@
-//! DNS on the kernel's sockets, by hickory-server.
+//! DNS on the kernel's sockets.
 
 use std::io;
 use std::net::SocketAddr;
 
-use async_trait::async_trait;
-use hickory_proto::op::{Header, HeaderCounts};
-use hickory_server::Server;
-use hickory_server::net::runtime::Time;
-use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseInfo};
 use servicekeel_runtime::net::Net;
 use servicekeel_runtime::net::os::{OsListener, OsNet};
 use tokio::net::UdpSocket;
 
+use super::datagrams::{Datagrams, serve_datagrams};
 use super::serve::{Bound, Serve};
 use super::{Dns, serve_stream};
 
@@ -20,20 +16,20 @@ const PORTS: usize = 16;
 
 /// Serves on the kernel's sockets.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Hickory;
+pub struct OsDns;
 
 /// The sockets of one address.
 #[derive(Debug)]
-pub struct HickoryBound {
-    udp: UdpSocket,
+pub struct OsDnsBound {
+    udp: Datagrams,
     tcp: OsListener,
     addr: SocketAddr,
 }
 
-impl Serve for Hickory {
-    type Bound = HickoryBound;
+impl Serve for OsDns {
+    type Bound = OsDnsBound;
 
-    async fn bind(&self, addr: SocketAddr) -> io::Result<HickoryBound> {
+    async fn bind(&self, addr: SocketAddr) -> io::Result<OsDnsBound> {
         let mut tries = if addr.port() == 0 { PORTS } else { 1 };
         loop {
             tries -= 1;
@@ -45,11 +41,12 @@ impl Serve for Hickory {
     }
 }
 
-async fn bind(addr: SocketAddr) -> io::Result<HickoryBound> {
+async fn bind(addr: SocketAddr) -> io::Result<OsDnsBound> {
     let udp = UdpSocket::bind(addr).await.map_err(|e| explain(addr, "UDP", &e))?;
     let addr = udp.local_addr()?;
     let tcp = OsNet::new().listen(addr).await.map_err(|e| explain(addr, "TCP", &e))?;
-    Ok(HickoryBound { udp, tcp, addr })
+    let udp = Datagrams::new(udp).map_err(|e| explain(addr, "UDP", &e))?;
+    Ok(OsDnsBound { udp, tcp, addr })
 }
 
 fn explain(addr: SocketAddr, transport: &str, error: &io::Error) -> io::Error {
@@ -64,43 +61,17 @@ fn explain(addr: SocketAddr, transport: &str, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("cannot serve DNS at {addr} over {transport}: {error}{remedy}"))
 }
 
-impl Bound for HickoryBound {
+impl Bound for OsDnsBound {
     fn local_addr(&self) -> SocketAddr {
         self.addr
     }
 
     async fn run(self, dns: Dns) -> io::Result<()> {
         dns.listens_at(self.addr);
-        let mut server = Server::new(Handler(dns.clone()));
-        server.register_socket(self.udp);
         tokio::select! {
-            biased;
-            ended = server.block_until_done() => {
-                Err(io::Error::other(ended.err().map_or_else(|| "DNS over UDP ended".into(), |e| e.to_string())))
-            }
+            // In no order: a flood over the one must not keep the other from its turn.
+            () = serve_datagrams(self.udp, dns.clone()) => Ok(()),
             ended = serve_stream(self.tcp, dns) => ended,
-        }
-    }
-}
-
-/// What hickory-server calls for each query that it could read.
-struct Handler(Dns);
-
-#[async_trait]
-impl RequestHandler for Handler {
-    async fn handle_request<R: ResponseHandler, T: Time>(
-        &self,
-        request: &Request,
-        mut response_handle: R,
-    ) -> ResponseInfo {
-        let mut reply = self.0.reply(request).await;
-        reply.fit(request);
-        match response_handle.send_response(reply.response(request)).await {
-            Ok(sent) => sent,
-            Err(error) => {
-                tracing::debug!(%error, client = %request.src(), "a DNS answer could not be sent");
-                ResponseInfo::from(Header { metadata: reply.metadata, counts: HeaderCounts::default() })
-            }
         }
     }
 }
