@@ -1,11 +1,11 @@
 # `make` or `make help` prints the targets. Nothing is needed but Rust and a C compiler; `make lint` takes cargo-deny
-# too, `make e2e` root, iproute2, iptables, dig and curl, and `make test-images` a Docker engine and busybox-static.
+# too, `make test-net` root, iproute2, iptables, dig and curl, and `make test-images` a Docker engine and busybox-static.
 
 CARGO ?= cargo
 PROGRAMS := -p servicekeel-sidecar -p servicekeel-router
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test e2e test-images bench compare lint fmt build-sidecar build-router build-controller clean
+.PHONY: help demo test test-net test-images bench compare lint fmt build-sidecar build-router build-controller clean
 
 help: ## Print this list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,7 +18,7 @@ test: ## Run every test that needs neither root nor Docker.
 	$(CARGO) build --locked --workspace --bins
 	$(CARGO) test --locked --workspace
 
-e2e: ## Run the tests of the built programs, those that need root (network namespaces) included.
+test-net: ## Run the tests of the built programs, those that need root (network namespaces) included.
 	$(CARGO) build --locked $(PROGRAMS)
 	$(CARGO) test --locked -p e2e -- --include-ignored
 

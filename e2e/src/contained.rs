@@ -10,8 +10,11 @@ use anyhow::{Context, Result, bail, ensure};
 use testcontainers::core::{AccessMode, ExecCommand, Mount};
 use testcontainers::runners::AsyncRunner;
 use testcontainers::{ContainerAsync, GenericImage, ImageExt};
+use tokio::runtime::Handle;
+use tokio::task::block_in_place;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::panics::{fail, panic_in};
 use crate::{Engine, Stand};
 
 /// How long something may take that takes a moment on an idle machine.
@@ -20,9 +23,19 @@ const LIMIT: Duration = Duration::from_secs(20);
 /// The directory of the router's socket, in its container and in the pods'.
 const SOCKET_DIR: &str = "/run/servicekeel";
 
-/// A program of the project or an application in its container, which is removed when this is dropped.
+/// A program of the project or an application in its container, which is removed when this is dropped. Where it has
+/// panicked, the test fails then.
 pub struct Contained {
     container: ContainerAsync<GenericImage>,
+}
+
+impl Drop for Contained {
+    fn drop(&mut self) {
+        let log = block_in_place(|| Handle::current().block_on(self.log()));
+        if let Some(panic) = panic_in(log.as_bytes()) {
+            fail(self.container.id(), &panic);
+        }
+    }
 }
 
 /// What a node is started with.

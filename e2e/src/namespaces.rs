@@ -49,7 +49,7 @@ impl Namespaces {
         }
         ensure!(
             rustix::process::geteuid().is_root(),
-            "this test makes network namespaces: run it as root, such as by `sudo make e2e`"
+            "this test makes network namespaces: run it as root, such as by `sudo make test-net`"
         );
         let prefix = format!("sk{}n{}", std::process::id(), NEXT.fetch_add(1, Ordering::SeqCst));
         let mut namespaces = Self { prefix, etc: Vec::new(), made: Vec::new(), switch: Place::default() };

@@ -1,19 +1,35 @@
 //! A program of the project that runs, with its log.
 
 use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use crate::panics::{fail, panic_in};
 use crate::wait_for;
 
-/// A running program. Killed when dropped.
+/// A running program. Killed when dropped, and where it has panicked, in whatever thread or task, the test fails then.
 pub struct Process {
     child: Child,
     name: String,
     log: PathBuf,
+    /// What this run writes; `None` where nothing can be read back.
+    written: Option<File>,
+}
+
+/// Runs a command to its end.
+///
+/// # Errors
+/// Where it can't be started, or panics.
+pub fn output(command: &mut Command) -> Result<Output> {
+    let done = command.stdin(Stdio::null()).output().with_context(|| format!("{command:?}"))?;
+    if let Some(panic) = panic_in(&done.stderr) {
+        bail!("{command:?} panicked:\n{panic}");
+    }
+    Ok(done)
 }
 
 impl Process {
@@ -24,13 +40,18 @@ impl Process {
     pub fn start(dir: &Path, name: &str, command: &mut Command) -> Result<Self> {
         let log = dir.join(format!("{name}.log"));
         let file = File::options().create(true).append(true).open(&log)?;
+        // Of /dev/full there is no end.
+        let mut written = file.metadata()?.is_file().then(|| File::open(&log)).transpose()?;
+        if let Some(written) = &mut written {
+            written.seek(SeekFrom::End(0))?;
+        }
         let child = command
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
             .stderr(file)
             .spawn()
             .with_context(|| format!("{name}: {command:?} does not start; was it built?"))?;
-        Ok(Self { child, name: name.to_owned(), log })
+        Ok(Self { child, name: name.to_owned(), log, written })
     }
 
     /// What it was started as.
@@ -45,7 +66,6 @@ impl Process {
 
     /// What it has logged.
     pub fn log(&self) -> String {
-        // Of /dev/full there is no end.
         let is_file = std::fs::metadata(&self.log).is_ok_and(|log| log.is_file());
         is_file.then(|| std::fs::read_to_string(&self.log).ok()).flatten().unwrap_or_default()
     }
@@ -170,5 +190,12 @@ impl Drop for Process {
         // Ended already is as good.
         let _ = self.child.kill();
         let _ = self.child.wait();
+        let mut written = Vec::new();
+        if let Some(mut log) = self.written.take() {
+            let _ = log.read_to_end(&mut written);
+        }
+        if let Some(panic) = panic_in(&written) {
+            fail(&self.name, &panic);
+        }
     }
 }

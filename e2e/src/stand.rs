@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 
-use crate::{Place, Process, Router, Sidecar};
+use crate::{Place, Process, Router, Sidecar, output};
 
 /// Programs, their files and their logs; all gone when dropped.
 pub struct Stand {
@@ -139,7 +139,7 @@ impl Stand {
     }
 
     fn pki(&self, arguments: &[&str]) -> Result<()> {
-        let done = Command::new(self.program("servicekeel-router")).arg("pki").args(arguments).output()?;
+        let done = output(Command::new(self.program("servicekeel-router")).arg("pki").args(arguments))?;
         if !done.status.success() {
             bail!("pki {arguments:?}: {}", String::from_utf8_lossy(&done.stderr));
         }

@@ -84,7 +84,7 @@ fn a_router_of_an_authority_that_is_not_trusted() -> Result<()> {
         vec!["pki", "init", "--cluster", "b.local", "--dir", forged_dir],
         vec!["pki", "issue", "--dir", forged_dir, "--node", "b-1", "--out", forged_dir],
     ] {
-        let done = Command::new(&router).args(&arguments).output()?;
+        let done = e2e::output(Command::new(&router).args(&arguments))?;
         ensure!(done.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&done.stderr));
     }
     let real = pair.stand.authority("a.local")?.join("ca.crt");

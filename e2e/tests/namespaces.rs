@@ -1,4 +1,4 @@
-//! The real programs on real kernels' networks: two nodes and their pods, each a network namespace. `make e2e` runs it.
+//! The real programs on real kernels' networks: two nodes and their pods, each a network namespace. `make test-net` runs it.
 //!
 //! The client's pod has no network but its loopback, and both routers live in other namespaces than the pods: what
 //! passes, passes by sockets that changed hands.
@@ -8,7 +8,6 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -147,7 +146,7 @@ impl World {
     /// Runs a program in the client's pod.
     fn in_the_client(&self, program: &str, arguments: &[&str]) -> Result<String> {
         let mut command = self.client_pod.command(Path::new(program));
-        let done = command.args(arguments).stdin(Stdio::null()).output()?;
+        let done = e2e::output(command.args(arguments))?;
         let text = String::from_utf8_lossy(&done.stdout).into_owned();
         if !done.status.success() {
             let error = String::from_utf8_lossy(&done.stderr);
@@ -200,7 +199,7 @@ fn serve_page(requests: usize) -> Result<std::thread::JoinHandle<()>> {
 }
 
 #[test]
-#[ignore = "needs root: make e2e"]
+#[ignore = "needs root: make test-net"]
 fn a_pod_without_a_network_uses_a_service_of_another_cluster() -> Result<()> {
     let mut world = World::new()?;
     let _tcp = world.echo()?;
@@ -242,7 +241,7 @@ fn a_pod_without_a_network_uses_a_service_of_another_cluster() -> Result<()> {
 
 /// The test needs root; the programs do not.
 #[test]
-#[ignore = "needs root: make e2e"]
+#[ignore = "needs root: make test-net"]
 fn the_programs_need_no_privilege() -> Result<()> {
     let world = World::with(&[], Some(64_001))?;
     for process in [&world.client.process, &world.a.process] {
@@ -263,7 +262,7 @@ fn the_programs_need_no_privilege() -> Result<()> {
 }
 
 #[test]
-#[ignore = "needs root: make e2e"]
+#[ignore = "needs root: make test-net"]
 fn real_clients_are_content() -> Result<()> {
     let world = World::new()?;
     let page = world.resolve("page.default", PAGE.0)?.ip().to_string();
@@ -312,7 +311,7 @@ fn content(text: &str) -> Result<()> {
 }
 
 #[test]
-#[ignore = "needs root: make e2e"]
+#[ignore = "needs root: make test-net"]
 fn a_cut_fails_fast_and_heals_fast() -> Result<()> {
     let world = World::new()?;
     let _echo = world.echo()?;
@@ -414,21 +413,21 @@ fn dials_back(closed: &str, refusal: Refusal) -> Result<()> {
 }
 
 #[test]
-#[ignore = "needs root: make e2e"]
+#[ignore = "needs root: make test-net"]
 fn the_exporters_node_cannot_be_dialled() -> Result<()> {
     dials_back("a", Refusal::Reject)?;
     dials_back("a", Refusal::Drop)
 }
 
 #[test]
-#[ignore = "needs root: make e2e"]
+#[ignore = "needs root: make test-net"]
 fn the_consumers_node_cannot_be_dialled() -> Result<()> {
     dials_back("b", Refusal::Reject)?;
     dials_back("b", Refusal::Drop)
 }
 
 #[test]
-#[ignore = "needs root: make e2e"]
+#[ignore = "needs root: make test-net"]
 fn a_router_restarts_in_its_own_network() -> Result<()> {
     let mut world = World::new()?;
     let _echo = world.echo()?;

@@ -3,21 +3,24 @@
 
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use servicekeel_runtime::admin;
 use servicekeel_sidecar::source::IMPORTS_FILE;
+use tempfile::NamedTempFile;
 
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// Killed when dropped.
-struct Running(Child);
+/// Killed when dropped; a panic in its log fails the test then.
+struct Running(Child, NamedTempFile);
 
 impl Drop for Running {
     fn drop(&mut self) {
         self.0.kill().unwrap();
         self.0.wait().unwrap();
+        let log = std::fs::read_to_string(self.1.path()).unwrap();
+        assert!(std::thread::panicking() || !log.contains("panicked at "), "{log}");
     }
 }
 
@@ -59,6 +62,8 @@ async fn more_imports_than_descriptors_leave_enough_to_read_fewer() {
     let free = |ip: Ipv4Addr| TcpListener::bind((ip, 0)).unwrap().local_addr().unwrap();
     let (admin, dns) = (free(Ipv4Addr::LOCALHOST), free(Ipv4Addr::new(127, 116, 0, 1)));
     put(13);
+    // Not beside the annotations, whose directory is watched.
+    let log = NamedTempFile::new().unwrap();
     let child = Command::new("sh")
         .args(["-c", "ulimit -n 64; exec \"$0\""])
         .arg(env!("CARGO_BIN_EXE_servicekeel-sidecar"))
@@ -69,10 +74,10 @@ async fn more_imports_than_descriptors_leave_enough_to_read_fewer() {
         .env("SIDECAR_ADMIN_ADDR", admin.to_string())
         .env("SIDECAR_DNS_ADDR", dns.to_string())
         .env("SIDECAR_CLUSTER", "a.local")
-        .stderr(Stdio::null())
+        .stderr(log.reopen().unwrap())
         .spawn()
         .unwrap();
-    let _running = Running(child);
+    let _running = Running(child, log);
     wait(admin, |held, short| (held, short) == (13, 0)).await;
     put(150);
     wait(admin, |held, short| held >= 13 && short > 100 && held + short == 150).await;
