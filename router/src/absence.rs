@@ -28,8 +28,11 @@ pub(crate) fn absence<N: Net>(node: &Node<N>, wanted: &ServicePort) -> String {
         return "no pod of this node exports it, and no router that is linked to this one offers it".into();
     }
     let settings = node.settings();
+    if let Some(untimely) = settings.untimely() {
+        return untimely.to_string();
+    }
     let Some(identity) = &settings.identity else {
-        return "this router has no `identity`: it serves its own node only".into();
+        return "this router has no `identity` in its config: it serves its own node only".into();
     };
     if !identity.trust().any(|bundle| bundle.cluster() == cluster) {
         return format!("{cluster} is not in this router's `trust`");

@@ -1,5 +1,7 @@
 //! What the router counts, for `/metrics` and the status.
 
+use std::sync::atomic::AtomicU64;
+
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
@@ -53,16 +55,20 @@ counters! {
     datagrams: Counter = "datagrams";
     /// Datagrams dropped: no endpoint, or a bound reached.
     datagrams_dropped: Counter = "datagrams_dropped";
-    /// Links to neighbours now.
+    /// Links to neighbours now that new flows can be made by.
     links_active: Gauge = "links_active";
+    /// Links that stay up and make no new flows: this router's certificate has expired, or the neighbour's.
+    links_expired: Gauge = "links_expired";
     /// Connections of peers that were refused: handshake, identity or protocol.
     peers_refused: Counter = "peers_refused";
     /// Connections dialled to peers for flows.
     pool_dialled: Counter = "pool_dialled";
     /// Flows that took a connection from the pool.
     pool_reused: Counter = "pool_reused";
-    /// When the router's own certificate ends, in Unix time; 0 where it has none.
+    /// When the router's own certificate expires, in Unix time; 0 where it has none.
     certificate_ends: Gauge = "certificate_end_timestamp", Unit::Seconds;
+    /// Until the router's own certificate expires, negative since it has; 0 where it is not valid yet, NaN where there is none.
+    certificate_expires: Gauge<f64, AtomicU64> = "certificate_expires", Unit::Seconds;
     /// Sidecars connected now.
     sidecars_active: Gauge = "sidecars_active";
     /// Conversations with sidecars that were refused or broken off for a violation.

@@ -41,9 +41,9 @@ struct Place<N: Net> {
 
 impl<N: Net> Drop for Place<N> {
     fn drop(&mut self) {
-        self.node.counters.links_active.dec();
         self.node.change(|table| table.link_down(self.id));
         self.peer.link_down(&self.node, self.id);
+        self.node.count_links();
     }
 }
 
@@ -71,7 +71,7 @@ pub(crate) async fn run<N: Net>(
             return Err(error);
         }
     }
-    node.counters.links_active.inc();
+    node.count_links();
     let place = Place { node: node.clone(), peer: peer.clone(), id };
     let from = dialled.as_ref().map_or("by the peer", |dialled| &dialled.address);
     info!(peer = %peer.id, dialled = from, "link up");

@@ -13,7 +13,7 @@ use servicekeel_runtime::net::{Net, Stream};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::warn;
 
-use crate::identity::Identity;
+use crate::identity::{Identity, Untimely};
 use crate::link;
 use crate::node::Node;
 use crate::peers::{Dialled, Distrust, Peer, Standing};
@@ -49,6 +49,8 @@ pub(crate) enum LinkError {
     Identity(String),
     #[error("this router has no identity: set `identity` in its config")]
     NoIdentity,
+    #[error("{0}")]
+    Untimely(#[from] Untimely),
     #[error("said nothing for {} s", PREFACE_TIMEOUT.as_secs())]
     Silent,
     #[error("closed before it said who it is")]
@@ -125,7 +127,7 @@ async fn attempt<N: Net>(
     purpose: Purpose,
     wanted: Option<&RouterId>,
 ) -> Result<Met<N>, LinkError> {
-    let identity = node.settings().identity.clone().ok_or(LinkError::NoIdentity)?;
+    let identity = own(node)?;
     let stream = timeout(CONNECT_TIMEOUT, node.net.connect(address))
         .await
         .map_err(|_| LinkError::ConnectTimeout)??;
@@ -155,7 +157,7 @@ pub(crate) async fn accept<N: Net>(
     stream: N::TcpStream,
     from: SocketAddr,
 ) -> Result<Met<N>, LinkError> {
-    let identity = node.settings().identity.clone().ok_or(LinkError::NoIdentity)?;
+    let identity = own(node)?;
     let (mut channel, chain) = tls::accept(stream, identity.server(), node.buffers.clone()).await?;
     let (proven, shown) = prove(&identity, chain)?;
     let preface = hear_preface(node, &mut channel, proven).await?;
@@ -168,6 +170,16 @@ pub(crate) async fn accept<N: Net>(
 }
 
 /// Whom certificates name, by the identity with which the handshake was made.
+/// What this router shows.
+fn own<N: Net>(node: &Node<N>) -> Result<Arc<Identity>, LinkError> {
+    let settings = node.settings();
+    // The other side would refuse it, and say less.
+    if let Some(untimely) = settings.untimely() {
+        return Err(untimely.into());
+    }
+    settings.identity.clone().ok_or(LinkError::NoIdentity)
+}
+
 fn prove(identity: &Identity, chain: Vec<CertificateDer<'static>>) -> Result<(RouterId, Shown), LinkError> {
     let now = identity.now();
     let proven = identity.peer_at(&chain, now).map_err(|e| LinkError::Identity(e.to_string()))?;

@@ -264,6 +264,20 @@ impl<N: Net> Node<N> {
         self.known().contains(at, Instant::now().into_std())
     }
 
+    /// Counts the links for the metrics: those that can make no new flows by themselves.
+    pub(crate) fn count_links(&self) {
+        let settings = self.settings();
+        let (mut active, mut expired) = (0, 0);
+        for peer in self.all_peers() {
+            let links = peer.links() as i64;
+            let lapsed = settings.untimely().is_some()
+                || settings.identity.as_ref().is_some_and(|identity| peer.expired(identity.now()).is_some());
+            *(if lapsed { &mut expired } else { &mut active }) += links;
+        }
+        self.counters.links_active.set(active);
+        self.counters.links_expired.set(expired);
+    }
+
     /// Every peer that was met.
     pub(crate) fn all_peers(&self) -> Vec<Arc<Peer<N>>> {
         self.peers.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()

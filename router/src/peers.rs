@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use rustls::pki_types::UnixTime;
 use servicekeel_core::mesh::table::LinkId;
 use servicekeel_core::name::RouterId;
 use servicekeel_runtime::latest;
@@ -38,6 +39,8 @@ const MAX_UNUSED: usize = 2 * (MAX_IDLE + MAX_DIALS);
 /// How long a peer without a link is remembered.
 const MEMORY: Duration = Duration::from_secs(3600);
 
+/// How long before a peer's certificate expires it is looked whether it has another.
+const RENEWAL: Duration = Duration::from_secs(60);
 /// Runs of a peer that are remembered.
 const MAX_RUNS: usize = 8;
 /// How often it is told that two routers have one name.
@@ -113,6 +116,8 @@ struct State<N: Net> {
     boot: Option<u64>,
     /// The boot numbers of earlier runs. One that comes back is of no earlier run, but of another router.
     before: VecDeque<u64>,
+    /// When the certificates that it showed last expire.
+    expires: Option<UnixTime>,
     /// What its connections were proven by.
     proofs: Vec<Arc<Proof>>,
     /// With the task that serves it.
@@ -157,6 +162,7 @@ impl<N: Net> Peer<N> {
             down: Some(Instant::now()),
             boot: None,
             before: VecDeque::new(),
+            expires: None,
             proofs: Vec::new(),
             datagrams: None,
         };
@@ -302,6 +308,30 @@ impl<N: Net> Peer<N> {
     /// Whether there is a link.
     pub(crate) fn is_up(&self) -> bool {
         !self.lock().links.is_empty()
+    }
+
+    /// Since when the certificate is expired that it showed last, where it is linked by it still: new connections fail.
+    pub(crate) fn expired(&self, now: UnixTime) -> Option<UnixTime> {
+        let state = self.lock();
+        state.expires.filter(|expires| *expires < now && !state.links.is_empty())
+    }
+
+    /// How many links it has.
+    pub(crate) fn links(&self) -> usize {
+        self.lock().links.len()
+    }
+
+    /// Makes a new connection where the certificate that the peer showed last expires before long: whether it has
+    /// another is known by that only. It is for the next flow.
+    pub(crate) fn look_for_renewal(self: &Arc<Self>, node: &Arc<Node<N>>, now: UnixTime) {
+        let mut state = self.lock();
+        let soon = state.expires.is_some_and(|expires| expires.as_secs() < now.as_secs() + RENEWAL.as_secs());
+        if soon && !state.links.is_empty() {
+            state.forget_unanswered();
+            if state.dialling + state.asked.0 == 0 {
+                self.more(node, &mut state, 1);
+            }
+        }
     }
 
     /// For the status: links, unused connections, flows.

@@ -6,15 +6,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus_client::registry::Registry;
+use rustls::pki_types::UnixTime;
 use servicekeel_core::name::RouterId;
 use servicekeel_runtime::admin::{self, Admin};
 use servicekeel_runtime::net::Net;
-use servicekeel_runtime::ready::Readiness;
+use servicekeel_runtime::ready::{Pending, Readiness};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 use tracing::{error, info, warn};
 
+use crate::identity::Untimely;
 use crate::node::Node;
 use crate::settings::Settings;
 use crate::tasks::AbortOnDrop;
@@ -84,9 +86,9 @@ pub async fn run<N: Net>(
 
     let path = &config.listen.sidecars;
     let sidecars = node.net.handoff_listen(path).await.map_err(RunError::Sidecars)?;
-    let mut peers = Peers::new(node.clone(), first);
-    peers.listen().await?;
     let readiness = Readiness::new();
+    let mut peers = Peers::new(node.clone(), first, readiness.clone());
+    peers.listen().await?;
     if let Some(addr) = config.listen.admin {
         let admin = admin(&node, readiness.clone());
         let serving = admin::bind(addr, admin).await.map_err(|reason| RunError::Admin { addr, reason })?;
@@ -110,7 +112,10 @@ pub async fn run<N: Net>(
                 peers.follow(new).await;
             }
             () = node.tasks.fallen() => return Err(RunError::Fallen),
-            () = sleep(SWEEP) => node.sweep(),
+            () = sleep(peers.pause()) => {
+                node.sweep();
+                peers.observe();
+            }
         }
     }
 
@@ -124,7 +129,7 @@ pub async fn run<N: Net>(
             sleep(Duration::from_millis(20)).await;
         }
         // The links say goodbye.
-        while node.counters.links_active.get() > 0 {
+        while node.counters.links_active.get() + node.counters.links_expired.get() > 0 {
             sleep(Duration::from_millis(5)).await;
         }
     };
@@ -159,18 +164,53 @@ struct Peers<N: Net> {
     told: Option<&'static str>,
     /// The tasks that keep a link to each address of the config.
     dialling: BTreeMap<String, AbortOnDrop>,
+    readiness: Readiness,
+    /// The own certificate proves nothing just now.
+    untimely: Option<(Untimely, Pending)>,
 }
 
 impl<N: Net> Peers<N> {
-    fn new(node: Arc<Node<N>>, settings: Arc<Settings>) -> Self {
-        let peers = Self { node, settings, listening: None, told: None, dialling: BTreeMap::new() };
+    fn new(node: Arc<Node<N>>, settings: Arc<Settings>, readiness: Readiness) -> Self {
+        let dialling = BTreeMap::new();
+        let mut peers =
+            Self { node, settings, listening: None, told: None, dialling, readiness, untimely: None };
         peers.observe();
         peers
     }
 
-    fn observe(&self) {
-        let ends = self.settings.certificate_ends().unwrap_or(0);
-        self.node.counters.certificate_ends.set(ends.try_into().unwrap_or(i64::MAX));
+    /// How long until the next sweep: the own certificate's end is not waited past.
+    fn pause(&self) -> Duration {
+        let left = self
+            .settings
+            .identity
+            .as_ref()
+            .map(|identity| identity.expires().as_secs().saturating_sub(identity.now().as_secs()));
+        left.filter(|left| *left > 0).map_or(SWEEP, |left| SWEEP.min(Duration::from_secs(left + 1)))
+    }
+
+    /// Looks at the dates of certificates, which become wrong by themselves.
+    fn observe(&mut self) {
+        let counters = &self.node.counters;
+        let ends = self.settings.certificate_ends();
+        counters.certificate_ends.set(ends.unwrap_or(0).try_into().unwrap_or(i64::MAX));
+        let untimely = self.settings.untimely();
+        let now = self.settings.identity.as_ref().map_or_else(UnixTime::now, |identity| identity.now());
+        counters.certificate_expires.set(match (ends, untimely) {
+            (Some(ends), _) => ends as f64 - now.as_secs() as f64,
+            (None, Some(_)) => 0.0,
+            (None, None) => f64::NAN,
+        });
+        if untimely != self.untimely.as_ref().map(|(untimely, _)| *untimely) {
+            self.untimely = untimely.map(|untimely| {
+                let what = match untimely {
+                    Untimely::Expired(_) => "a new certificate: this router's own has expired",
+                    Untimely::NotYetValid(_) => "the day from which this router's certificate is valid",
+                };
+                (untimely, self.readiness.wait_for(what))
+            });
+        }
+        self.node.all_peers().iter().for_each(|peer| peer.look_for_renewal(&self.node, now));
+        self.node.count_links();
     }
 
     /// Listens, once there is an identity to show.
@@ -186,7 +226,10 @@ impl<N: Net> Peers<N> {
             }
             (_, identity) => {
                 let why = match identity {
-                    None => "no identity: this router serves its own node only",
+                    None if self.settings.untimely.is_some() => {
+                        "this router's certificate is not valid now: it serves its own node only until there is a valid one"
+                    }
+                    None => "no `identity` in the config: this router serves its own node only",
                     Some(_) => "listen.peers is off: peers can't dial this router",
                 };
                 if self.told.replace(why) != Some(why) {

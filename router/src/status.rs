@@ -3,11 +3,14 @@
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use servicekeel_core::mesh::table::Candidate;
 use servicekeel_runtime::net::Net;
 use tokio::time::Instant;
 
 use crate::absence::absence;
+use crate::identity::Date;
 use crate::node::Node;
+use crate::peers::Peer;
 use crate::pods::State;
 
 /// The router as it is now.
@@ -16,6 +19,9 @@ pub(crate) struct Status {
     pub(crate) cluster: String,
     pub(crate) node: String,
     pub(crate) draining: bool,
+    /// What keeps it from its work and does not heal by itself. Empty: nothing is known.
+    #[serde(default)]
+    pub(crate) problems: Vec<String>,
     pub(crate) peers: Vec<PeerStatus>,
     /// The addresses of the config's `peers`.
     pub(crate) dials: Vec<DialStatus>,
@@ -25,15 +31,19 @@ pub(crate) struct Status {
     /// What neighbours offer.
     pub(crate) offers: Vec<OfferStatus>,
     pub(crate) flows: FlowStatus,
-    /// When the node's certificate ends, seconds since 1970; absent without an identity.
+    /// When the node's certificate expires, or expired, seconds since 1970; absent without one.
     pub(crate) certificate_ends: Option<u64>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct PeerStatus {
     pub(crate) router: String,
-    /// `up` while a link is.
+    /// `up` while a link is, `down` while none is, `expired` where a link is and no new flow can be made: a certificate
+    /// has expired.
     pub(crate) state: String,
+    /// Why it is `expired`.
+    #[serde(default)]
+    pub(crate) reason: Option<String>,
     pub(crate) links: Vec<LinkStatus>,
     pub(crate) idle_connections: usize,
     pub(crate) flows: usize,
@@ -101,13 +111,31 @@ pub(crate) struct FlowStatus {
     pub(crate) lost: u64,
 }
 
+/// Why a peer that is linked takes no new connections, where it is its certificate.
+fn lapsed<N: Net>(node: &Node<N>, peer: &Peer<N>) -> Option<String> {
+    let now = node.settings().identity.as_ref()?.now();
+    let expired = Date(peer.expired(now)?);
+    Some(format!("the certificate of {} expired on {expired}: renew it there; new flows to it fail", peer.id))
+}
+
 pub(crate) fn read<N: Net>(node: &Arc<Node<N>>) -> Status {
     let now = Instant::now();
+    let untimely = node.settings().untimely().map(|untimely| untimely.to_string());
+    let mut problems: Vec<String> = untimely.iter().cloned().collect();
     let peers = node.all_peers().into_iter().map(|peer| {
         let (links, idle_connections, flows) = peer.describe();
+        let lapsed = lapsed(node, &peer);
+        problems.extend(lapsed.clone());
+        let reason = lapsed.or(untimely.clone()).filter(|_| !links.is_empty());
         PeerStatus {
             router: peer.id.to_string(),
-            state: if links.is_empty() { "down" } else { "up" }.to_owned(),
+            state: match (&reason, links.is_empty()) {
+                (_, true) => "down",
+                (Some(_), false) => "expired",
+                (None, false) => "up",
+            }
+            .to_owned(),
+            reason,
             links: links
                 .into_iter()
                 .map(|(dialled, since)| LinkStatus { dialled, seconds: (now - since).as_secs() })
@@ -116,7 +144,7 @@ pub(crate) fn read<N: Net>(node: &Arc<Node<N>>) -> Status {
             flows,
         }
     });
-    let peers = peers.collect();
+    let peers: Vec<_> = peers.collect();
     let dials = node.dials().clone().into_iter();
     let dials = dials.map(|(address, problem)| DialStatus { address, problem }).collect();
     let pods: Vec<_> = node.pods().values().cloned().collect();
@@ -144,11 +172,17 @@ pub(crate) fn read<N: Net>(node: &Arc<Node<N>>) -> Status {
     for pod in &pods {
         let wanted: Vec<_> = pod.imports().values().map(|served| served.wanted.clone()).collect();
         for service in wanted {
-            let route = node.candidates(&service).first().map(|candidate| match candidate {
-                servicekeel_core::mesh::table::Candidate::Local(_) => "this node".to_owned(),
-                servicekeel_core::mesh::table::Candidate::Remote(router) => router.to_string(),
-            });
-            let reason = route.is_none().then(|| absence(node, &service));
+            let (route, reason) = match node.candidates(&service).first() {
+                None => (None, Some(absence(node, &service))),
+                Some(Candidate::Local(_)) => (Some("this node".to_owned()), None),
+                Some(Candidate::Remote(router)) => {
+                    let expired = peers.iter().find(|peer| peer.router == router.to_string());
+                    match expired.and_then(|peer| peer.reason.clone()) {
+                        Some(reason) => (None, Some(reason)),
+                        None => (Some(router.to_string()), None),
+                    }
+                }
+            };
             let (service, pod) = (service.to_string(), pod.claim.name.clone());
             imports.push(ImportStatus { service, pod, route, reason });
         }
@@ -174,6 +208,7 @@ pub(crate) fn read<N: Net>(node: &Arc<Node<N>>) -> Status {
         cluster: node.id.cluster.to_string(),
         node: node.id.node.to_string(),
         draining: *node.draining.borrow(),
+        problems,
         peers,
         dials,
         sidecars,

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "what these files hold is tests")]
 
+mod expiry;
 mod flood;
 mod stand;
 mod trust;

@@ -120,8 +120,11 @@ impl World {
                 peers: spec.dials.iter().map(address).collect(),
                 revoked: Vec::new(),
             };
-            let settings =
-                watch::Sender::new(Arc::new(router::Settings { config: Arc::new(config), identity }));
+            let settings = watch::Sender::new(Arc::new(router::Settings {
+                config: Arc::new(config),
+                identity,
+                untimely: None,
+            }));
             let wires = Wires::new(network.wires(), &kernel, *random.pick(&WINDOWS));
             let (random, router) = (Mutex::new(random.fork()), Mutex::default());
             nodes.insert(spec.name, Node { spec: *spec, kernel, programs, wires, settings, random, router });

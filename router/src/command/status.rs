@@ -18,7 +18,8 @@ use crate::status::{PeerStatus, Status};
 /// The words of the tables that do not explain themselves.
 pub(super) const WORDS: &str = "\
 Of the flows since the start, \"failed\" are those that found no endpoint, and \"lost\" those that had one and lost the \
-path to it: both were reset. IDLE CONNS are connections to a peer that wait for the next flow.";
+path to it: both were reset. A peer is \"up\" while there is a link to it, and \"expired\" where new flows to it fail, since \
+a certificate has expired. Exit code 1 where there is a PROBLEM: something that does not heal by itself. IDLE CONNS are connections to a peer that wait for the next flow.";
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -56,13 +57,20 @@ impl Arguments {
         }
         if self.json {
             print(format_args!("{}\n", text.trim_end()))?;
-            return Ok(ExitCode::SUCCESS);
         }
         let status: Status = serde_json::from_str(&text)
             .with_context(|| format!("what {addr} answers is not the status of a router of this version"))?;
+        if self.json {
+            return Ok(exit_code(&status));
+        }
         print(format_args!("{}", render(&status, SystemTime::now())))?;
-        Ok(ExitCode::SUCCESS)
+        Ok(exit_code(&status))
     }
+}
+
+/// 1 where something is wrong that does not heal by itself.
+fn exit_code(status: &Status) -> ExitCode {
+    if status.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn address(text: &str) -> Result<SocketAddr, String> {
@@ -86,11 +94,17 @@ fn render(status: &Status, now: SystemTime) -> String {
     let state = if status.draining { ", which ends" } else { "" };
     let _ = writeln!(text, "router {}/{}{state}", status.cluster, status.node);
     let certificate =
-        status.certificate_ends.map_or("no identity: serves its own node only".into(), |ends| {
+        status.certificate_ends.map_or("no certificate is in use: serves its own node only".into(), |ends| {
             let ends = UNIX_EPOCH + Duration::from_secs(ends);
-            let verb = if ends < now { "HAS ENDED, no connections come to be: it was" } else { "is" };
-            format!("certificate {verb} valid until {}", Date::from(ends))
+            if ends < now {
+                format!("certificate EXPIRED on {}", Date::from(ends))
+            } else {
+                format!("certificate valid until {}", Date::from(ends))
+            }
         });
+    for problem in &status.problems {
+        let _ = writeln!(text, "PROBLEM: {problem}");
+    }
     let f = &status.flows;
     let _ = writeln!(
         text,
@@ -207,7 +221,7 @@ mod tests {
         let text = render(&serde_json::from_str(json).unwrap(), UNIX_EPOCH + Duration::from_secs(1));
         for line in [
             "router a.local/n",
-            "certificate HAS ENDED, no connections come to be: it was valid until 1970-01-01 00:00:00 UTC",
+            "certificate EXPIRED on 1970-01-01 00:00:00 UTC",
             "b.local/m  up     dialled at hub:7443, for 2 h  2      1",
             "gone:1       Connection refused",
             "web.default.b.local:80/TCP  client  none: nobody offers it",

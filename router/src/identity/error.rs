@@ -213,10 +213,34 @@ pub enum IdentityError {
 }
 
 impl IdentityError {
-    /// Whether time alone can heal it: a certificate outside of its validity, perhaps by a clock that is not yet set.
-    pub fn is_about_time(&self) -> bool {
-        matches!(self, Self::Certificate(PeerError::Expired { .. } | PeerError::NotYetValid { .. }))
+    /// Where time alone can heal it, how: a certificate outside of its validity, perhaps by a clock that is not yet set.
+    pub fn untimely(&self) -> Option<Untimely> {
+        match self {
+            Self::Certificate(PeerError::Expired { not_after, .. }) => Some(Untimely::Expired(*not_after)),
+            Self::Certificate(PeerError::NotYetValid { not_before, .. }) => {
+                Some(Untimely::NotYetValid(*not_before))
+            }
+            _ => None,
+        }
     }
+}
+
+/// Why the router's own certificate proves nothing just now: its dates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Untimely {
+    /// Since then.
+    #[error(
+        "this router's certificate expired on {}: renew it with `servicekeel-router pki issue --force`; a new one is \
+         used at once",
+        Date(*.0)
+    )]
+    Expired(UnixTime),
+    /// Until then.
+    #[error(
+        "this router's certificate is not valid before {}: is this machine's clock right?",
+        Date(*.0)
+    )]
+    NotYetValid(UnixTime),
 }
 
 /// A time as people read it, such as `2027-01-31 12:00:05 UTC`.

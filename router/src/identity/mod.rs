@@ -26,7 +26,7 @@ pub mod spiffe;
 mod verifier;
 
 pub use bundle::TrustBundle;
-pub use error::{Date, IdentityError, Part, PeerError};
+pub use error::{Date, IdentityError, Part, PeerError, Untimely};
 pub use revoked::{Fingerprint, Revocation, Revoked};
 use verifier::{Usage, Verifier};
 
@@ -99,7 +99,7 @@ impl Identity {
         if named != id {
             return Err(IdentityError::OtherRouter { certificate: named, config: id });
         }
-        let not_after = bundle::not_after(&chain[0]).unwrap_or(now);
+        let not_after = expiry(&chain).unwrap_or(now);
         let key = key(&material.key)?;
 
         let client = client(&provider, &clock, &verifier, chain.clone(), key.clone_key())?;
@@ -145,7 +145,17 @@ impl Identity {
         now(&*self.clock)
     }
 
-    /// When the own certificate expires.
+    /// Why it proves nothing any more, where that is so.
+    pub fn untimely(&self) -> Option<Untimely> {
+        (self.not_after < self.now()).then_some(Untimely::Expired(self.not_after))
+    }
+
+    /// As [`Identity::not_after`].
+    pub(crate) fn expires(&self) -> UnixTime {
+        self.not_after
+    }
+
+    /// When the own certificate expires, or the first of those that vouch for it.
     pub fn not_after(&self) -> SystemTime {
         SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(self.not_after.as_secs())
     }
@@ -160,6 +170,11 @@ impl fmt::Debug for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Identity").field("id", &self.id).finish_non_exhaustive()
     }
+}
+
+/// When the first certificate of a chain expires.
+pub(crate) fn expiry(chain: &[CertificateDer<'_>]) -> Option<UnixTime> {
+    chain.iter().filter_map(bundle::not_after).min_by_key(UnixTime::as_secs)
 }
 
 /// The name to give to rustls when dialling. It is neither sent (no SNI) nor compared: the certificate names the peer.

@@ -74,6 +74,15 @@ impl<N: Net> Drop for Dialling<N> {
     }
 }
 
+impl<N: Net> State<N> {
+    /// Connections that the peer was asked for and that have not come for long.
+    pub(super) fn forget_unanswered(&mut self) {
+        if self.asked.1.is_some_and(|when| when + CHECKOUT_TIMEOUT <= Instant::now()) {
+            self.asked = (0, None);
+        }
+    }
+}
+
 impl<N: Net> Peer<N> {
     /// A connection to open a flow on.
     ///
@@ -121,9 +130,7 @@ impl<N: Net> Peer<N> {
                 if failed && state.dialling + state.asked.0 == 0 {
                     return Err(CheckoutError::Dial(self.id.clone(), state.failure.clone()));
                 }
-                if state.asked.1.is_some_and(|when| when + CHECKOUT_TIMEOUT <= Instant::now()) {
-                    state.asked = (0, None);
-                }
+                state.forget_unanswered();
                 let missing = state.waiting.saturating_sub(state.dialling + state.asked.0);
                 if !failed && missing > 0 {
                     self.more(node, &mut state, missing);
@@ -144,7 +151,7 @@ impl<N: Net> Peer<N> {
     }
 
     /// Dials, or asks the peer to dial back where this side can't.
-    fn more(self: &Arc<Self>, node: &Arc<Node<N>>, state: &mut State<N>, missing: usize) {
+    pub(super) fn more(self: &Arc<Self>, node: &Arc<Node<N>>, state: &mut State<N>, missing: usize) {
         let missing = missing.min(MAX_DIALS.saturating_sub(state.dialling + state.asked.0));
         if missing == 0 {
             return;

@@ -7,7 +7,7 @@ use servicekeel_runtime::latest;
 use servicekeel_runtime::net::Net;
 
 use super::{Distrust, Peer, State};
-use crate::identity::Identity;
+use crate::identity::{Identity, expiry};
 
 /// The most different chains of certificates by which the connections of one peer stand at once. While certificates
 /// change there are two.
@@ -80,6 +80,7 @@ impl<N: Net> Peer<N> {
         at: UnixTime,
     ) -> Option<Standing<N>> {
         let mut state = self.lock();
+        state.expires = expiry(&chain);
         state.proofs.retain(|proof| Arc::strong_count(proof) > 1 && !proof.is_void());
         let known = state.proofs.iter().find(|proof| proof.chain == chain).cloned();
         let proof = match known {

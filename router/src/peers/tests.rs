@@ -14,7 +14,8 @@ fn node() -> Arc<Node<OsNet>> {
     let RouterId { cluster, node } = id("a.local");
     let listen = Listen { sidecars: "/nowhere".into(), peers: None, admin: None };
     let config = Arc::new(Config { cluster, node, listen, peers: Vec::new(), revoked: Vec::new() });
-    let (_, settings) = tokio::sync::watch::channel(Arc::new(Settings { config, identity: None }));
+    let (_, settings) =
+        tokio::sync::watch::channel(Arc::new(Settings { config, identity: None, untimely: None }));
     Node::new(OsNet::new(), id("a.local"), 1, settings)
 }
 

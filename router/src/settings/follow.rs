@@ -12,7 +12,7 @@ use tracing::{error, info, warn};
 use super::problem::{Problem, Problems};
 use super::read::{Bad, Good, Reading, read};
 use super::{Config, Settings};
-use crate::identity::{Date, Material};
+use crate::identity::{Date, Material, Untimely};
 
 /// How often the end of the own certificate is looked at, at the least.
 const LOOK: Duration = Duration::from_secs(600);
@@ -73,8 +73,12 @@ impl Follow {
                 let config = Config::clone(&settings.config);
                 (settings, (config, material), None)
             }
-            Err(Bad { problems, without_identity: Some(config) }) => {
-                let settings = Settings { config: Arc::new(Config::clone(&config)), identity: None };
+            Err(Bad { problems, without_identity: Some((config, untimely)) }) => {
+                let settings = Settings {
+                    config: Arc::new(Config::clone(&config)),
+                    identity: None,
+                    untimely: Some(untimely),
+                };
                 (settings, (*config, None), Some(problems))
             }
             Err(Bad { problems, .. }) => return Err(problems),
@@ -138,7 +142,9 @@ impl Follow {
         let Good { settings, material } = match reading.outcome {
             Ok(good) => good,
             Err(bad) => {
-                self.untimely = bad.without_identity.is_some();
+                let untimely = bad.without_identity.map(|(_, untimely)| untimely);
+                self.untimely = untimely.is_some();
+                self.note(untimely);
                 return self.tell(bad.problems, "the last good settings stay in service");
             }
         };
@@ -169,7 +175,19 @@ impl Follow {
         }
         info!(changed = changes.join(", "), "new settings");
         let config = Config { cluster, node, listen, peers: config.peers, revoked: config.revoked };
-        self.sender.send_replace(Arc::new(Settings { config: Arc::new(config), identity }));
+        let untimely = None;
+        self.sender.send_replace(Arc::new(Settings { config: Arc::new(config), identity, untimely }));
+    }
+
+    /// Why there is no identity, where another certificate than before is out of its time.
+    fn note(&self, untimely: Option<Untimely>) {
+        self.sender.send_if_modified(|settings| {
+            let news = untimely.is_some() && settings.identity.is_none() && settings.untimely != untimely;
+            if news {
+                *settings = Arc::new(Settings { untimely, ..Settings::clone(settings) });
+            }
+            news
+        });
     }
 
     /// Says what is wrong, once.
@@ -203,11 +221,13 @@ impl Follow {
         if validity != self.validity {
             let ends = Date::from(ends);
             match validity {
-                Validity::Fine => info!(%ends, "the certificate is valid for a while again"),
-                Validity::Soon => warn!(%ends, "the certificate ends soon: issue a new one in its place"),
+                Validity::Fine => info!(expires = %ends, "this router's certificate has been renewed"),
+                Validity::Soon => {
+                    warn!(expires = %ends, "this router's certificate expires soon: renew it with `servicekeel-router pki issue --force`");
+                }
                 Validity::Ended => error!(
-                    %ends,
-                    "the certificate has ended: connections that are up stay, and no new ones come to be; issue a new one in its place"
+                    expired = %ends,
+                    "this router's certificate has expired: flows that are up go on, new ones to and from other routers fail; renew it with `servicekeel-router pki issue --force`"
                 ),
             }
             self.validity = validity;

@@ -14,7 +14,7 @@ pub(crate) use read::{admin_of, host, read_text};
 pub use text::MAX_CONFIG;
 pub(crate) use text::{explain, options};
 
-use crate::identity::Identity;
+use crate::identity::{Identity, Untimely};
 
 /// Good settings: what the router runs by until the next ones.
 #[derive(Debug, Clone)]
@@ -23,12 +23,24 @@ pub struct Settings {
     pub config: Arc<Config>,
     /// Who the router is; `None`: it serves its own node only.
     pub identity: Option<Arc<Identity>>,
+    /// Why there is none, where the config names one whose dates are wrong.
+    pub untimely: Option<Untimely>,
 }
 
 impl Settings {
-    /// When the own certificate ends, in seconds of Unix time.
+    /// When the own certificate expires, in seconds of Unix time.
     pub(crate) fn certificate_ends(&self) -> Option<u64> {
-        let ends = self.identity.as_ref()?.not_after().duration_since(std::time::UNIX_EPOCH);
-        Some(ends.unwrap_or_default().as_secs())
+        match (&self.identity, self.untimely) {
+            (None, Some(Untimely::Expired(not_after))) => Some(not_after.as_secs()),
+            (identity, _) => {
+                let ends = identity.as_ref()?.not_after().duration_since(std::time::UNIX_EPOCH);
+                Some(ends.unwrap_or_default().as_secs())
+            }
+        }
+    }
+
+    /// Why the own certificate proves nothing just now, where the config names one.
+    pub(crate) fn untimely(&self) -> Option<Untimely> {
+        self.identity.as_ref().map_or(self.untimely, |identity| identity.untimely())
     }
 }

@@ -10,7 +10,7 @@ use servicekeel_runtime::file::read_bounded;
 use super::config::{self, Config, IdentityFiles, Named, Parsed};
 use super::problem::{Problem, Problems};
 use super::{MAX_CONFIG, Settings};
-use crate::identity::{Identity, IdentityError, Material, Part, TrustBundle};
+use crate::identity::{Identity, IdentityError, Material, Part, TrustBundle, Untimely};
 
 /// The most bytes of a certificate or key file: 16 certificates are a tenth of that.
 const MAX_PEM: usize = 256 * 1024;
@@ -42,7 +42,7 @@ pub struct Bad {
     pub problems: Problems,
     /// The config itself, where only the own certificate is outside of its validity: time may heal that, and the own
     /// node can be served without an identity.
-    pub without_identity: Option<Box<Config>>,
+    pub without_identity: Option<(Box<Config>, Untimely)>,
 }
 
 impl From<Problems> for Bad {
@@ -100,7 +100,10 @@ fn text(path: &Path) -> Result<String, Problems> {
 fn identity(file: &Path, parsed: Parsed) -> Result<Good, Bad> {
     let Parsed { config, identity, trust, .. } = parsed;
     let Some(files) = identity else {
-        return Ok(Good { settings: Settings { config: Arc::new(config), identity: None }, material: None });
+        return Ok(Good {
+            settings: Settings { config: Arc::new(config), identity: None, untimely: None },
+            material: None,
+        });
     };
     let mut problems = Vec::new();
     let mut pem = |named: &Named, part: &Part| {
@@ -134,14 +137,18 @@ fn identity(file: &Path, parsed: Parsed) -> Result<Good, Bad> {
     let id = RouterId { cluster: config.cluster.clone(), node: config.node.clone() };
     match Identity::from_pem(id, &material) {
         Ok(identity) => Ok(Good {
-            settings: Settings { config: Arc::new(config), identity: Some(Arc::new(identity)) },
+            settings: Settings {
+                config: Arc::new(config),
+                identity: Some(Arc::new(identity)),
+                untimely: None,
+            },
             material: Some(material),
         }),
         Err(error) => {
             let named = whose(&error, &files, &trust);
             Err(Bad {
                 problems: problem(file, named, error.to_string()).into(),
-                without_identity: error.is_about_time().then(|| Box::new(config)),
+                without_identity: error.untimely().map(|untimely| (Box::new(config), untimely)),
             })
         }
     }

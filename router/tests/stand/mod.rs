@@ -31,6 +31,14 @@ pub(crate) fn authority(cluster: &str) -> Authority {
     Authority::generate(&name(cluster), 2, SystemTime::now()).unwrap()
 }
 
+/// What `status` says of the router there, and its exit code.
+pub(crate) async fn tool(admin: SocketAddr) -> (i32, String) {
+    let mut tool = std::process::Command::new(env!("CARGO_BIN_EXE_servicekeel-router"));
+    tool.args(["status", "--admin", &admin.to_string()]);
+    let output = tokio::task::spawn_blocking(move || tool.output().unwrap()).await.unwrap();
+    (output.status.code().unwrap(), String::from_utf8(output.stdout).unwrap())
+}
+
 /// The Service that is imported.
 pub(crate) fn port(number: u16) -> ServicePort {
     let service = ServiceName {
@@ -72,13 +80,14 @@ pub(crate) struct Router {
     tasks: JoinSet<()>,
     /// Where it accepts peers.
     pub(crate) peers: SocketAddr,
+    pub(crate) admin: SocketAddr,
 }
 
 impl Router {
-    fn new(cluster: &str, dir: &Path, peers: SocketAddr) -> Self {
+    fn new(cluster: &str, dir: &Path, peers: SocketAddr, admin: SocketAddr) -> Self {
         let id = RouterId { cluster: name(cluster), node: name("n") };
         let listen =
-            Listen { sidecars: dir.join(format!("{cluster}.sock")), peers: Some(peers), admin: None };
+            Listen { sidecars: dir.join(format!("{cluster}.sock")), peers: Some(peers), admin: Some(admin) };
         let settings =
             Choice { peers: Vec::new(), trust: Vec::new(), revoked: Vec::new(), has_identity: true };
         let mut router = Self {
@@ -91,6 +100,7 @@ impl Router {
             stop: None,
             tasks: JoinSet::new(),
             peers,
+            admin,
         };
         router.issue();
         router
@@ -109,6 +119,34 @@ impl Router {
     pub(crate) fn issue(&mut self) {
         let issued = self.authority.issue(&self.id.node, &[], 1, SystemTime::now()).unwrap();
         self.certificate = (issued.certificate, issued.key);
+    }
+
+    /// Makes one that expires so soon.
+    pub(crate) fn issue_for(&mut self, left: Duration) {
+        let began = SystemTime::now() - Duration::from_secs(86_400) + left;
+        let issued = self.authority.issue(&self.id.node, &[], 1, began).unwrap();
+        self.certificate = (issued.certificate, issued.key);
+    }
+
+    /// What its admin endpoint answers.
+    pub(crate) async fn asks(&self, path: &str) -> (u16, String) {
+        servicekeel_runtime::admin::get(self.admin, path).await.unwrap()
+    }
+
+    pub(crate) async fn status(&self) -> serde_json::Value {
+        serde_json::from_str(&self.asks("/status").await.1).unwrap()
+    }
+
+    /// What the tool says, and its exit code.
+    pub(crate) async fn tool(&self) -> (i32, String) {
+        tool(self.admin).await
+    }
+
+    /// A metric's value.
+    pub(crate) async fn metric(&self, name: &str) -> f64 {
+        let (_, text) = self.asks("/metrics").await;
+        let line = text.lines().find_map(|line| line.strip_prefix(&format!("servicekeel_router_{name} ")));
+        line.unwrap_or_else(|| panic!("no {name} in {text}")).parse().unwrap()
     }
 
     /// The SHA-256 of its certificate.
@@ -150,6 +188,7 @@ impl Router {
                 revoked: self.revoked(),
             }),
             identity,
+            untimely: None,
         })
     }
 
@@ -208,13 +247,13 @@ impl Stand {
     async fn start(identities: bool, linked: bool) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut free = Vec::new();
-        for _ in 0..2 {
+        for _ in 0..4 {
             free.push(TcpListener::bind("127.0.0.1:0").await.unwrap());
         }
         let addresses: Vec<_> = free.iter().map(|listener| listener.local_addr().unwrap()).collect();
         drop(free);
-        let mut a = Router::new("a.local", dir.path(), addresses[0]);
-        let mut b = Router::new("b.local", dir.path(), addresses[1]);
+        let mut a = Router::new("a.local", dir.path(), addresses[0], addresses[2]);
+        let mut b = Router::new("b.local", dir.path(), addresses[1], addresses[3]);
         a.settings.trust.push(b.authority());
         b.settings.trust.push(a.authority());
         // The side that exports can't be reached by the other: it dials, and is asked to dial back.
@@ -292,6 +331,18 @@ impl Stand {
 
     pub(crate) async fn connect(&self) -> TcpStream {
         TcpStream::connect(self.import_tcp).await.unwrap()
+    }
+
+    /// More connections at once than the pool has: some are new.
+    pub(crate) async fn connect_often(&self) {
+        let mut streams = Vec::new();
+        for _ in 0..20 {
+            streams.push(self.connect().await);
+        }
+        for stream in &mut streams {
+            stream.write_all(b"x").await.unwrap();
+            stream.read_exact(&mut [0]).await.unwrap();
+        }
     }
 
     pub(crate) async fn wait_until_it_works(&self) {
