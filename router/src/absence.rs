@@ -1,12 +1,31 @@
 //! Why a flow has nowhere to go, in the words of whoever set it up.
 
+use servicekeel_core::mesh::table::Consumer;
 use servicekeel_core::name::ServicePort;
 use servicekeel_runtime::net::Net;
 
 use crate::node::Node;
 
-/// Why [`Node::candidates`] has none.
+/// Why [`Node::candidates`] has none, and what was perhaps meant.
 pub(crate) fn absence<N: Net>(node: &Node<N>, wanted: &ServicePort) -> String {
+    let reason = bare_absence(node, wanted);
+    let near = {
+        let consumer = Consumer { cluster: &node.id.cluster, namespace: None };
+        let routes = node.routes();
+        // Of a Service that is there the reason says it all.
+        let there = !routes.table.ports_of(&wanted.service).is_empty();
+        if there { Vec::new() } else { routes.table.near(wanted, consumer) }
+    };
+    let near: Vec<_> = near.iter().map(ToString::to_string).collect();
+    match near.as_slice() {
+        [] => reason,
+        [one] => format!("{reason}; did you mean {one}?"),
+        several => format!("{reason}; did you mean one of {}?", several.join(", ")),
+    }
+}
+
+/// As [`absence`], without what was perhaps meant, for which all offers are looked at.
+pub(crate) fn bare_absence<N: Net>(node: &Node<N>, wanted: &ServicePort) -> String {
     let (offered, others) = {
         let routes = node.routes();
         (routes.table.is_offered(wanted), routes.table.ports_of(&wanted.service))

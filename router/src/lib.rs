@@ -13,6 +13,7 @@ mod imports;
 mod inbound;
 mod link;
 mod links;
+mod missing;
 mod node;
 mod outbound;
 mod peers;

@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::counters::Counters;
+use crate::missing::Missing;
 use crate::peers::Peer;
 use crate::pods::Pod;
 use crate::seats::Seats;
@@ -62,6 +63,8 @@ pub(crate) struct Node<N: Net> {
     pub(crate) crowds: Throttle,
     /// For the log: exported endpoints that begin to fail.
     pub(crate) failures: Throttle,
+    /// Pods that went without a word.
+    pub(crate) missing: Missing,
     /// For the log: this process has no descriptors for something.
     pub(crate) shortage: Throttle,
     /// How often unused connections are closed for it.
@@ -110,6 +113,7 @@ impl<N: Net> Node<N> {
             refusals: Throttle::new(10, Duration::from_secs(1)),
             crowds: Throttle::new(1, Duration::from_secs(10)),
             failures: Throttle::new(10, Duration::from_secs(1)),
+            missing: Missing::default(),
             shortage: Throttle::new(1, Duration::from_secs(10)),
             relief: Throttle::new(1, shortage::PAUSE),
             relieved: latest::Sender::new(0),

@@ -26,7 +26,7 @@ const MAX_CLAIM: usize = 253;
 /// How long a connection may take to say who it is.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the sockets of a sidecar that is gone are kept: it restarts.
-const GRACE: Duration = Duration::from_secs(30);
+pub(crate) const GRACE: Duration = Duration::from_secs(30);
 /// How long the old sockets of a sidecar that came back stay beside its new ones.
 const OVERLAP: Duration = Duration::from_secs(2);
 /// The most addresses of one pod, which has one for each family and network.
@@ -218,7 +218,7 @@ async fn session<N: Net>(
     if matches!(ended, Ok(true)) {
         sockets.withdraw_all();
     }
-    let kept = !sockets.is_empty();
+    let (kept, said_nothing) = (!sockets.is_empty(), !matches!(ended, Ok(true)));
     // The end is told where the beginning was.
     if told.is_some() {
         match ended {
@@ -233,6 +233,9 @@ async fn session<N: Net>(
         }
     }
     if kept {
+        if said_nothing {
+            node.missing.went(&pod.claim, pod.credentials.uid);
+        }
         keep(&node, &pod, &mut sockets).await;
     }
     drop(sockets);
@@ -268,6 +271,7 @@ async fn keep<N: Net>(node: &Node<N>, pod: &Pod<N>, sockets: &mut Sockets<N>) {
 
 /// A sidecar that came back takes its old place.
 fn supersede<N: Net>(node: &Node<N>, pod: &Pod<N>) {
+    node.missing.came(|gone| gone.user == pod.credentials.uid && same_claim(&gone.claim, &pod.claim));
     for old in node.pods().values().filter(|old| same_pod(old, pod)) {
         old.state.send_if_modified(|state| {
             let gone = *state == State::Gone;
@@ -281,13 +285,14 @@ fn supersede<N: Net>(node: &Node<N>, pod: &Pod<N>) {
 
 /// The same user by the kernel's word, and the same pod by both sidecars': its uid, or its name where neither has one.
 fn same_pod<N: Net>(a: &Pod<N>, b: &Pod<N>) -> bool {
-    let same = match (a.claim.uid.as_str(), b.claim.uid.as_str()) {
-        ("", "") => {
-            !a.claim.name.is_empty() && a.claim.namespace == b.claim.namespace && a.claim.name == b.claim.name
-        }
+    same_claim(&a.claim, &b.claim) && a.credentials.uid == b.credentials.uid
+}
+
+fn same_claim(a: &handoff::Pod, b: &handoff::Pod) -> bool {
+    match (a.uid.as_str(), b.uid.as_str()) {
+        ("", "") => !a.name.is_empty() && a.namespace == b.namespace && a.name == b.name,
         (one, other) => one == other,
-    };
-    same && a.credentials.uid == b.credentials.uid
+    }
 }
 
 async fn hello<H: Handoff>(conversation: &H) -> Result<Option<(handoff::Pod, Vec<IpAddr>)>, SessionError> {

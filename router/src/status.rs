@@ -4,14 +4,15 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use servicekeel_core::mesh::table::Candidate;
+use servicekeel_core::name::ServicePort;
 use servicekeel_runtime::net::Net;
 use tokio::time::Instant;
 
-use crate::absence::absence;
+use crate::absence::{absence, bare_absence};
 use crate::identity::Date;
 use crate::node::Node;
 use crate::peers::Peer;
-use crate::pods::State;
+use crate::pods::{GRACE, State};
 
 /// The router as it is now.
 #[derive(Debug, Serialize, Deserialize)]
@@ -26,6 +27,10 @@ pub(crate) struct Status {
     /// The addresses of the config's `peers`.
     pub(crate) dials: Vec<DialStatus>,
     pub(crate) sidecars: Vec<SidecarStatus>,
+    /// Pods whose sidecar went without a word and has not come back, for an hour: connections to and from them wait or
+    /// fail.
+    #[serde(default)]
+    pub(crate) missing: Vec<MissingStatus>,
     pub(crate) imports: Vec<ImportStatus>,
     pub(crate) exports: Vec<ExportStatus>,
     /// What neighbours offer.
@@ -77,6 +82,25 @@ pub(crate) struct SidecarStatus {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct MissingStatus {
+    pub(crate) pod: String,
+    pub(crate) namespace: String,
+    pub(crate) user: u32,
+    /// So long ago it went.
+    pub(crate) gone_seconds: u64,
+    /// So long its sockets are kept still, and its imports served; 0: they are closed.
+    pub(crate) sockets_kept_seconds: u64,
+}
+
+/// Attempts at an endpoint, or at a router, that failed one after the other.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct FailureStatus {
+    pub(crate) times: u32,
+    pub(crate) last_seconds_ago: u64,
+    pub(crate) reason: String,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct ImportStatus {
     pub(crate) service: String,
     pub(crate) pod: String,
@@ -84,6 +108,9 @@ pub(crate) struct ImportStatus {
     pub(crate) route: Option<String>,
     /// Why it goes nowhere, where it does.
     pub(crate) reason: Option<String>,
+    /// How the route has failed lately.
+    #[serde(default)]
+    pub(crate) failing: Option<FailureStatus>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -93,6 +120,9 @@ pub(crate) struct ExportStatus {
     pub(crate) target: u16,
     /// Who may use it; absent: every member of the mesh.
     pub(crate) allow: Option<Vec<String>>,
+    /// The pod takes no connections there.
+    #[serde(default)]
+    pub(crate) failing: Option<FailureStatus>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -109,6 +139,24 @@ pub(crate) struct FlowStatus {
     pub(crate) inbound: u64,
     pub(crate) failed: u64,
     pub(crate) lost: u64,
+}
+
+/// The most imports without a route for which it is looked what was perhaps meant: it costs a look at every offer.
+const MAX_EXPLAINED: usize = 32;
+
+fn failure<N: Net>(
+    node: &Node<N>,
+    service: &ServicePort,
+    candidate: &Candidate,
+    now: Instant,
+) -> Option<FailureStatus> {
+    let routes = node.routes();
+    let failing = routes.table.failure(service, candidate)?;
+    Some(FailureStatus {
+        times: failing.times,
+        last_seconds_ago: now.into_std().saturating_duration_since(failing.last).as_secs(),
+        reason: failing.reason.clone(),
+    })
 }
 
 /// Why a peer that is linked takes no new connections, where it is its certificate.
@@ -168,12 +216,26 @@ pub(crate) fn read<N: Net>(node: &Arc<Node<N>>) -> Status {
         }
     });
     let sidecars = sidecars.collect();
-    let mut imports = Vec::new();
+    let missing = node.missing.all().into_iter().map(|gone| MissingStatus {
+        pod: gone.claim.name,
+        namespace: gone.claim.namespace.to_string(),
+        user: gone.user,
+        gone_seconds: (now - gone.since).as_secs(),
+        sockets_kept_seconds: GRACE.saturating_sub(now - gone.since).as_secs(),
+    });
+    let missing = missing.collect();
+    let (mut imports, mut explained) = (Vec::new(), 0);
     for pod in &pods {
         let wanted: Vec<_> = pod.imports().values().map(|served| served.wanted.clone()).collect();
         for service in wanted {
-            let (route, reason) = match node.candidates(&service).first() {
-                None => (None, Some(absence(node, &service))),
+            let first = node.candidates(&service).into_iter().next();
+            let failing = first.as_ref().and_then(|first| failure(node, &service, first, now));
+            let (route, reason) = match &first {
+                None if explained < MAX_EXPLAINED => {
+                    explained += 1;
+                    (None, Some(absence(node, &service)))
+                }
+                None => (None, Some(bare_absence(node, &service))),
                 Some(Candidate::Local(_)) => (Some("this node".to_owned()), None),
                 Some(Candidate::Remote(router)) => {
                     let expired = peers.iter().find(|peer| peer.router == router.to_string());
@@ -184,7 +246,7 @@ pub(crate) fn read<N: Net>(node: &Arc<Node<N>>) -> Status {
                 }
             };
             let (service, pod) = (service.to_string(), pod.claim.name.clone());
-            imports.push(ImportStatus { service, pod, route, reason });
+            imports.push(ImportStatus { service, pod, route, reason, failing });
         }
     }
     let pod_of = |id| node.endpoints().get(&id).map(|e| e.pod.claim.name.clone()).unwrap_or_default();
@@ -201,6 +263,7 @@ pub(crate) fn read<N: Net>(node: &Arc<Node<N>>) -> Status {
         service: endpoint.port.to_string(),
         pod: pod_of(id),
         target: endpoint.target.get(),
+        failing: failure(node, &endpoint.port, &Candidate::Local(id), now),
         allow: endpoint.allow.map(|rules| rules.iter().map(ToString::to_string).collect()),
     });
     let c = &node.counters;
@@ -212,6 +275,7 @@ pub(crate) fn read<N: Net>(node: &Arc<Node<N>>) -> Status {
         peers,
         dials,
         sidecars,
+        missing,
         imports,
         exports: exports.collect(),
         offers,

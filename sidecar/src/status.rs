@@ -45,9 +45,9 @@ impl Shared {
 
     fn status<'a>(&'a self, sidecar: &'a Sidecar) -> Status<'a> {
         let now = Instant::now().into_std();
-        let (up, lasts, error) = match sidecar.router(now) {
-            RouterStatus::Up { router, lasts } => (Some(router), Some(lasts), None),
-            RouterStatus::Down(error) => (None, None, error),
+        let (up, lasts, down, error) = match sidecar.router(now) {
+            RouterStatus::Up { router, lasts } => (Some(router), Some(lasts), None, None),
+            RouterStatus::Down { reason, lasts } => (None, None, Some(lasts), reason),
         };
         let router = RouterJson {
             path: self.router.display().to_string(),
@@ -55,10 +55,21 @@ impl Shared {
             cluster: up.map(|router| router.cluster.to_string()),
             node: up.map(|router| router.node.to_string()),
             since_seconds: lasts.map(|lasts| lasts.as_secs()),
+            down_seconds: down.map(|lasts| lasts.as_secs()),
+            retrying: down.is_some(),
             error,
         };
         let cluster = sidecar.cluster();
         let mut warnings = Vec::new();
+        if let Some(lasts) = down {
+            warnings.push(format!(
+                "not connected to the router at {} for {} s, retrying: {}; until then connections to imports wait, and \
+                 nobody reaches the exports",
+                self.router.display(),
+                lasts.as_secs(),
+                error.unwrap_or("no answer yet")
+            ));
+        }
         if sidecar.is_absent() {
             warnings.push("there are no annotations; what was known of them stays in service".to_owned());
         }
@@ -140,8 +151,13 @@ struct RouterJson<'a> {
     cluster: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     node: Option<String>,
+    /// How long it has been connected.
     #[serde(skip_serializing_if = "Option::is_none")]
     since_seconds: Option<u64>,
+    /// How long it has not been.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    down_seconds: Option<u64>,
+    retrying: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<&'a str>,
 }

@@ -9,6 +9,10 @@ use crate::mesh::Offer;
 use crate::mesh::outcome::{Health, Outcome};
 use crate::name::{AllowRule, ClusterName, Label, Protocol, RouterId, ServiceName, ServicePort, allows};
 
+mod near;
+
+pub use near::MAX_NEAR;
+
 /// The most ports that one neighbour may offer on one link; further offers are refused.
 pub const MAX_OFFERS: usize = 16_384;
 /// How long an endpoint that failed once is tried last.
@@ -71,6 +75,8 @@ pub struct Failing {
     pub times: u32,
     /// Until when it is tried last.
     pub until: Instant,
+    /// When it failed last.
+    pub last: Instant,
     /// What the last failure was, for status and log.
     pub reason: String,
 }
@@ -357,6 +363,7 @@ impl Table {
         let failing = self.failing.entry((wanted.clone(), candidate.clone())).or_insert(Failing {
             times: 0,
             until: now,
+            last: now,
             reason: String::new(),
         });
         if health == Health::Unknown {
@@ -365,7 +372,7 @@ impl Table {
         }
         let backoff = FIRST_BACKOFF.saturating_mul(1 << failing.times.min(8)).min(LAST_BACKOFF);
         failing.times = failing.times.saturating_add(1);
-        failing.until = now + backoff;
+        (failing.until, failing.last) = (now + backoff, now);
         let end = (0..=MAX_REASON.min(reason.len())).rev().find(|end| reason.is_char_boundary(*end));
         reason[..end.unwrap_or(0)].clone_into(&mut failing.reason);
         if failing.times == 1 { Turn::Fails } else { Turn::None }

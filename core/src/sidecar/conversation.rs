@@ -132,6 +132,8 @@ pub(super) struct Conversation {
     delay: Duration,
     /// Why there is no conversation, since that was last told.
     down: Option<String>,
+    /// Since when there is none.
+    since: Instant,
     pub(super) imports: Side,
     pub(super) exports: Side,
     /// Unconnected sockets that the router has asked for.
@@ -150,6 +152,7 @@ impl Conversation {
             phase: Phase::Away { until: now },
             delay: FIRST_RETRY,
             down: None,
+            since: now,
             imports: Side::default(),
             exports: Side::default(),
             owed_tcp: 0,
@@ -167,6 +170,11 @@ impl Conversation {
     /// Why there is no conversation.
     pub(super) fn down(&self) -> Option<&str> {
         self.down.as_deref()
+    }
+
+    /// Since when there is no conversation; of use while that is so.
+    pub(super) fn down_since(&self) -> Instant {
+        self.since
     }
 
     /// Whether the router is to be dialled now; it counts as being dialled from then on.
@@ -224,6 +232,9 @@ impl Conversation {
     pub(super) fn handle_down(&mut self, reason: String, refused: bool, now: Instant) -> bool {
         if matches!(self.phase, Phase::Away { .. }) {
             return false;
+        }
+        if matches!(self.phase, Phase::Up { .. }) {
+            self.since = now;
         }
         if let Phase::Up { since, .. } = self.phase
             && now.saturating_duration_since(since) >= GOOD

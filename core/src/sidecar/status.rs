@@ -77,8 +77,13 @@ pub enum RouterStatus<'a> {
         /// For so long.
         lasts: Duration,
     },
-    /// There is none, for this reason where one is known.
-    Down(Option<&'a str>),
+    /// There is none; the router is dialled again and again.
+    Down {
+        /// Why, where that is known.
+        reason: Option<&'a str>,
+        /// For so long.
+        lasts: Duration,
+    },
 }
 
 /// How many there are.
@@ -121,7 +126,10 @@ impl Sidecar {
             Phase::Up { router, since } => {
                 RouterStatus::Up { router, lasts: now.saturating_duration_since(*since) }
             }
-            _ => RouterStatus::Down(self.conversation.down()),
+            _ => RouterStatus::Down {
+                reason: self.conversation.down(),
+                lasts: now.saturating_duration_since(self.conversation.down_since()),
+            },
         }
     }
 

@@ -13,7 +13,7 @@ use servicekeel_runtime::admin;
 use super::print;
 use crate::identity::Date;
 use crate::settings::{self, DEFAULT_ADMIN, DEFAULT_PATH};
-use crate::status::{PeerStatus, Status};
+use crate::status::{FailureStatus, PeerStatus, Status};
 
 /// The words of the tables that do not explain themselves.
 pub(super) const WORDS: &str = "\
@@ -134,19 +134,32 @@ fn render(status: &Status, now: SystemTime) -> String {
     );
     table(
         &mut text,
+        ["MISSING POD", "NAMESPACE", "USER", "ITS SIDECAR"],
+        status.missing.iter().map(|m| {
+            let sockets = match m.sockets_kept_seconds {
+                0 => "its sockets are closed".to_owned(),
+                left => format!("its sockets are kept for {left} s more"),
+            };
+            let gone = format!("went {} ago without a word; {sockets}", duration(m.gone_seconds));
+            [m.pod.clone(), m.namespace.clone(), m.user.to_string(), gone]
+        }),
+    );
+    table(
+        &mut text,
         ["IMPORT", "POD", "ROUTE"],
         status.imports.iter().map(|i| {
             let reason = || format!("none: {}", i.reason.as_deref().unwrap_or("nobody offers it"));
-            let route = i.route.clone().unwrap_or_else(reason);
+            let route = i.route.clone().unwrap_or_else(reason) + &failing(i.failing.as_ref());
             [i.service.clone(), i.pod.clone(), route]
         }),
     );
     table(
         &mut text,
-        ["EXPORT", "POD", "TARGET", "ALLOWED"],
+        ["EXPORT", "POD", "ALLOWED", "TARGET"],
         status.exports.iter().map(|e| {
             let allow = e.allow.as_ref().map_or("every member".into(), |rules| rules.join(" "));
-            [e.service.clone(), e.pod.clone(), e.target.to_string(), allow]
+            let target = e.target.to_string() + &failing(e.failing.as_ref());
+            [e.service.clone(), e.pod.clone(), allow, target]
         }),
     );
     table(
@@ -155,6 +168,13 @@ fn render(status: &Status, now: SystemTime) -> String {
         status.offers.iter().map(|offer| [offer.service.clone(), offer.router.clone()]),
     );
     text
+}
+
+fn failing(failing: Option<&FailureStatus>) -> String {
+    failing.map_or(String::new(), |f| {
+        let times = if f.times == 1 { "once".to_owned() } else { format!("{} times", f.times) };
+        format!(" (FAILING {times}, last {} ago: {})", duration(f.last_seconds_ago), f.reason)
+    })
 }
 
 fn links(peer: &PeerStatus) -> String {

@@ -299,6 +299,15 @@ impl Stand {
         (conversation, at)
     }
 
+    /// A further pod of a.local, which exports a port of its loopback.
+    pub(crate) async fn export(&mut self, offered: ServicePort, target: u16) {
+        let net = OsNet::new();
+        let conversation = meet(&net, &self.a.listen.sidecars, "further").await;
+        let export = ToRouter::Export { id: 1, offered, target: target.try_into().unwrap(), allow: None };
+        conversation.send(&export.encode(), Vec::new()).await.unwrap();
+        self.tasks.spawn(stock(net, conversation));
+    }
+
     /// A pod of a.local that imports what it exports, and counts the import's address among its own. Its application
     /// listens on its loopback. Returns where the import is.
     pub(crate) async fn selfish(&mut self) -> SocketAddr {

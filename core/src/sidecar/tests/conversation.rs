@@ -141,7 +141,13 @@ fn the_router_is_dialled_again_with_backoff_and_its_loss_is_told_once() {
     assert_eq!(world.now - began, Duration::from_millis(50 + 100 + 200 + 400 + 800 + 3 * 1000));
     assert_eq!(world.log(), ["connect"; 8]);
     assert_eq!(world.notices(), [Notice::RouterDown("no router".into())]);
-    assert_eq!(world.sidecar.router(world.now), RouterStatus::Down(Some("no router")));
+    let RouterStatus::Down { reason, lasts } = world.sidecar.router(world.now) else { panic!("it is up") };
+    assert_eq!(reason, Some("no router"));
+    let RouterStatus::Down { lasts: later, .. } = world.sidecar.router(world.now + Duration::from_secs(7))
+    else {
+        panic!("it is up")
+    };
+    assert_eq!(later - lasts, Duration::from_secs(7));
 
     // One that never answers is left again.
     world.sidecar.handle_connected(world.now);
