@@ -70,6 +70,8 @@ pub struct Admin {
     registry: Registry,
     status: Box<dyn Fn() -> String + Send + Sync>,
     page: Option<&'static str>,
+    /// `/status` and `/` are for this machine only.
+    private: bool,
 }
 
 impl std::fmt::Debug for Admin {
@@ -85,7 +87,12 @@ impl Admin {
         registry: Registry,
         status: impl Fn() -> String + Send + Sync + 'static,
     ) -> Self {
-        Self { readiness, registry, status: Box::new(status), page: None }
+        Self { readiness, registry, status: Box::new(status), page: None, private: false }
+    }
+
+    /// `/status` and `/` are answered to this machine alone, 403 to others; probes and metrics to everybody.
+    pub fn private(self) -> Self {
+        Self { private: true, ..self }
     }
 
     /// The page that `/` shows.
@@ -93,12 +100,19 @@ impl Admin {
         Self { page: Some(html), ..self }
     }
 
-    fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
+    /// `from`: who asks, where that is known.
+    fn answer<B>(&self, request: &Request<B>, from: Option<IpAddr>) -> Response<Full<Bytes>> {
         let (method, path) = (request.method(), request.uri().path());
         if ![Method::GET, Method::HEAD].contains(method) {
             let mut refusal = response(StatusCode::METHOD_NOT_ALLOWED, TEXT, "GET or HEAD only\n");
             refusal.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
             return refusal;
+        }
+        if self.private
+            && ["/", "/status"].contains(&path)
+            && !from.is_some_and(|from| from.to_canonical().is_loopback())
+        {
+            return response(StatusCode::FORBIDDEN, TEXT, "answered on this machine only: ask 127.0.0.1\n");
         }
         if ["/", "/status"].contains(&path)
             && let Some(host) = foreign_host(request)
@@ -263,8 +277,9 @@ fn passes(error: &io::Error) -> bool {
 
 /// One exchange. A peer that speaks no HTTP, or too slowly, concerns nobody else: its connection ends.
 async fn serve(stream: TcpStream, admin: Arc<Admin>) {
+    let from = stream.peer_addr().ok().map(|from| from.ip());
     let answer = service_fn(|request: Request<Incoming>| {
-        let answer = admin.answer(&request);
+        let answer = admin.answer(&request, from);
         std::future::ready(Ok::<_, Infallible>(answer))
     });
     let exchange = http1::Builder::new()

@@ -94,7 +94,10 @@ pub async fn run<N: Net, D: Serve>(
     }
     if let Some(addr) = settings.admin {
         let shared = shared.clone();
-        let admin = Admin::new(readiness, registry, move || shared.json());
+        let mut admin = Admin::new(readiness, registry, move || shared.json());
+        if settings.private_status {
+            admin = admin.private();
+        }
         tasks.spawn(async move { Ended::Admin(serve_admin(addr, admin).await) });
     }
 

@@ -59,6 +59,7 @@ impl Stage {
             cluster: None,
             state_dir: Some(self.directory.path().join("state")),
             admin: Some(free(Ipv4Addr::LOCALHOST)),
+            private_status: true,
             pod: Pod { name: "p".into(), namespace: "default".parse().unwrap(), uid: "u".into() },
             addresses: vec![[10, 0, 0, 7].into()],
             search: vec![],

@@ -436,6 +436,7 @@ fn sidecar_settings(
         cluster: None,
         state_dir,
         admin: None,
+        private_status: true,
         pod: handoff::Pod {
             name: spec.name.into(),
             namespace: namespace.parse().expect("a namespace"),

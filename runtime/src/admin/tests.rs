@@ -53,6 +53,33 @@ async fn answers_each_path() {
 }
 
 #[tokio::test]
+async fn a_private_status_is_for_this_machine() {
+    let private = admin().private();
+    let of = |path: &str, from: &str| {
+        let request = Request::builder().uri(path).body(()).unwrap();
+        private.answer(&request, Some(from.parse().unwrap())).status().as_u16()
+    };
+    for path in ["/status", "/"] {
+        for (from, code) in [
+            ("127.0.0.1", 200),
+            ("::1", 200),
+            ("::ffff:127.0.0.1", 200),
+            ("192.0.2.1", 403),
+            ("::ffff:192.0.2.1", 403),
+        ] {
+            assert_eq!(of(path, from), code, "{path} {from}");
+        }
+    }
+    for path in ["/livez", "/readyz", "/metrics"] {
+        assert_eq!(of(path, "192.0.2.1"), 200, "{path}");
+    }
+    let everybody = admin();
+    let request = Request::builder().uri("/status").body(()).unwrap();
+    assert_eq!(everybody.answer(&request, Some("192.0.2.1".parse().unwrap())).status(), StatusCode::OK);
+    serving(admin().private(), async |addr| assert_eq!(get(addr, "/status").await.unwrap().0, 200)).await;
+}
+
+#[tokio::test]
 async fn says_what_it_is() {
     serving(admin().with_page("<!doctype html><title>links</title>"), async |addr| {
         assert!(get(addr, "/nonsense").await.unwrap().1.contains("\n/\n/livez\n"));

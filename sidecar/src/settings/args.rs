@@ -100,7 +100,9 @@ pub struct Args {
     )]
     sidecar_state_dir: PathBuf,
 
-    /// Where /livez, /readyz, /metrics and /status (JSON) are served; `off`: nowhere
+    /// Where /livez, /readyz, /metrics and /status (JSON) are served; `off`: nowhere. /status names what is imported:
+    /// outside of a pod (where neither POD_IP, POD_IPS nor KUBERNETES_SERVICE_HOST is set) it is answered to this machine
+    /// only
     #[arg(
         long,
         env = "SIDECAR_ADMIN_ADDR",
@@ -223,7 +225,10 @@ impl Args {
                 warn!(nameserver, "a nameserver of {RESOLV_CONF} is not used: it {reason}");
             }
         }
-        self.settings_with(resolv, interfaces::addresses(), hostname())
+        let in_pod = ["POD_IP", "KUBERNETES_SERVICE_HOST"]
+            .iter()
+            .any(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty()));
+        self.settings_with(resolv, interfaces::addresses(), hostname(), in_pod)
     }
 
     fn settings_with(
@@ -231,7 +236,9 @@ impl Args {
         resolv: Resolv,
         interfaces: Vec<IpAddr>,
         hostname: String,
+        in_pod: bool,
     ) -> Result<Settings, ArgsError> {
+        let in_pod = in_pod || self.pod_ips.is_some();
         if self.sidecar_source == SourceKind::Api {
             return Err(ArgsError::NoApi(self.sidecar_config_dir));
         }
@@ -260,6 +267,7 @@ impl Args {
             cluster: self.sidecar_cluster,
             state_dir: Some(self.sidecar_state_dir),
             admin: self.sidecar_admin_addr.0,
+            private_status: !in_pod,
             pod: Pod {
                 name: self.pod_name.unwrap_or(hostname),
                 namespace: self.pod_namespace,

@@ -28,6 +28,9 @@ pub struct Settings {
     pub state_dir: Option<PathBuf>,
     /// Where `/livez`, `/readyz`, `/metrics` and `/status` are served; `None`: nowhere.
     pub admin: Option<SocketAddr>,
+    /// Whether `/status` is answered to this machine only: it names what is imported, and outside of a pod the address
+    /// is one of the whole network.
+    pub private_status: bool,
     /// The pod.
     pub pod: Pod,
     /// The pod's addresses, where its exports are dialled before its loopback. The router takes the first 16.

@@ -9,7 +9,7 @@ fn settings(flags: &[&str]) -> Result<Settings, String> {
     let text = "nameserver 127.0.0.2\nnameserver 10.96.0.10\nsearch default.svc.cluster.local\n";
     let resolv = Resolv::parse(text, resolv::interface);
     let interfaces = vec![IpAddr::from([10, 244, 1, 7])];
-    parse(flags)?.settings_with(resolv, interfaces, "pod-0".into()).map_err(|error| error.to_string())
+    parse(flags)?.settings_with(resolv, interfaces, "pod-0".into(), false).map_err(|error| error.to_string())
 }
 
 fn refused(flags: &[&str], text: &str) {
@@ -27,6 +27,7 @@ fn defaults_are_those_of_the_contract() {
         cluster: None,
         state_dir: Some("/var/lib/servicekeel/sidecar".into()),
         admin: Some("0.0.0.0:15020".parse().unwrap()),
+        private_status: true,
         pod: Pod { name: "pod-0".into(), namespace: "default".parse().unwrap(), uid: String::new() },
         addresses: vec![IpAddr::from([10, 244, 1, 7])],
         search: vec!["default.svc.cluster.local".parse().unwrap()],
@@ -35,6 +36,18 @@ fn defaults_are_those_of_the_contract() {
     let args = parse(&[]).unwrap();
     assert_eq!(args.config_dir(), Path::new("/etc/servicekeel"));
     assert_eq!(args.sidecar_source, SourceKind::Auto);
+}
+
+#[test]
+fn the_status_is_for_everybody_in_a_pod_only() {
+    let private = |flags: &[&str], in_pod: bool| {
+        let args = parse(flags).unwrap();
+        let resolv = Resolv::parse("", resolv::interface);
+        args.settings_with(resolv, Vec::new(), String::new(), in_pod).unwrap().private_status
+    };
+    assert!(private(&[], false));
+    assert!(!private(&[], true));
+    assert!(!private(&["--pod-ips=10.1.0.1"], false));
 }
 
 #[test]
