@@ -12,6 +12,7 @@ use crate::limit;
 
 mod datagrams;
 mod descriptor;
+mod dial;
 mod handoff;
 mod reservation;
 mod splice;
@@ -24,10 +25,11 @@ pub use handoff::{OsHandoff, OsHandoffListener};
 pub use reservation::OsReservation;
 pub use stream::{OsListener, OsStream};
 
-/// The kernel's network. Clones share one stock of pipes for [`Net::splice`].
+/// The kernel's network. Clones share one stock of pipes for [`Net::splice`], and what they know of names.
 #[derive(Debug, Clone, Default)]
 pub struct OsNet {
     pipes: Arc<splice::Pipes>,
+    answered: Arc<dial::Answered>,
 }
 
 impl OsNet {
@@ -83,7 +85,7 @@ impl Net for OsNet {
     }
 
     async fn connect(&self, address: &str) -> io::Result<OsStream> {
-        OsStream::connect(address).await
+        dial::connect(&self.answered, address).await
     }
 
     async fn handoff_listen(&self, path: &Path) -> io::Result<OsHandoffListener> {

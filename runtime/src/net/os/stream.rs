@@ -18,8 +18,6 @@ use super::tcp_info::TcpInfo;
 use super::{OsDescriptor, while_doing};
 use crate::net::{Descriptor, Listener, Stream};
 
-/// How long one address of a name is tried while others are left.
-const ATTEMPT: Duration = Duration::from_secs(5);
 /// An idle path that is dead is found by probes after 15 s of silence, three of them, 5 s apart. One whose reader pauses
 /// answers them. There is no limit to how long bytes may stay unacknowledged (TCP_USER_TIMEOUT, RFC 5482): Linux counts
 /// a closed window as such (tcp(7)), so it would end a flow whose application takes nothing for a while. A peer that is
@@ -43,30 +41,7 @@ impl OsStream {
         socket.connect(addr).await.map(Self)
     }
 
-    pub(super) async fn connect(address: &str) -> io::Result<Self> {
-        let addrs: Vec<SocketAddr> = tokio::net::lookup_host(address)
-            .await
-            .map_err(while_doing(format_args!("can't resolve {address}")))?
-            .collect();
-        let mut last = io::Error::new(io::ErrorKind::NotFound, format!("{address} has no address"));
-        for (i, &addr) in addrs.iter().enumerate() {
-            let attempt = Self::connect_router(addr);
-            let outcome = if i + 1 < addrs.len() {
-                tokio::time::timeout(ATTEMPT, attempt)
-                    .await
-                    .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "no answer")))
-            } else {
-                attempt.await
-            };
-            match outcome {
-                Ok(stream) => return Ok(stream),
-                Err(e) => last = while_doing(format_args!("can't connect to {addr}"))(e),
-            }
-        }
-        Err(last)
-    }
-
-    async fn connect_router(addr: SocketAddr) -> io::Result<Self> {
+    pub(super) async fn connect_router(addr: SocketAddr) -> io::Result<Self> {
         let socket = if addr.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         between_routers(&SockRef::from(&socket))?;
         socket.connect(addr).await.map(Self)
