@@ -245,14 +245,20 @@ pub(crate) fn admit<N: Net>(
     request: &Open,
 ) -> Result<Vec<Candidate>, Refused> {
     let wanted = &request.wanted;
-    let consumer = Consumer { cluster: &peer.cluster, namespace: request.namespace.as_ref() };
+    // What the peer says of its consumer's namespace is a claim: a rule by namespace lets nobody in.
+    let consumer = Consumer { cluster: &peer.cluster, namespace: None };
     let (permitted, candidates) = node.local_candidates(wanted, consumer);
-    let refused = |cause, reason| Err(Refused { cause, reason });
-    match permitted {
-        None => refused(Cause::NotExported, format!("{} does not export {wanted}", node.id)),
-        Some(false) => refused(Cause::NotAllowed, format!("{wanted} is not open to {}", peer.cluster)),
-        Some(true) => Ok(candidates),
+    if permitted == Some(true) {
+        return Ok(candidates);
     }
+    if permitted == Some(false)
+        && let Some(suppressed) = node.refusals.permit()
+    {
+        warn!(%peer, %wanted, suppressed, "a flow is refused: `allow` does not let the peer's cluster in");
+    }
+    // Whoever may not use it is not told that it is there.
+    let reason = format!("{} does not export {wanted} to {}", node.id, peer.cluster);
+    Err(Refused { cause: Cause::NotExported, reason })
 }
 
 async fn connect<N: Net>(

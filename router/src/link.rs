@@ -1,14 +1,13 @@
 //! One link: the control connection between neighbours.
 
-use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use servicekeel_core::flow::frame::{self, Kind, Purpose};
+use servicekeel_core::flow::frame::{self, Kind, PayloadError, Purpose};
+use servicekeel_core::mesh::announce::{Announcer, Change};
 use servicekeel_core::mesh::keepalive::Keepalive;
-use servicekeel_core::mesh::table::{LinkId, MAX_OFFERS};
+use servicekeel_core::mesh::table::LinkId;
 use servicekeel_core::mesh::{LinkMessage, Offer};
-use servicekeel_core::name::ServicePort;
 use servicekeel_runtime::latest;
 use servicekeel_runtime::net::Net;
 use tokio::sync::mpsc;
@@ -19,10 +18,10 @@ use crate::inbound;
 use crate::links::{self, LinkError, Met, PeerChannel};
 use crate::node::Node;
 use crate::peers::{Ask, Dialled, LinkState, MAX_DIALS, NoLink, Peer, Standing};
-use crate::tls::{ChannelError, Next};
+use crate::tls::Next;
 
-/// Messages that wait for a peer which is slow to take them; beyond that its link is given up.
-const MAX_DUE: usize = 4 * MAX_OFFERS;
+/// How long changes of exports are gathered: what changes at once is looked at once.
+const GATHER: Duration = Duration::from_millis(20);
 /// How long the last word may take.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -81,8 +80,9 @@ pub(crate) async fn run<N: Net>(
         standing: &standing,
         channel,
         dialled,
-        told: BTreeMap::new(),
-        due: VecDeque::new(),
+        announcer: Announcer::default(),
+        seen: 0,
+        synced: false,
         refusal_told: false,
     };
     match link.converse(asked).await {
@@ -102,11 +102,13 @@ struct Link<'a, N: Net> {
     standing: &'a Standing<N>,
     channel: PeerChannel<N>,
     dialled: Option<Dialled>,
-    /// What the peer knows of this node's exports once all that is due has gone out.
-    told: BTreeMap<ServicePort, Offer>,
     /// What goes out as fast as the peer takes it, while its own words are read: two routers with much to tell must not
     /// wait for one another.
-    due: VecDeque<LinkMessage>,
+    announcer: Announcer,
+    /// The revision of this node's exports that the announcer knows.
+    seen: u64,
+    /// The peer was told that this was all at first.
+    synced: bool,
     refusal_told: bool,
 }
 
@@ -115,6 +117,8 @@ enum Event {
     Message(LinkMessage),
     /// Of a newer peer.
     Unknown,
+    /// Something that is no message.
+    Malformed(PayloadError),
     Flushed,
     Closed,
     Exports,
@@ -135,8 +139,8 @@ impl<N: Net> Link<'_, N> {
         let mut draining = node.draining.subscribe();
         let lost = self.standing.lost();
         let mut lost = std::pin::pin!(lost);
-        self.tell_exports()?;
-        self.due.push_back(LinkMessage::Synced);
+        self.look_at_exports();
+        let mut gathered: Option<Instant> = None;
         loop {
             uses.tell(&mut keepalive);
             let now = Instant::now().into_std();
@@ -146,7 +150,14 @@ impl<N: Net> Link<'_, N> {
             if keepalive.is_dead(now) {
                 return Err(LinkError::Dead);
             }
-            self.put_due()?;
+            if gathered.is_some_and(|when| when.into_std() <= now) {
+                gathered = None;
+                self.look_at_exports();
+            }
+            self.put_changes()?;
+            let timers =
+                [Some(keepalive.poll_timeout()), gathered.map(Instant::into_std), self.next_change()];
+            let timer = timers.into_iter().flatten().min().unwrap_or(now);
             let event = tokio::select! {
                 biased;
                 next = self.channel.next() => match next? {
@@ -155,20 +166,21 @@ impl<N: Net> Link<'_, N> {
                     }
                     Next::Frame(_, payload) => match frame::decode_payload(payload) {
                         Ok(message) => Event::Message(message),
-                        Err(error) => {
+                        Err(error) if error.is_unknown() => {
                             debug!(peer = %self.place.peer.id, %error, "a message is skipped");
                             Event::Unknown
                         }
+                        Err(error) => Event::Malformed(error),
                     },
                     Next::Flushed => Event::Flushed,
                     Next::Closed => Event::Closed,
                 },
-                Ok(()) = exports.changed() => Event::Exports,
+                Ok(()) = exports.changed(), if gathered.is_none() => Event::Exports,
                 Some(ask) = asked.recv() => Event::Ask(ask),
                 () = uses.resumed() => Event::Timer,
                 () = drained(&mut draining) => Event::Ends,
                 () = &mut lost => Event::Lost,
-                () = sleep_until(keepalive.poll_timeout().into()) => Event::Timer,
+                () = sleep_until(timer.into()) => Event::Timer,
             };
             match event {
                 Event::Message(message) => {
@@ -176,7 +188,11 @@ impl<N: Net> Link<'_, N> {
                     self.handle(message)?;
                 }
                 Event::Unknown => keepalive.handle_received(Instant::now().into_std()),
-                Event::Exports => self.tell_exports()?,
+                Event::Malformed(error) => {
+                    keepalive.handle_received(Instant::now().into_std());
+                    self.refuse(&error);
+                }
+                Event::Exports => gathered = Some(Instant::now() + GATHER),
                 Event::Ask(ask) => {
                     let (flows, datagrams) = match ask {
                         Ask::Flows(n) => (n, 0),
@@ -201,28 +217,53 @@ impl<N: Net> Link<'_, N> {
         Ok(self.channel.send_message(Kind::Message, 0, message)?)
     }
 
-    fn put_due(&mut self) -> Result<(), LinkError> {
+    /// When there is a change to tell; `None` where there is none, or the peer has to take others first.
+    fn next_change(&self) -> Option<std::time::Instant> {
+        if self.channel.is_full() { None } else { self.announcer.poll_timeout() }
+    }
+
+    fn put_changes(&mut self) -> Result<(), LinkError> {
+        let cluster = &self.place.peer.id.cluster;
+        let now = Instant::now().into_std();
         while !self.channel.is_full() {
-            let Some(message) = self.due.pop_front() else { break };
-            match (self.channel.send_message(Kind::Message, 0, &message), &message) {
-                (Err(ChannelError::TooLong(_)), LinkMessage::Offer(offer)) => {
-                    warn!(port = %offer.port, "an export with so many allow rules can't be offered");
+            let change = {
+                let routes = self.node.routes();
+                self.announcer.poll(now, |port| routes.table.is_open_to(port, cluster))
+            };
+            let message = match change {
+                // Who else may use it is nothing to the peer.
+                Some(Change::Offer(port)) => LinkMessage::Offer(Offer { port, allow: None }),
+                Some(Change::Withdraw(port)) => LinkMessage::Withdraw(port),
+                None if self.synced => return Ok(()),
+                None => {
+                    self.synced = true;
+                    LinkMessage::Synced
                 }
-                (sent, _) => sent?,
-            }
+            };
+            self.put(&message)?;
         }
         Ok(())
     }
 
-    /// What changed of this node's exports since the peer was told last is due.
-    fn tell_exports(&mut self) -> Result<(), LinkError> {
-        let offers = self.node.routes().table.offers();
-        let gone = self.told.keys().filter(|port| !offers.contains_key(*port));
-        self.due.extend(gone.map(|port| LinkMessage::Withdraw(port.clone())));
-        let news = offers.iter().filter(|(port, offer)| self.told.get(*port) != Some(*offer));
-        self.due.extend(news.map(|(_, offer)| LinkMessage::Offer(offer.clone())));
-        self.told = offers;
-        if self.due.len() > MAX_DUE { Err(LinkError::Stuck) } else { Ok(()) }
+    /// Has the announcer look at what has changed of this node's exports.
+    fn look_at_exports(&mut self) {
+        let routes = self.node.routes();
+        let now = Instant::now().into_std();
+        match routes.table.changed_since(self.seen) {
+            Some(changed) => changed.for_each(|port| self.announcer.handle_changed(port.clone(), now)),
+            None => {
+                let all: Vec<_> = routes.table.exported().chain(self.announcer.told()).cloned().collect();
+                all.into_iter().for_each(|port| self.announcer.handle_changed(port, now));
+            }
+        }
+        self.seen = routes.table.exports_revision();
+    }
+
+    /// Says, once, that something of the peer is not taken.
+    fn refuse(&mut self, error: &dyn std::fmt::Display) {
+        if !std::mem::replace(&mut self.refusal_told, true) {
+            warn!(peer = %self.place.peer.id, %error, "an offer is refused; further ones on this link are not told");
+        }
     }
 
     fn handle(&mut self, message: LinkMessage) -> Result<(), LinkError> {
@@ -230,10 +271,17 @@ impl<N: Net> Link<'_, N> {
         match message {
             LinkMessage::Offer(offer) => {
                 debug!(%peer, port = %offer.port, "offered");
-                if let Err(error) = self.node.change(|table| table.offer(peer, id, offer))
-                    && !std::mem::replace(&mut self.refusal_told, true)
-                {
-                    warn!(%error, "an offer is refused; further ones on this link are not told");
+                let open = offer.is_open_to(&self.node.id.cluster);
+                let taken = self.node.change(|table| {
+                    if open {
+                        return table.offer(peer, id, offer.port);
+                    }
+                    // Of a peer of an earlier version, which tells what is not for this cluster too.
+                    table.withdraw(peer, id, &offer.port);
+                    Ok(())
+                });
+                if let Err(error) = taken {
+                    self.refuse(&error);
                 }
             }
             LinkMessage::Withdraw(port) => {

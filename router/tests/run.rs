@@ -4,6 +4,7 @@
 
 mod expiry;
 mod flood;
+mod hidden;
 mod reasons;
 mod stand;
 mod trust;

@@ -192,7 +192,7 @@ pub struct Open {
     /// What is wanted.
     #[n(1)]
     pub wanted: ServicePort,
-    /// The consumer's namespace, where the first router can vouch for it.
+    /// The consumer's namespace, as the first router says. Nothing attests it yet, so it lets nobody in.
     #[n(2)]
     pub namespace: Option<Label>,
 }
@@ -228,15 +228,28 @@ pub enum Cause {
 
 /// Why a payload can't be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("a malformed payload: {0}")]
-pub struct PayloadError(String);
+#[error("a malformed payload: {reason}")]
+pub struct PayloadError {
+    reason: String,
+    unknown: bool,
+}
+
+impl PayloadError {
+    /// Whether it may be a message of a later version, to be skipped.
+    pub fn is_unknown(&self) -> bool {
+        self.unknown
+    }
+}
 
 /// Reads a payload of CBOR.
 ///
 /// # Errors
 /// [`PayloadError`] where the bytes are something else.
 pub fn decode_payload<'b, T: Decode<'b, ()>>(bytes: &'b [u8]) -> Result<T, PayloadError> {
-    minicbor::decode(bytes).map_err(|e| PayloadError(e.to_string()))
+    minicbor::decode(bytes).map_err(|e: minicbor::decode::Error| PayloadError {
+        reason: e.to_string(),
+        unknown: e.is_unknown_variant(),
+    })
 }
 
 /// A whole frame of CBOR; `None` where the payload would be longer than [`MAX_PAYLOAD`].

@@ -1,12 +1,18 @@
 //! The mesh: what neighbours tell each other, and which endpoint a flow takes.
 
+pub mod announce;
+mod exports;
 pub mod keepalive;
 pub mod outcome;
 pub mod table;
 
-use minicbor::{Decode, Encode};
+use minicbor::data::Type;
+use minicbor::{Decode, Decoder, Encode, decode};
 
-use crate::name::{AllowRule, ServicePort};
+use crate::name::{AllowRule, ClusterName, ServicePort, allows};
+
+/// The most rules of one offer.
+pub const MAX_RULES: usize = 1024;
 
 /// A message on a link between neighbours. Numbers may be added; an unknown one is skipped.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
@@ -47,7 +53,78 @@ pub struct Offer {
     /// What is offered; its cluster is the offering router's.
     #[n(0)]
     pub port: ServicePort,
-    /// Who may use it; `None`: every member of the mesh. The offering router decides; this spares tries.
-    #[n(1)]
+    /// Who may use it, at most [`MAX_RULES`]; `None`: whoever is told. A router tells a neighbour only what its cluster
+    /// may use, so that it says no more than that; earlier versions told everybody, with all rules.
+    #[cbor(n(1), decode_with = "rules", nil = "no_rules")]
     pub allow: Option<Vec<AllowRule>>,
+}
+
+impl Offer {
+    /// Whether the consumers of a cluster may use it. A namespace is attested by nobody.
+    pub fn is_open_to(&self, cluster: &ClusterName) -> bool {
+        allows(self.allow.as_deref(), cluster, None)
+    }
+}
+
+fn no_rules() -> Option<Option<Vec<AllowRule>>> {
+    Some(None)
+}
+
+/// Reads rules, and no more than an offer may have: what they take in memory is many times what they take on the wire.
+fn rules<C>(d: &mut Decoder<'_>, ctx: &mut C) -> Result<Option<Vec<AllowRule>>, decode::Error> {
+    if d.datatype()? == Type::Null {
+        d.null()?;
+        return Ok(None);
+    }
+    let mut rules = Vec::new();
+    for rule in d.array_iter_with(ctx)? {
+        if rules.len() == MAX_RULES {
+            return Err(decode::Error::message("an offer with more than 1024 rules"));
+        }
+        rules.push(rule?);
+    }
+    Ok(Some(rules))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flow::frame::{MAX_PAYLOAD, decode_payload};
+    use crate::name::{Protocol, ServiceName};
+
+    fn offer(rules: usize) -> Vec<u8> {
+        let service = ServiceName {
+            name: "web".parse().unwrap(),
+            namespace: "default".parse().unwrap(),
+            cluster: "b.local".parse().unwrap(),
+        };
+        let port = ServicePort { service, port: std::num::NonZeroU16::MIN, protocol: Protocol::Tcp };
+        let rule = AllowRule { cluster: "a".parse().unwrap(), namespace: None };
+        let allow = Some(vec![rule; rules]);
+        minicbor::to_vec(LinkMessage::Offer(Offer { port, allow })).unwrap()
+    }
+
+    #[test]
+    fn rules_are_bounded_while_they_are_read() {
+        let most = offer(MAX_RULES);
+        let Ok(LinkMessage::Offer(read)) = decode_payload(&most) else { panic!() };
+        assert_eq!(read.allow.unwrap().len(), MAX_RULES);
+        // As many as a frame holds.
+        let many = offer(16_000);
+        assert!(many.len() < MAX_PAYLOAD);
+        let error = decode_payload::<LinkMessage>(&many).unwrap_err().to_string();
+        assert!(error.contains("more than 1024 rules"), "{error}");
+        // With an array of unknown length, too.
+        let mut endless = most.clone();
+        let at = endless.windows(3).position(|bytes| bytes == [0x99, 0x04, 0x00]).unwrap();
+        endless.splice(at..at + 3, [0x9f]);
+        assert!(decode_payload::<LinkMessage>(&endless).is_err());
+        // And none at all, in both forms.
+        for bytes in [&[0x82, 0x00, 0x81, 0x82][..], &[0x82, 0x00, 0x81, 0x81]] {
+            let port = minicbor::to_vec(&read.port).unwrap();
+            let end: &[u8] = if bytes[3] == 0x82 { &[0xf6] } else { &[] };
+            let read_again: LinkMessage = decode_payload(&[bytes, &port, end].concat()).unwrap();
+            assert_eq!(read_again, LinkMessage::Offer(Offer { port: read.port.clone(), allow: None }));
+        }
+    }
 }

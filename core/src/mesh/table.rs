@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU16;
 use std::time::{Duration, Instant};
 
-use crate::mesh::Offer;
+use crate::mesh::exports::Exports;
 use crate::mesh::outcome::{Health, Outcome};
 use crate::name::{AllowRule, ClusterName, Label, Protocol, RouterId, ServiceName, ServicePort, allows};
 
@@ -15,6 +15,12 @@ pub use near::MAX_NEAR;
 
 /// The most ports that one neighbour may offer on one link; further offers are refused.
 pub const MAX_OFFERS: usize = 16_384;
+/// The most bytes that the offers of one link hold in memory, as [`Table::held_bytes`] counts them ...
+pub const MAX_LINK_BYTES: usize = 8 << 20;
+/// ... and those of all links of one neighbour.
+pub const MAX_PEER_BYTES: usize = 16 << 20;
+/// What an offer holds beside its names: its places in the table, with room to grow.
+const OFFER_BYTES: usize = 256;
 /// How long an endpoint that failed once is tried last.
 pub const FIRST_BACKOFF: Duration = Duration::from_secs(1);
 /// The longest that an endpoint which fails again and again is tried last.
@@ -63,6 +69,9 @@ pub enum OfferError {
     /// The bound of one link is reached.
     #[error("{0} offers more than {MAX_OFFERS} ports")]
     TooMany(RouterId),
+    /// What is held for one link, or for one neighbour, is at its bound.
+    #[error("{0} offers more than {MAX_LINK_BYTES} bytes on a link, or {MAX_PEER_BYTES} on all of them")]
+    TooLarge(RouterId),
 }
 
 /// The most bytes of a failure's reason that are kept.
@@ -92,13 +101,29 @@ pub enum Turn {
     None,
 }
 
+/// What was offered on a link.
+#[derive(Debug, Default)]
+struct Offered {
+    ports: usize,
+    bytes: usize,
+}
+
+fn bytes_of(port: &ServicePort) -> usize {
+    let ServiceName { name, namespace, cluster } = &port.service;
+    OFFER_BYTES + name.as_str().len() + namespace.as_str().len() + cluster.as_str().len()
+}
+
 /// What can be reached from here.
 #[derive(Debug, Default)]
 pub struct Table {
     endpoints: BTreeMap<EndpointId, Endpoint>,
     by_port: BTreeMap<ServicePort, Vec<EndpointId>>,
-    offers: BTreeMap<ServicePort, BTreeMap<RouterId, BTreeMap<LinkId, Offer>>>,
-    offered: BTreeMap<LinkId, usize>,
+    /// Of neighbours, what this router's cluster may use.
+    offers: BTreeMap<ServicePort, BTreeMap<RouterId, BTreeSet<LinkId>>>,
+    offered: BTreeMap<LinkId, Offered>,
+    /// The bytes of each neighbour's offers.
+    held: BTreeMap<RouterId, usize>,
+    exports: Exports,
     failing: BTreeMap<(ServicePort, Candidate), Failing>,
 }
 
@@ -107,6 +132,7 @@ impl Table {
     pub fn add(&mut self, id: EndpointId, endpoint: Endpoint) {
         self.remove(id);
         self.by_port.entry(endpoint.port.clone()).or_default().push(id);
+        self.exports.note(&endpoint.port, true);
         self.endpoints.insert(id, endpoint);
     }
 
@@ -115,9 +141,11 @@ impl Table {
         let Some(endpoint) = self.endpoints.remove(&id) else { return };
         if let Some(ids) = self.by_port.get_mut(&endpoint.port) {
             ids.retain(|other| *other != id);
-            if ids.is_empty() {
+            let exported = !ids.is_empty();
+            if !exported {
                 self.by_port.remove(&endpoint.port);
             }
+            self.exports.note(&endpoint.port, exported);
         }
         self.failing.remove(&(endpoint.port, Candidate::Local(id)));
     }
@@ -127,50 +155,67 @@ impl Table {
         self.endpoints.get(&id)
     }
 
-    /// What this node offers to its neighbours: a port with several endpoints once, open to whom any of them is.
-    pub fn offers(&self) -> BTreeMap<ServicePort, Offer> {
-        self.by_port
-            .iter()
-            .map(|(port, ids)| {
-                let mut allow = Some(Vec::new());
-                for endpoint in ids.iter().filter_map(|id| self.endpoints.get(id)) {
-                    allow = match (allow, &endpoint.allow) {
-                        (Some(mut all), Some(rules)) => {
-                            all.extend(rules.iter().cloned());
-                            Some(all)
-                        }
-                        _ => None,
-                    };
-                }
-                if let Some(rules) = &mut allow {
-                    rules.sort();
-                    rules.dedup();
-                }
-                (port.clone(), Offer { port: port.clone(), allow })
-            })
-            .collect()
+    /// How often this node's exports have changed.
+    pub fn exports_revision(&self) -> u64 {
+        self.exports.revision()
     }
 
-    /// Takes an offer that a neighbour made on a link.
+    /// The ports of this node's exports that have changed since a revision, those that are gone among them; `None` where
+    /// that is too long ago to tell: all that is exported, and all that is known of it, may have changed then.
+    pub fn changed_since(&self, revision: u64) -> Option<impl Iterator<Item = &ServicePort>> {
+        self.exports.since(revision)
+    }
+
+    /// The ports that this node exports.
+    pub fn exported(&self) -> impl Iterator<Item = &ServicePort> {
+        self.by_port.keys()
+    }
+
+    /// Whether this node exports a port to a cluster. A namespace is attested by nobody.
+    pub fn is_open_to(&self, port: &ServicePort, cluster: &ClusterName) -> bool {
+        self.permits(port, Consumer { cluster, namespace: None }) == Some(true)
+    }
+
+    /// Takes an offer that a neighbour made on a link: of a port that this router's cluster may use.
     ///
     /// # Errors
-    /// [`OfferError`] where it speaks for another cluster or the link's bound is reached.
-    pub fn offer(&mut self, from: &RouterId, link: LinkId, offer: Offer) -> Result<(), OfferError> {
-        if offer.port.service.cluster != from.cluster {
-            return Err(OfferError::Foreign(from.clone(), offer.port));
+    /// [`OfferError`] where it speaks for another cluster or a bound of the link or of the neighbour is reached.
+    pub fn offer(&mut self, from: &RouterId, link: LinkId, port: ServicePort) -> Result<(), OfferError> {
+        if port.service.cluster != from.cluster {
+            return Err(OfferError::Foreign(from.clone(), port));
         }
-        let count = self.offered.entry(link).or_default();
-        let links = self.offers.entry(offer.port.clone()).or_default().entry(from.clone()).or_default();
-        if !links.contains_key(&link) {
-            if *count >= MAX_OFFERS {
-                self.prune(&offer.port, from);
+        let links = self.offers.get(&port).and_then(|routers| routers.get(from));
+        if !links.is_some_and(|links| links.contains(&link)) {
+            let bytes = bytes_of(&port);
+            let of_peer = self.held_bytes(from);
+            let of_link = self.offered.entry(link).or_default();
+            if of_link.ports >= MAX_OFFERS {
                 return Err(OfferError::TooMany(from.clone()));
             }
-            *count += 1;
+            if of_link.bytes + bytes > MAX_LINK_BYTES || of_peer + bytes > MAX_PEER_BYTES {
+                return Err(OfferError::TooLarge(from.clone()));
+            }
+            of_link.ports += 1;
+            of_link.bytes += bytes;
+            *self.held.entry(from.clone()).or_default() += bytes;
         }
-        self.failing.remove(&(offer.port.clone(), Candidate::Remote(from.clone())));
-        links.insert(link, offer);
+        self.failing.remove(&(port.clone(), Candidate::Remote(from.clone())));
+        self.offers.entry(port).or_default().entry(from.clone()).or_default().insert(link);
         Ok(())
+    }
+
+    /// An estimate of the bytes that are held for a neighbour's offers.
+    pub fn held_bytes(&self, router: &RouterId) -> usize {
+        self.held.get(router).copied().unwrap_or(0)
+    }
+
+    fn release(&mut self, from: &RouterId, bytes: usize) {
+        if let Some(held) = self.held.get_mut(from) {
+            *held -= bytes;
+            if *held == 0 {
+                self.held.remove(from);
+            }
+        }
     }
 
     /// Takes an offer back.
@@ -179,24 +224,35 @@ impl Table {
             .offers
             .get_mut(port)
             .and_then(|routers| routers.get_mut(from))
-            .and_then(|links| links.remove(&link));
-        if gone.is_some() {
-            if let Some(count) = self.offered.get_mut(&link) {
-                *count -= 1;
+            .is_some_and(|links| links.remove(&link));
+        if gone {
+            let bytes = bytes_of(port);
+            if let Some(of_link) = self.offered.get_mut(&link) {
+                of_link.ports -= 1;
+                of_link.bytes -= bytes;
             }
+            self.release(from, bytes);
             self.prune(port, from);
         }
     }
 
     /// Forgets all that was offered on a link: it is down.
     pub fn link_down(&mut self, link: LinkId) {
-        self.offered.remove(&link);
-        for routers in self.offers.values_mut() {
-            for links in routers.values_mut() {
-                links.remove(&link);
+        let Some(Offered { ports, .. }) = self.offered.remove(&link) else { return };
+        if ports == 0 {
+            return;
+        }
+        for (port, routers) in &mut self.offers {
+            for (router, links) in routers.iter_mut() {
+                if links.remove(&link)
+                    && let Some(held) = self.held.get_mut(router)
+                {
+                    *held -= bytes_of(port);
+                }
             }
             routers.retain(|_, links| !links.is_empty());
         }
+        self.held.retain(|_, held| *held > 0);
         self.offers.retain(|_, routers| !routers.is_empty());
         let offers = &self.offers;
         self.failing.retain(|(port, candidate), _| match candidate {
@@ -207,7 +263,7 @@ impl Table {
 
     fn prune(&mut self, port: &ServicePort, router: &RouterId) {
         let Some(routers) = self.offers.get_mut(port) else { return };
-        if routers.get(router).is_some_and(BTreeMap::is_empty) {
+        if routers.get(router).is_some_and(BTreeSet::is_empty) {
             routers.remove(router);
             self.failing.remove(&(port.clone(), Candidate::Remote(router.clone())));
         }
@@ -234,7 +290,7 @@ impl Table {
         )
     }
 
-    /// Whether anybody offers the port, whoever may use it.
+    /// Whether a pod of this node exports the port, to whomever, or a neighbour offers it.
     pub fn is_offered(&self, wanted: &ServicePort) -> bool {
         self.by_port.get(wanted).is_some_and(|ids| !ids.is_empty()) || self.offers.contains_key(wanted)
     }
@@ -286,11 +342,8 @@ impl Table {
             .offers
             .get(wanted)
             .into_iter()
-            .flatten()
-            .filter(|(_, links)| {
-                links.values().next_back().is_some_and(|offer| permits(offer.allow.as_deref(), consumer))
-            })
-            .map(|(router, _)| Candidate::Remote(router.clone()))
+            .flat_map(BTreeMap::keys)
+            .map(|router| Candidate::Remote(router.clone()))
             .collect();
         let remote = self.ordered(wanted, remote, now, seed, &load);
         // A local endpoint that fails comes behind a neighbour that does not.

@@ -80,6 +80,7 @@ pub(crate) struct Router {
     tasks: JoinSet<()>,
     /// Where it accepts peers.
     pub(crate) peers: SocketAddr,
+    /// Where it tells its status.
     pub(crate) admin: SocketAddr,
 }
 
@@ -332,6 +333,11 @@ impl Stand {
         at
     }
 
+    /// A pod of a.local that exports what it is told to.
+    pub(crate) async fn exporter(&self, pod: &str) -> Exporter {
+        Exporter(meet(&OsNet::new(), &self.a.listen.sidecars, pod).await)
+    }
+
     /// A conversation with the router of b.local that says Hello and no more.
     pub(crate) async fn come_and_go(&self) {
         let pod = Pod { name: "rogue".into(), namespace: "default".parse().unwrap(), uid: String::new() };
@@ -363,6 +369,17 @@ impl Stand {
             (got == *b"ping").then_some(())
         })
         .await;
+    }
+}
+
+/// A pod that exports.
+pub(crate) struct Exporter(Conversation);
+
+impl Exporter {
+    pub(crate) async fn export(&mut self, id: u64, offered: ServicePort, allow: Option<&[&str]>) {
+        let allow = allow.map(|rules| rules.iter().map(|rule| rule.parse().unwrap()).collect());
+        let export = ToRouter::Export { id, target: offered.port, offered, allow };
+        self.0.send(&export.encode(), Vec::new()).await.unwrap();
     }
 }
 

@@ -12,7 +12,7 @@ use crate::stand::{self, Stand};
 use crate::{LIMIT, says};
 
 /// A connection to the exporter's router by one who has the consumer's name and key.
-async fn rogue(stand: &Stand, purpose: Purpose) -> Channel<OsStream> {
+pub(crate) async fn rogue(stand: &Stand, purpose: Purpose) -> Channel<OsStream> {
     let identity = stand.b.identity();
     let stream = OsNet::new().connect(&stand.a.peers.to_string()).await.unwrap();
     let (mut channel, _) = tls::connect(stream, identity.client(), BufferPool::new()).await.unwrap();

@@ -2,6 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::flow::frame::Cause;
+use crate::mesh::exports::MAX_GONE;
 use crate::name::Protocol;
 
 fn port(cluster: &str, number: u16) -> ServicePort {
@@ -35,7 +36,7 @@ fn this_node_comes_first_and_a_failing_one_last() {
     let cluster = "a.local".parse().unwrap();
     let consumer = Consumer { cluster: &cluster, namespace: None };
     let (n2, mut table) = (router("a.local", "n2"), Table::default());
-    table.offer(&n2, 1, Offer { port: a.clone(), allow: None }).unwrap();
+    table.offer(&n2, 1, a.clone()).unwrap();
     table.add(7, endpoint(a.clone(), None));
     let (local, remote) = (Candidate::Local(7), Candidate::Remote(n2));
     assert_eq!(table.candidates(&a, consumer, now, 3, idle), [local.clone(), remote.clone()]);
@@ -59,7 +60,7 @@ fn a_refusal_for_policy_or_for_want_of_room_is_no_failure_and_is_avoided_for_a_m
     let cluster = "a.local".parse().unwrap();
     let consumer = Consumer { cluster: &cluster, namespace: None };
     let (n2, mut table) = (router("a.local", "n2"), Table::default());
-    table.offer(&n2, 1, Offer { port: a.clone(), allow: None }).unwrap();
+    table.offer(&n2, 1, a.clone()).unwrap();
     table.add(7, endpoint(a.clone(), None));
     let (local, remote) = (Candidate::Local(7), Candidate::Remote(n2));
     for _ in 0..20 {
@@ -104,14 +105,14 @@ fn allow_rules_hide_an_endpoint() {
 fn a_router_speaks_for_its_own_cluster_and_within_bounds() {
     let mut table = Table::default();
     let b = router("b.local", "n1");
-    let foreign = table.offer(&b, 1, Offer { port: port("a.local", 80), allow: None });
+    let foreign = table.offer(&b, 1, port("a.local", 80));
     assert!(matches!(foreign, Err(OfferError::Foreign(..))));
     for i in 1..=MAX_OFFERS {
-        table.offer(&b, 1, Offer { port: port("b.local", i as u16), allow: None }).unwrap();
+        table.offer(&b, 1, port("b.local", i as u16)).unwrap();
     }
-    let more = Offer { port: port("b.local", 60_000), allow: None };
+    let more = port("b.local", 60_000);
     assert!(matches!(table.offer(&b, 1, more), Err(OfferError::TooMany(_))));
-    table.offer(&b, 1, Offer { port: port("b.local", 1), allow: None }).unwrap();
+    table.offer(&b, 1, port("b.local", 1)).unwrap();
     table.link_down(1);
     assert_eq!(table.remote().count(), 0);
 }
@@ -147,7 +148,7 @@ proptest! {
         for step in steps {
             match step {
                 Step::Offer(r, l, p) => {
-                    table.offer(&routers[r], l, Offer { port: port("b.local", p), allow: None }).unwrap();
+                    table.offer(&routers[r], l, port("b.local", p)).unwrap();
                     model.insert((r, l, p));
                 }
                 Step::Withdraw(r, l, p) => {
@@ -175,6 +176,75 @@ proptest! {
         for l in 0..6 {
             table.link_down(l);
         }
-        prop_assert!(table.offers.is_empty() && table.offered.values().all(|n| *n == 0) && table.failing.is_empty());
+        prop_assert!(table.offers.is_empty() && table.held.is_empty() && table.failing.is_empty());
     }
+}
+
+#[test]
+fn what_a_neighbour_holds_is_bounded_by_link_and_by_neighbour() {
+    let mut table = Table::default();
+    let b = router("b.local", "n1");
+    let long = |link: u64, n: usize| {
+        let mut port = port("b.local", 1);
+        let name = format!("{n:063}");
+        port.service.name = name.parse().unwrap();
+        port.service.namespace = format!("{link:063}").parse().unwrap();
+        port
+    };
+    let mut refused = 0;
+    for link in 0..6 {
+        let before = table.held_bytes(&b);
+        for n in 0..MAX_OFFERS {
+            refused += usize::from(table.offer(&b, link, long(link, n)).is_err());
+        }
+        assert!(table.held_bytes(&b) - before <= MAX_LINK_BYTES);
+    }
+    assert!(refused > 0 && table.held_bytes(&b) <= MAX_PEER_BYTES, "{refused} {}", table.held_bytes(&b));
+    // It pays alone.
+    let c = router("b.local", "n2");
+    assert!(table.offer(&c, 9, port("b.local", 1)).is_ok());
+    table.withdraw(&b, 0, &long(0, 0));
+    (0..6).for_each(|link| table.link_down(link));
+    assert_eq!(table.held_bytes(&b), 0);
+    assert!(table.held_bytes(&c) > 0);
+}
+
+#[test]
+fn changes_of_exports_are_known_by_difference() {
+    let mut table = Table::default();
+    let since = |table: &Table, revision| -> Option<Vec<u16>> {
+        table.changed_since(revision).map(|ports| ports.map(|port| port.port.get()).collect())
+    };
+    for number in 1..=4000 {
+        table.add(number.into(), endpoint(port("a.local", number), None));
+    }
+    let seen = table.exports_revision();
+    assert_eq!(since(&table, seen), Some(vec![]));
+    table.remove(7);
+    table.add(9, endpoint(port("a.local", 9), Some(&["c.local"])));
+    assert_eq!(since(&table, seen), Some(vec![7, 9]));
+    let (b, c) = ("b.local".parse().unwrap(), "c.local".parse().unwrap());
+    let open = |table: &Table, number| {
+        (table.is_open_to(&port("a.local", number), &b), table.is_open_to(&port("a.local", number), &c))
+    };
+    assert_eq!(
+        (open(&table, 7), open(&table, 8), open(&table, 9)),
+        ((false, false), (true, true), (false, true))
+    );
+    // One of several that serve a port.
+    table.add(10_000, endpoint(port("a.local", 9), None));
+    assert_eq!(open(&table, 9), (true, true));
+    table.remove(10_000);
+    assert_eq!(open(&table, 9), (false, true));
+    // What is gone is forgotten in the end, and whoever has not looked since is told so.
+    let seen = table.exports_revision();
+    for number in 0..MAX_GONE as u64 + 10 {
+        let mut gone = port("a.local", 1);
+        gone.service.name = format!("gone-{number}").parse().unwrap();
+        table.add(20_000, endpoint(gone, None));
+        table.remove(20_000);
+    }
+    assert_eq!(since(&table, seen), None);
+    assert_eq!(since(&table, table.exports_revision()), Some(vec![]));
+    assert!(table.exports.is_bounded_by(4000));
 }
