@@ -79,11 +79,14 @@ impl ConnectError {
     }
 }
 
-/// Connects to an endpoint.
+/// Connects to an endpoint. The stream is polled on the thread of its pod.
 ///
 /// # Errors
 /// The last address's error, where none takes the connection.
-pub(crate) async fn connect<N: Net>(node: &Node<N>, id: EndpointId) -> Result<N::TcpStream, ConnectError> {
+pub(crate) async fn connect<N: Net>(
+    node: &Node<N>,
+    id: EndpointId,
+) -> Result<(N::TcpStream, N::Thread), ConnectError> {
     let endpoint = node.endpoints().get(&id).cloned();
     let Some(endpoint) = endpoint else {
         return Err(ConnectError::Away(io::Error::new(io::ErrorKind::NotFound, "the endpoint is gone")));
@@ -95,7 +98,7 @@ pub(crate) async fn connect<N: Net>(node: &Node<N>, id: EndpointId) -> Result<N:
         match timeout(CONNECT_TIMEOUT, node.net.connect_descriptor(socket, addr)).await {
             Ok(Ok(stream)) => {
                 endpoint.answered(number);
-                return Ok(stream);
+                return Ok((stream, endpoint.pod.thread.clone()));
             }
             Ok(Err(error)) => last = io::Error::new(error.kind(), format!("{addr}: {error}")),
             Err(_) => last = io::Error::new(io::ErrorKind::TimedOut, format!("{addr}: no answer")),

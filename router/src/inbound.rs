@@ -10,7 +10,7 @@ use servicekeel_core::flow::frame::{Cause, Open, Purpose, Refused};
 use servicekeel_core::mesh::outcome::Outcome;
 use servicekeel_core::mesh::table::{Candidate, Consumer};
 use servicekeel_core::name::{Protocol, RouterId};
-use servicekeel_runtime::net::{Listener, Net, Stream};
+use servicekeel_runtime::net::{Listener, Net, PodThread, Stream};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{debug, warn};
@@ -144,7 +144,7 @@ pub(crate) async fn serve<N: Net>(node: &Arc<Node<N>>, met: Met<N>, dialled: boo
         // Why it does not come to be is told where it is decided.
         (Purpose::Link, _) => drop(link::run(node, met, None).await),
         (Purpose::Flows, false) | (Purpose::FlowsBack, true) => {
-            flows(node, met.channel, &met.peer, &met.standing).await;
+            flows(node, met.channel, &met.peer, Arc::new(met.standing)).await;
         }
         (Purpose::Datagrams, false) | (Purpose::DatagramsBack, true) => {
             datagrams::serve::run(node.clone(), met.channel, met.peer, &met.standing).await;
@@ -161,7 +161,7 @@ async fn flows<N: Net>(
     node: &Arc<Node<N>>,
     mut channel: Channel<N::TcpStream>,
     peer: &Arc<Peer<N>>,
-    standing: &Standing<N>,
+    standing: Arc<Standing<N>>,
 ) {
     let mut relieved = node.relieved.subscribe();
     let mut used = false;
@@ -202,7 +202,13 @@ async fn flows<N: Net>(
         };
         let busy = Busy::new(peer.clone());
         let done = match connect(node, &peer.id, &request).await {
-            Ok((app, candidate)) => carry(node, &mut channel, app, candidate, peer, standing).await,
+            Ok((app, candidate, thread)) => {
+                // On the pod's own thread, since the socket is still the pod's.
+                let flow = carry(node.clone(), channel, app, candidate, peer.clone(), standing.clone());
+                let Some((returned, done)) = thread.run(flow).await else { return };
+                channel = returned;
+                done
+            }
             Err(refused) => {
                 debug!(peer = %peer.id, wanted = %request.wanted, reason = %refused.reason, "a flow is refused");
                 flow::refuse(&mut channel, &refused).await.is_ok()
@@ -215,27 +221,28 @@ async fn flows<N: Net>(
     }
 }
 
+/// Carries a flow, and gives back the connection and whether it is free for the next.
 async fn carry<N: Net>(
-    node: &Arc<Node<N>>,
-    channel: &mut Channel<N::TcpStream>,
+    node: Arc<Node<N>>,
+    mut channel: Channel<N::TcpStream>,
     app: N::TcpStream,
     candidate: Candidate,
-    peer: &Arc<Peer<N>>,
-    standing: &Standing<N>,
-) -> bool {
+    peer: Arc<Peer<N>>,
+    standing: Arc<Standing<N>>,
+) -> (Channel<N::TcpStream>, bool) {
     let _carrying = node.carrying(candidate);
     node.counters.flows_inbound.inc();
-    if flow::accept(channel).await.is_err() {
+    if flow::accept(&mut channel).await.is_err() {
         app.reset();
-        return false;
+        return (channel, false);
     }
     let count = |received, sent| node.counters.count_bytes(sent, received);
-    let carried = flow::carry(channel, app, standing.lost(), count).await;
+    let carried = flow::carry(&mut channel, app, standing.lost(), count).await;
     if let Err(error) = &carried {
         debug!(peer = %peer.id, %error, "a flow lost its path");
         node.counters.flows_lost.inc();
     }
-    carried.is_ok()
+    (channel, carried.is_ok())
 }
 
 /// Whether a peer's consumer may use what it wants here, or why not.
@@ -265,7 +272,7 @@ async fn connect<N: Net>(
     node: &Arc<Node<N>>,
     peer: &RouterId,
     request: &Open,
-) -> Result<(N::TcpStream, Candidate), Refused> {
+) -> Result<(N::TcpStream, Candidate, N::Thread), Refused> {
     let wanted = &request.wanted;
     if wanted.protocol != Protocol::Tcp {
         return Err(Refused { cause: Cause::NotExported, reason: format!("{wanted} is not TCP") });
@@ -279,9 +286,9 @@ async fn connect<N: Net>(
         for candidate in admit(node, peer, request)? {
             let Candidate::Local(id) = candidate else { continue };
             match endpoint::connect(node, id).await {
-                Ok(app) => {
+                Ok((app, thread)) => {
                     node.report(wanted, &candidate, Outcome::Taken, "");
-                    return Ok((app, candidate));
+                    return Ok((app, candidate, thread));
                 }
                 Err(error) => {
                     reason = error.to_string();

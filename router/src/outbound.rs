@@ -34,7 +34,9 @@ pub(crate) async fn flow<N: Net>(node: Arc<Node<N>>, app: N::TcpStream, import: 
             let path = match &candidate {
                 Candidate::Local(id) => {
                     let connected = endpoint::connect(&node, *id).await;
-                    connected.map(Path::Here).map_err(|e| (e.outcome(), e.to_string()))
+                    connected
+                        .map(|(service, _)| Path::Here(service))
+                        .map_err(|e| (e.outcome(), e.to_string()))
                 }
                 Candidate::Remote(router) => {
                     open(&node, router, wanted).await.map(|connection| Path::There(Box::new(connection)))
@@ -79,7 +81,8 @@ async fn carry<N: Net>(
     wanted: &ServicePort,
 ) {
     let _carrying = node.carrying(candidate);
-    let count = |sent, received| node.counters.count_bytes(sent, received);
+    let counting = node.clone();
+    let count = move |sent, received| counting.counters.count_bytes(sent, received);
     match path {
         Path::Here(service) => {
             node.counters.flows_local.inc();

@@ -9,13 +9,12 @@ use std::time::Duration;
 use servicekeel_core::handoff::{self, MessageError, SocketId, ToRouter, ToSidecar};
 use servicekeel_core::name::ServicePort;
 use servicekeel_runtime::latest;
-use servicekeel_runtime::net::{Handoff, HandoffListener, Net, PeerCredentials};
+use servicekeel_runtime::net::{Handoff, HandoffListener, Net, PeerCredentials, PodThread};
 use tokio::task::yield_now;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
 use crate::node::Node;
-use crate::seats::Seat;
 use crate::sockets::{MAX_SOCKETS, Served, Sockets};
 use crate::stock::Stock;
 
@@ -39,6 +38,8 @@ pub(crate) struct Pod<N: Net> {
     /// A claim, for logs and status.
     pub(crate) claim: handoff::Pod,
     pub(crate) credentials: PeerCredentials,
+    /// Where its sockets are used.
+    pub(crate) thread: N::Thread,
     /// Where its exports are dialled first.
     pub(crate) addresses: Vec<IpAddr>,
     pub(crate) stock: Stock<N::Descriptor>,
@@ -127,8 +128,14 @@ pub(crate) async fn serve<N: Net>(node: Arc<Node<N>>, listener: N::HandoffListen
                 failing = false;
                 match node.seats.take(credentials.pid) {
                     Ok(seat) => {
+                        let thread = conversation.thread();
+                        // What blocks there keeps the seat, so that it is the pod that runs out of them.
+                        thread.hold(seat);
                         let counted = Conversing::new(node.clone());
-                        node.tasks.spawn(session(node.clone(), conversation, credentials, counted, seat));
+                        let session = session(node.clone(), conversation, credentials, counted);
+                        node.tasks.spawn(async move {
+                            let _ = thread.run(session).await;
+                        });
                     }
                     Err(error) => {
                         if let Some(untold) = node.refusals.permit() {
@@ -151,12 +158,12 @@ pub(crate) async fn serve<N: Net>(node: Arc<Node<N>>, listener: N::HandoffListen
     }
 }
 
+/// Speaks with one sidecar, on its thread: what comes from it may be closed at any moment.
 async fn session<N: Net>(
     node: Arc<Node<N>>,
     conversation: N::Handoff,
     credentials: PeerCredentials,
     counted: Conversing<N>,
-    _seat: Seat,
 ) {
     let hello = timeout(HELLO_TIMEOUT, hello(&conversation)).await.unwrap_or(Err(SessionError::Silent));
     let (claim, addresses) = match hello {
@@ -182,6 +189,7 @@ async fn session<N: Net>(
         session: node.next_id(),
         claim,
         credentials,
+        thread: conversation.thread(),
         addresses,
         stock: Stock::new(),
         state: latest::Sender::new(State::Connected),
@@ -390,7 +398,7 @@ async fn converse<N: Net>(
             ToRouter::Bye => return Ok(true),
             ToRouter::Hello { .. } => return Err(SessionError::SecondHello),
             message => {
-                if let Some((id, reason)) = sockets.handle(message, descriptors)? {
+                if let Some((id, reason)) = sockets.handle(message, descriptors).await? {
                     if let Some(untold) = node.refusals.permit() {
                         warn!(pod = %pod.claim.name, id, %reason, untold, "a socket of a sidecar is refused");
                     }

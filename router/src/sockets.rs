@@ -7,7 +7,7 @@ use std::sync::Arc;
 use servicekeel_core::handoff::{SocketId, ToRouter};
 use servicekeel_core::mesh::table::{Endpoint, EndpointId};
 use servicekeel_core::name::{Protocol, ServicePort};
-use servicekeel_runtime::net::{Descriptor, Net};
+use servicekeel_runtime::net::{Descriptor, Net, PodThread};
 use tokio::sync::oneshot;
 
 use crate::endpoint::PodPort;
@@ -56,8 +56,8 @@ impl<N: Net> Sockets<N> {
         self.exports.is_empty() && self.pod.imports().is_empty()
     }
 
-    /// Takes a message; says which socket is refused, and why, where one is.
-    pub(crate) fn handle(
+    /// Takes a message, on the pod's thread; says which socket is refused, and why, where one is.
+    pub(crate) async fn handle(
         &mut self,
         message: ToRouter,
         mut descriptors: Vec<N::Descriptor>,
@@ -75,7 +75,7 @@ impl<N: Net> Sockets<N> {
                     }
                 }
                 let Some(descriptor) = descriptors.pop() else { return Ok(None) };
-                if let Err(error) = self.import(id, wanted, descriptor) {
+                if let Err(error) = self.import(id, wanted, descriptor).await {
                     return Ok(Some((id, error.to_string())));
                 }
             }
@@ -116,7 +116,7 @@ impl<N: Net> Sockets<N> {
         Ok(None)
     }
 
-    fn import(
+    async fn import(
         &mut self,
         id: SocketId,
         wanted: ServicePort,
@@ -126,17 +126,24 @@ impl<N: Net> Sockets<N> {
         for old in self.node.pods().values().filter(|old| old.came_before(&self.pod)) {
             old.give_way(at, &wanted);
         }
+        let (node, thread) = (self.node.clone(), self.pod.thread.clone());
         let (task, close) = match wanted.protocol {
             Protocol::Tcp => {
-                let listener = self.node.net.adopt_listener(descriptor)?;
+                let listener = node.net.adopt_listener(descriptor).await?;
                 let (close, closed) = oneshot::channel();
-                let serving = imports::serve(self.node.clone(), listener, wanted.clone(), closed);
-                (self.node.tasks.spawn(serving), Some(close))
+                let serving = imports::serve(node.clone(), listener, wanted.clone(), closed);
+                let task = node.tasks.spawn(async move {
+                    let _ = thread.run(serving).await;
+                });
+                (task, Some(close))
             }
             Protocol::Udp => {
-                let socket = self.node.net.adopt_udp(descriptor)?;
-                let serving = datagrams::import::serve(self.node.clone(), socket, wanted.clone());
-                (self.node.tasks.spawn(serving), None)
+                let socket = node.net.adopt_udp(descriptor).await?;
+                let serving = datagrams::import::serve(node.clone(), socket, wanted.clone());
+                let task = node.tasks.spawn(async move {
+                    let _ = thread.run(serving).await;
+                });
+                (task, None)
             }
         };
         let served = Served { wanted, at, task: AbortOnDrop(task), close };

@@ -3,12 +3,14 @@
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinSet};
 
-/// Owns every task that the router starts.
-#[derive(Default)]
+/// Owns every task that the router starts. All run on the router's own runtime, whichever thread starts them; what is
+/// to run on a pod's thread is run there by its task.
 pub(crate) struct Tasks {
+    home: Handle,
     set: Mutex<Set>,
     /// A vital task has panicked.
     fallen: Arc<Notify>,
@@ -18,6 +20,13 @@ pub(crate) struct Tasks {
 struct Set {
     tasks: JoinSet<()>,
     ended: bool,
+}
+
+impl Default for Tasks {
+    /// On the runtime of the caller.
+    fn default() -> Self {
+        Self { home: Handle::current(), set: Mutex::default(), fallen: Arc::default() }
+    }
 }
 
 impl Tasks {
@@ -40,7 +49,7 @@ impl Tasks {
         let mut set = self.set.lock().unwrap_or_else(PoisonError::into_inner);
         // Each start clears away what has ended, so the set holds what lives and a few more.
         while set.tasks.try_join_next().is_some() {}
-        let handle = set.tasks.spawn(task);
+        let handle = set.tasks.spawn_on(task, &self.home);
         if set.ended {
             handle.abort();
         }

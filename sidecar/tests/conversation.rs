@@ -216,7 +216,7 @@ async fn sockets_are_handed_over_again_and_their_backlog_is_kept() {
     let router = stage.router().await;
     let peer = Peer::accept(&router).await;
     let mut sockets = peer.sockets().await;
-    let listener = OsNet::new().adopt_listener(sockets.swap_remove(0)).unwrap();
+    let listener = OsNet::new().adopt_listener(sockets.swap_remove(0)).await.unwrap();
     let (mut accepted, _) = timeout(LIMIT, listener.accept()).await.unwrap().unwrap();
     let mut bytes = [0; 22];
     accepted.read_exact(&mut bytes).await.unwrap();

@@ -67,7 +67,11 @@ pub(crate) async fn run<N: Net>(
         let Candidate::Local(id) = candidate else { continue };
         let Some(endpoint) = node.endpoints().get(&id).cloned() else { continue };
         let taken = endpoint.pod.stock.take(DescriptorKind::UdpUnconnected).await;
-        let socket = match taken.and_then(|descriptor| node.net.adopt_udp(descriptor)) {
+        let adopted = match taken {
+            Ok(descriptor) => node.net.adopt_udp(descriptor).await,
+            Err(error) => Err(error),
+        };
+        let socket = match adopted {
             Ok(socket) => socket,
             Err(error) => {
                 reason = error.to_string();

@@ -29,7 +29,9 @@ pub trait Net: Clone + Send + Sync + 'static {
     /// The router's end of [`Net::handoff_connect`].
     type HandoffListener: HandoffListener<Handoff = Self::Handoff>;
     /// A conversation between sidecar and router.
-    type Handoff: Handoff<Descriptor = Self::Descriptor>;
+    type Handoff: Handoff<Descriptor = Self::Descriptor, Thread = Self::Thread>;
+    /// Where calls are made that a pod can hold up.
+    type Thread: PodThread;
     /// What [`Net::reserve`] gives.
     type Reservation: Send + 'static;
 
@@ -59,12 +61,19 @@ pub trait Net: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = io::Result<Self::Descriptor>> + Send;
 
     /// Starts to poll a listener that was handed over, after asking whether it is one. What it accepts is an
-    /// application's stream: see [`Stream::close`].
-    fn adopt_listener(&self, descriptor: Self::Descriptor) -> io::Result<Self::TcpListener>;
-    /// Starts to poll a UDP socket that was handed over, bound or not.
-    fn adopt_udp(&self, descriptor: Self::Descriptor) -> io::Result<Self::UdpSocket>;
+    /// application's stream: see [`Stream::close`]. It is polled on the pod's thread ([`Handoff::thread`]) alone; what it
+    /// accepts is the router's own, and may be polled anywhere.
+    fn adopt_listener(
+        &self,
+        descriptor: Self::Descriptor,
+    ) -> impl Future<Output = io::Result<Self::TcpListener>> + Send;
+    /// Starts to poll a UDP socket that was handed over, bound or not. It may be polled anywhere.
+    fn adopt_udp(
+        &self,
+        descriptor: Self::Descriptor,
+    ) -> impl Future<Output = io::Result<Self::UdpSocket>> + Send;
     /// Connects an unconnected TCP socket that was handed over, in the network namespace where it was made. It is an
-    /// application's stream then: see [`Stream::close`].
+    /// application's stream then: see [`Stream::close`]. It is polled on the pod's thread alone.
     fn connect_descriptor(
         &self,
         descriptor: Self::Descriptor,
@@ -83,13 +92,26 @@ pub trait Net: Clone + Send + Sync + 'static {
 
     /// Carries bytes both ways between two streams of this machine until both have ended. `count` is told meanwhile
     /// how many more went from `a` to `b`, and from `b` to `a`. An end of one side is passed on as an end, and the
-    /// other direction goes on; a reset is passed on as a reset.
+    /// other direction goes on; a reset is passed on as a reset. It runs on the thread of the pod whose socket one of
+    /// them is.
     fn splice(
         &self,
         a: Self::TcpStream,
         b: Self::TcpStream,
-        count: impl Fn(u64, u64) + Send + Sync,
+        count: impl Fn(u64, u64) + Send + Sync + 'static,
     ) -> impl Future<Output = io::Result<()>> + Send;
+}
+
+/// The thread of one sidecar's pod. A socket that was handed over is still the pod's, which may have it block, also
+/// where it is closed: on this thread that holds up nobody else. Clones are the same.
+pub trait PodThread: Clone + Send + Sync + 'static {
+    /// Runs a task there, and ends it when dropped; `None` where it panicked.
+    fn run<T: Send + 'static>(
+        &self,
+        task: impl Future<Output = T> + Send + 'static,
+    ) -> impl Future<Output = Option<T>> + Send;
+    /// Keeps something until nothing of the thread is left: no clone, no socket, no call that has not returned.
+    fn hold(&self, guest: impl Send + 'static);
 }
 
 /// A TCP stream.
@@ -150,7 +172,8 @@ pub trait Datagrams: Send + Sync + 'static {
     fn local_addr(&self) -> io::Result<SocketAddr>;
 }
 
-/// A socket that is held, not polled.
+/// A socket that is held, not polled. What came from a pod is asked on the pod's thread alone, and closed there wherever
+/// it is dropped.
 pub trait Descriptor: Send + Sync + Sized + 'static {
     /// Another handle of the same socket, to hand over.
     fn share(&self) -> io::Result<Self>;
@@ -187,6 +210,11 @@ pub type Received<D> = Option<(Vec<u8>, Vec<D>)>;
 pub trait Handoff: Send + Sync + 'static {
     /// What travels beside a message.
     type Descriptor: Descriptor;
+    /// See [`Handoff::thread`].
+    type Thread: PodThread;
+    /// The thread of the sidecar that was accepted: the conversation is received and dropped there, since what is under
+    /// way in it is closed by whoever does that.
+    fn thread(&self) -> Self::Thread;
     /// Sends one message, waiting where the other side is slow.
     fn send(
         &self,

@@ -1,5 +1,6 @@
 //! The real network: sockets of the kernel, by tokio.
 
+use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -7,7 +8,7 @@ use std::sync::Arc;
 
 use servicekeel_core::handoff::DescriptorKind;
 
-use super::Net;
+use super::{Net, PodThread};
 use crate::limit;
 
 mod datagrams;
@@ -18,12 +19,14 @@ mod reservation;
 mod splice;
 mod stream;
 mod tcp_info;
+mod thread;
 
 pub use datagrams::OsDatagrams;
 pub use descriptor::{OsDescriptor, WrongKind};
 pub use handoff::{OsHandoff, OsHandoffListener};
 pub use reservation::OsReservation;
 pub use stream::{OsListener, OsStream};
+pub use thread::OsPodThread;
 
 /// The kernel's network. Clones share one stock of pipes for [`Net::splice`], and what they know of names.
 #[derive(Debug, Clone, Default)]
@@ -46,6 +49,7 @@ impl Net for OsNet {
     type Descriptor = OsDescriptor;
     type HandoffListener = OsHandoffListener;
     type Handoff = OsHandoff;
+    type Thread = OsPodThread;
     type Reservation = OsReservation;
 
     fn reserve(&self, name: &str) -> io::Result<OsReservation> {
@@ -68,16 +72,16 @@ impl Net for OsNet {
         OsDescriptor::bound(kind, addr)
     }
 
-    fn adopt_listener(&self, descriptor: OsDescriptor) -> io::Result<OsListener> {
-        OsListener::adopt(descriptor)
+    async fn adopt_listener(&self, descriptor: OsDescriptor) -> io::Result<OsListener> {
+        on(&descriptor.thread(), async { OsListener::adopt(descriptor) }).await
     }
 
-    fn adopt_udp(&self, descriptor: OsDescriptor) -> io::Result<OsDatagrams> {
-        OsDatagrams::adopt(descriptor)
+    async fn adopt_udp(&self, descriptor: OsDescriptor) -> io::Result<OsDatagrams> {
+        on(&descriptor.thread(), async { OsDatagrams::adopt(descriptor) }).await
     }
 
     async fn connect_descriptor(&self, descriptor: OsDescriptor, addr: SocketAddr) -> io::Result<OsStream> {
-        OsStream::connect_descriptor(descriptor, addr).await
+        on(&descriptor.thread(), OsStream::connect_descriptor(descriptor, addr)).await
     }
 
     async fn listen(&self, addr: SocketAddr) -> io::Result<OsListener> {
@@ -100,10 +104,22 @@ impl Net for OsNet {
         &self,
         a: OsStream,
         b: OsStream,
-        count: impl Fn(u64, u64) + Send + Sync,
+        count: impl Fn(u64, u64) + Send + Sync + 'static,
     ) -> io::Result<()> {
-        splice::splice(&self.pipes, a, b, count).await
+        let thread = b.thread().or(a.thread());
+        on(&thread, splice::splice(self.pipes.clone(), a, b, count)).await
     }
+}
+
+/// Does it on a pod's thread.
+async fn on<T: Send + 'static>(
+    thread: &OsPodThread,
+    task: impl Future<Output = io::Result<T>> + Send + 'static,
+) -> io::Result<T> {
+    thread
+        .run(task)
+        .await
+        .unwrap_or_else(|| Err(io::Error::other("the task on the pod's thread has panicked")))
 }
 
 /// The error with what was tried before it; its kind stays.

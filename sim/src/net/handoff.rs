@@ -1,12 +1,14 @@
 //! The conversation between sidecar and router inside a node: what a Unix socket of type SEQPACKET does (unix(7)).
 
+use std::any::Any;
 use std::collections::VecDeque;
+use std::future::Future;
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use servicekeel_core::handoff::{MAX_DESCRIPTORS, MAX_MESSAGE};
-use servicekeel_runtime::net::{Handoff, HandoffListener, PeerCredentials};
+use servicekeel_runtime::net::{Handoff, HandoffListener, PeerCredentials, PodThread};
 use tokio::sync::Notify;
 
 use super::descriptor::SimDescriptor;
@@ -39,7 +41,22 @@ struct Conversation {
 pub struct SimHandoff {
     shared: Arc<Conversation>,
     own: usize,
+    thread: SimPodThread,
     _open: Counted,
+}
+
+/// Where a sidecar's conversation is served: here, where nothing blocks, with all else.
+#[derive(Clone, Default)]
+pub struct SimPodThread(Arc<Mutex<Vec<Box<dyn Any + Send>>>>);
+
+impl PodThread for SimPodThread {
+    async fn run<T: Send + 'static>(&self, task: impl Future<Output = T> + Send + 'static) -> Option<T> {
+        Some(task.await)
+    }
+
+    fn hold(&self, guest: impl Send + 'static) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(guest));
+    }
 }
 
 impl SimHandoff {
@@ -49,7 +66,9 @@ impl SimHandoff {
             readable: Default::default(),
             writable: Default::default(),
         });
-        let end = |own| Self { shared: shared.clone(), own, _open: kernel.count("conversation") };
+        let thread = SimPodThread::default;
+        let end =
+            |own| Self { shared: shared.clone(), own, thread: thread(), _open: kernel.count("conversation") };
         (end(0), end(1))
     }
 
@@ -97,6 +116,11 @@ impl Drop for SimHandoff {
 
 impl Handoff for SimHandoff {
     type Descriptor = SimDescriptor;
+    type Thread = SimPodThread;
+
+    fn thread(&self) -> SimPodThread {
+        self.thread.clone()
+    }
 
     async fn send(&self, message: &[u8], descriptors: Vec<SimDescriptor>) -> io::Result<()> {
         if message.is_empty() || message.len() > MAX_MESSAGE || descriptors.len() > MAX_DESCRIPTORS {

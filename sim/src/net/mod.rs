@@ -38,7 +38,7 @@ use std::sync::Arc;
 
 pub use datagrams::SimDatagrams;
 pub use descriptor::SimDescriptor;
-pub use handoff::{SimHandoff, SimHandoffListener};
+pub use handoff::{SimHandoff, SimHandoffListener, SimPodThread};
 pub use kernel::Kernel;
 pub(crate) use kernel::Process;
 pub use namespace::SimReservation;
@@ -113,6 +113,7 @@ impl Net for SimNet {
     type Descriptor = SimDescriptor;
     type HandoffListener = SimHandoffListener;
     type Handoff = SimHandoff;
+    type Thread = SimPodThread;
     type Reservation = SimReservation;
 
     fn reserve(&self, name: &str) -> io::Result<SimReservation> {
@@ -127,11 +128,11 @@ impl Net for SimNet {
         SimDescriptor::bound(self.namespace()?, kind, addr, Some(self.process.credentials.uid))
     }
 
-    fn adopt_listener(&self, descriptor: SimDescriptor) -> io::Result<SimListener> {
+    async fn adopt_listener(&self, descriptor: SimDescriptor) -> io::Result<SimListener> {
         descriptor.into_listener(&self.process, true)
     }
 
-    fn adopt_udp(&self, descriptor: SimDescriptor) -> io::Result<SimDatagrams> {
+    async fn adopt_udp(&self, descriptor: SimDescriptor) -> io::Result<SimDatagrams> {
         descriptor.into_datagrams()
     }
 
@@ -175,7 +176,7 @@ impl Net for SimNet {
         &self,
         a: SimStream,
         b: SimStream,
-        count: impl Fn(u64, u64) + Send + Sync,
+        count: impl Fn(u64, u64) + Send + Sync + 'static,
     ) -> io::Result<()> {
         splice::splice(a, b, count).await
     }

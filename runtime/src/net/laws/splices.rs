@@ -1,6 +1,7 @@
 //! [`Net::splice`]: bytes, ends, resets and backpressure go through it.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -24,13 +25,14 @@ async fn flow<N: Net>(net: &N) -> Flow<N> {
     let mut between = JoinSet::new();
     let net = net.clone();
     between.spawn(async move {
-        let (forth, back) = (AtomicU64::new(0), AtomicU64::new(0));
-        let count = |n, m| {
-            forth.fetch_add(n, Ordering::Relaxed);
-            back.fetch_add(m, Ordering::Relaxed);
+        let counted = Arc::new((AtomicU64::new(0), AtomicU64::new(0)));
+        let counts = counted.clone();
+        let count = move |n, m| {
+            counts.0.fetch_add(n, Ordering::Relaxed);
+            counts.1.fetch_add(m, Ordering::Relaxed);
         };
         let outcome = net.splice(a, b, count).await;
-        (forth.into_inner(), back.into_inner(), outcome)
+        (counted.0.load(Ordering::Relaxed), counted.1.load(Ordering::Relaxed), outcome)
     });
     Flow { client, server, between }
 }

@@ -10,7 +10,7 @@ use crate::net::{Datagrams, Descriptor, Stream};
 
 pub async fn a_handed_over_socket_connects_and_a_handed_over_listener_accepts(net: impl Net) {
     let made = net.make_bound(DescriptorKind::TcpListener, loopback()).await.unwrap();
-    let listener = net.adopt_listener(made.share().unwrap()).unwrap();
+    let listener = net.adopt_listener(made.share().unwrap()).await.unwrap();
     let addr = listener.local_addr().unwrap();
     let stock = net.make_unbound(DescriptorKind::TcpUnconnected).unwrap();
     let (client, server) = tokio::join!(net.connect_descriptor(stock, addr), listener.accept());
@@ -27,10 +27,10 @@ pub async fn a_handed_over_socket_connects_and_a_handed_over_listener_accepts(ne
 pub async fn connections_wait_while_nobody_polls_the_listener(net: impl Net) {
     let made = net.make_bound(DescriptorKind::TcpListener, loopback()).await.unwrap();
     let addr = made.local_addr().unwrap();
-    drop(net.adopt_listener(made.share().unwrap()).unwrap());
+    drop(net.adopt_listener(made.share().unwrap()).await.unwrap());
     let mut client = net.connect(&addr.to_string()).await.unwrap();
     client.write_all(b"waiting").await.unwrap();
-    let second = net.adopt_listener(made.share().unwrap()).unwrap();
+    let second = net.adopt_listener(made.share().unwrap()).await.unwrap();
     let (mut server, _) = soon(second.accept()).await.unwrap();
     let mut buf = [0; 7];
     soon(server.read_exact(&mut buf)).await.unwrap();
@@ -63,7 +63,7 @@ pub async fn reset_is_seen_as_a_reset(net: impl Net) {
 /// An application and what the router holds of it: a stream that it accepted, or one that it connected.
 async fn applications<N: Net>(net: &N) -> [(N::TcpStream, N::TcpStream); 2] {
     let made = net.make_bound(DescriptorKind::TcpListener, loopback()).await.unwrap();
-    let listener = net.adopt_listener(made).unwrap();
+    let listener = net.adopt_listener(made).await.unwrap();
     let service = net.listen(loopback()).await.unwrap();
     let stock = net.make_unbound(DescriptorKind::TcpUnconnected).unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -116,9 +116,9 @@ pub async fn refusals_say_where(net: impl Net) {
 
 pub async fn datagrams_keep_their_boundaries_and_report_refusals(net: impl Net) {
     let bound = net.make_bound(DescriptorKind::UdpBound, loopback()).await.unwrap();
-    let server = net.adopt_udp(bound).unwrap();
+    let server = net.adopt_udp(bound).await.unwrap();
     let at = server.local_addr().unwrap();
-    let client = net.adopt_udp(net.make_unbound(DescriptorKind::UdpUnconnected).unwrap()).unwrap();
+    let client = net.adopt_udp(net.make_unbound(DescriptorKind::UdpUnconnected).unwrap()).await.unwrap();
     client.connect(at).await.unwrap();
     let mut buf = vec![0; 65_535];
     for len in [0, 1, 1_500, 65_507] {

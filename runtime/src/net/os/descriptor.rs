@@ -8,6 +8,7 @@ use rustix::fs::FileType;
 use servicekeel_core::handoff::DescriptorKind;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
+use super::thread::{OfPod, OsPodThread};
 use super::while_doing;
 use crate::limit::{self, LAST_RESERVE, RESERVE, leaves};
 use crate::net::Descriptor;
@@ -17,7 +18,7 @@ pub(super) const BACKLOG: i32 = 1024;
 
 /// A socket that nothing polls.
 #[derive(Debug)]
-pub struct OsDescriptor(OwnedFd);
+pub struct OsDescriptor(OfPod<OwnedFd>);
 
 /// A descriptor that is something else than it should be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -40,7 +41,7 @@ impl OsDescriptor {
             }
         };
         leaves(&socket, LAST_RESERVE, limit::open_files())?;
-        Ok(Self(socket.into()))
+        Ok(Self::own(socket.into()))
     }
 
     /// A socket at an address: [`DescriptorKind::TcpListener`] or [`DescriptorKind::UdpBound`].
@@ -62,19 +63,33 @@ impl OsDescriptor {
         if kind == DescriptorKind::TcpListener {
             socket.listen(BACKLOG).map_err(while_doing(format_args!("can't listen on {addr}")))?;
         }
-        Ok(Self(socket.into()))
+        Ok(Self::own(socket.into()))
     }
 
-    /// The socket, for tokio to poll.
-    pub(super) fn into_nonblocking(self) -> io::Result<OwnedFd> {
-        SockRef::from(&self.0).set_nonblocking(true)?;
-        Ok(self.0)
+    /// This program's own.
+    fn own(fd: OwnedFd) -> Self {
+        Self(OfPod::new(fd, OsPodThread::default()))
+    }
+
+    /// One that came from the pod of this thread.
+    pub(super) fn of_pod(fd: OwnedFd, thread: &OsPodThread) -> Self {
+        Self(OfPod::new(fd, thread.clone()))
+    }
+
+    pub(super) fn thread(&self) -> OsPodThread {
+        self.0.thread().clone()
+    }
+
+    /// The socket, for tokio to poll: on its thread, whose it stays. It may block again at any moment.
+    pub(super) fn into_nonblocking(self) -> io::Result<(OwnedFd, OsPodThread)> {
+        SockRef::from(&*self.0).set_nonblocking(true)?;
+        Ok(self.0.into_parts())
     }
 }
 
 impl Descriptor for OsDescriptor {
     fn share(&self) -> io::Result<Self> {
-        self.0.try_clone().map(Self)
+        Ok(Self(OfPod::new(self.0.try_clone()?, self.thread())))
     }
 
     fn check(&self, kind: DescriptorKind) -> io::Result<()> {
@@ -93,7 +108,7 @@ impl Descriptor for OsDescriptor {
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
-        let addr = SockRef::from(&self.0).local_addr()?;
+        let addr = SockRef::from(&*self.0).local_addr()?;
         addr.as_socket()
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not a socket of the Internet"))
     }
@@ -101,7 +116,7 @@ impl Descriptor for OsDescriptor {
 
 impl From<OwnedFd> for OsDescriptor {
     fn from(fd: OwnedFd) -> Self {
-        Self(fd)
+        Self::own(fd)
     }
 }
 

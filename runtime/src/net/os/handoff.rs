@@ -9,6 +9,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -20,7 +21,8 @@ use servicekeel_core::handoff::{MAX_DESCRIPTORS, MAX_MESSAGE};
 use tokio::io::Interest;
 use tokio::net::{UnixListener, UnixStream};
 
-use super::{OsDescriptor, while_doing};
+use super::thread::OfPod;
+use super::{OsDescriptor, OsPodThread, while_doing};
 use crate::net::{Handoff, HandoffListener, PeerCredentials};
 
 mod path;
@@ -39,6 +41,8 @@ pub struct OsHandoffListener {
     // Removed before the socket closes: as long as it is open, no other file can get its inode number.
     _file: path::SocketFile,
     socket: UnixListener,
+    /// Started before there is anything that must be closed on it.
+    next: Mutex<Option<OsPodThread>>,
 }
 
 impl OsHandoffListener {
@@ -53,7 +57,7 @@ impl OsHandoffListener {
         let file = path::serve(path, &socket, listen)
             .await
             .map_err(while_doing(format_args!("can't listen on {}", path.display())))?;
-        Ok(Self { _file: file, socket: UnixListener::from_std(socket.into())? })
+        Ok(Self { _file: file, socket: UnixListener::from_std(socket.into())?, next: Mutex::default() })
     }
 }
 
@@ -61,12 +65,20 @@ impl HandoffListener for OsHandoffListener {
     type Handoff = OsHandoff;
 
     async fn accept(&self) -> io::Result<(OsHandoff, PeerCredentials)> {
+        let next = || self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        if next().is_none() {
+            let thread = OsPodThread::start()?;
+            next().get_or_insert(thread);
+        }
         loop {
             match self.socket.accept().await {
                 Ok((socket, _)) => {
-                    let peer = socket.peer_cred()?;
+                    let taken = next().take();
+                    let thread = taken.map_or_else(OsPodThread::start, Ok)?;
+                    let conversation = OsHandoff { socket: OfPod::new(socket, thread) };
+                    let peer = conversation.socket.peer_cred()?;
                     let credentials = PeerCredentials { pid: peer.pid().unwrap_or(0), uid: peer.uid() };
-                    return Ok((OsHandoff { socket }, credentials));
+                    return Ok((conversation, credentials));
                 }
                 Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(e) => return Err(e),
@@ -78,17 +90,21 @@ impl HandoffListener for OsHandoffListener {
 /// One end of a conversation.
 #[derive(Debug)]
 pub struct OsHandoff {
-    socket: UnixStream,
+    socket: OfPod<UnixStream>,
 }
 
 impl OsHandoff {
+    fn own(socket: OwnedFd) -> io::Result<Self> {
+        Ok(Self { socket: OfPod::new(UnixStream::from_std(socket.into())?, OsPodThread::default()) })
+    }
+
     pub(super) async fn connect(path: &Path) -> io::Result<Self> {
         let addr = address(path)?;
         let socket = socket()?;
         let mut tries = CONNECT_TRIES;
         loop {
             match rustix::net::connect(&socket, &addr) {
-                Ok(()) => return Ok(Self { socket: UnixStream::from_std(socket.into())? }),
+                Ok(()) => return Self::own(socket),
                 // The backlog is full; no event tells when it is not (connect(2)).
                 Err(Errno::AGAIN) if tries > 0 => {
                     tries -= 1;
@@ -104,6 +120,11 @@ impl OsHandoff {
 
 impl Handoff for OsHandoff {
     type Descriptor = OsDescriptor;
+    type Thread = OsPodThread;
+
+    fn thread(&self) -> OsPodThread {
+        self.socket.thread().clone()
+    }
 
     async fn send(&self, message: &[u8], descriptors: Vec<OsDescriptor>) -> io::Result<()> {
         // An empty message can't be told from the end of the conversation.
@@ -121,7 +142,7 @@ impl Handoff for OsHandoff {
     }
 
     async fn recv(&self) -> io::Result<Option<(Vec<u8>, Vec<OsDescriptor>)>> {
-        self.socket.async_io(Interest::READABLE, || recv(self.socket.as_fd())).await
+        self.socket.async_io(Interest::READABLE, || recv(self.socket.as_fd(), self.socket.thread())).await
     }
 }
 
@@ -137,7 +158,7 @@ fn send(fd: BorrowedFd<'_>, message: &[u8], descriptors: &[OsDescriptor]) -> io:
 }
 
 /// Takes one message off the socket, or none of it.
-fn recv(fd: BorrowedFd<'_>) -> io::Result<Option<(Vec<u8>, Vec<OsDescriptor>)>> {
+fn recv(fd: BorrowedFd<'_>, thread: &OsPodThread) -> io::Result<Option<(Vec<u8>, Vec<OsDescriptor>)>> {
     let mut bytes = vec![0; MAX_MESSAGE];
     let mut space = [MaybeUninit::uninit(); CONTROL];
     let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -158,7 +179,7 @@ fn recv(fd: BorrowedFd<'_>) -> io::Result<Option<(Vec<u8>, Vec<OsDescriptor>)>> 
             _ => None,
         })
         .flatten()
-        .map(OsDescriptor::from)
+        .map(|fd| OsDescriptor::of_pod(fd, thread))
         .collect();
     if received.bytes == 0 {
         return Ok(None);

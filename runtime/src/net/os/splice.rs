@@ -6,10 +6,11 @@ use std::io;
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::pin::pin;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::io::Errno;
+use rustix::net::RecvFlags;
 use rustix::pipe::{PipeFlags, SpliceFlags};
 use socket2::SockRef;
 use tokio::io::Interest;
@@ -24,6 +25,8 @@ use crate::net::Stream;
 const STOCK: usize = 32;
 /// A pipe's size in bytes: what the kernel allows without privilege (fs.pipe-max-size, pipe(7)), else its default.
 const PIPE: usize = 1 << 20;
+/// The least that a pipe holds.
+const PAGE: usize = 4096;
 const FLAGS: SpliceFlags = SpliceFlags::MOVE.union(SpliceFlags::NONBLOCK);
 /// Bytes that one direction carries before it lets the other one and other flows run ...
 const SHARE: usize = 1 << 20;
@@ -73,6 +76,21 @@ impl Pipe {
         Ok(n)
     }
 
+    /// Bytes that a splice leaves where they are: it stops before an urgent one and says that there are none, or that
+    /// `from` has ended. 0 when it has.
+    fn fill_by_copy(&mut self, from: &TcpStream) -> io::Result<usize> {
+        let mut bytes = [0; PAGE];
+        let (n, _) = uninterrupted(|| rustix::net::recv(from, &mut bytes, RecvFlags::DONTWAIT))?;
+        let mut rest = &bytes[..n];
+        while !rest.is_empty() {
+            // It is empty, and has a page at least.
+            let written = uninterrupted(|| rustix::io::write(&self.write, rest))?;
+            self.held += written;
+            rest = &rest[written..];
+        }
+        Ok(n)
+    }
+
     /// One splice out of the pipe.
     fn drain(&mut self, to: &TcpStream) -> io::Result<usize> {
         let n = uninterrupted(|| rustix::pipe::splice(&self.read, None, to, None, self.held, FLAGS))?;
@@ -84,9 +102,9 @@ impl Pipe {
     }
 }
 
-fn uninterrupted(splice: impl Fn() -> rustix::io::Result<usize>) -> io::Result<usize> {
+fn uninterrupted<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> io::Result<T> {
     loop {
-        match splice() {
+        match call() {
             Err(Errno::INTR) => {}
             outcome => return Ok(outcome?),
         }
@@ -132,14 +150,14 @@ impl Drop for Ends {
 
 /// See [`crate::net::Net::splice`].
 pub(super) async fn splice(
-    pipes: &Pipes,
+    pipes: Arc<Pipes>,
     a: OsStream,
     b: OsStream,
     count: impl Fn(u64, u64) + Send + Sync,
 ) -> io::Result<()> {
     let mut ends = Ends(Some((a, b)));
-    let outcome = match &ends.0 {
-        Some((a, b)) => both_ways(pipes, a.tokio(), b.tokio(), &count).await,
+    let outcome = match &mut ends.0 {
+        Some((a, b)) => both_ways(&pipes, a.polled()?, b.polled()?, &count).await,
         None => Ok(()),
     };
     if outcome.is_ok()
@@ -201,7 +219,12 @@ async fn carry(pipes: &Pipes, from: &TcpStream, to: &TcpStream, count: impl Fn(u
 async fn burst(pipe: &mut Pipe, from: &TcpStream, to: &TcpStream, count: &impl Fn(u64)) -> io::Result<bool> {
     let mut share = SHARE;
     loop {
-        match from.try_io(Interest::READABLE, || pipe.fill(from)) {
+        let filled = from.try_io(Interest::READABLE, || match pipe.fill(from) {
+            Ok(0) => pipe.fill_by_copy(from),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => pipe.fill_by_copy(from),
+            filled => filled,
+        });
+        match filled {
             Ok(0) => return Ok(true),
             Ok(_) => {}
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(false),

@@ -8,14 +8,16 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use rustix::io::Errno;
+use rustix::net::SocketFlags;
 use servicekeel_core::handoff::DescriptorKind;
-use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use socket2::{Domain, Protocol, SockRef, TcpKeepalive, Type};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use super::descriptor::BACKLOG;
 use super::tcp_info::TcpInfo;
-use super::{OsDescriptor, while_doing};
+use super::thread::OfPod;
+use super::{OsDescriptor, OsPodThread, while_doing};
 use crate::net::{Descriptor, Listener, Stream};
 
 /// An idle path that is dead is found by probes after 15 s of silence, three of them, 5 s apart. One whose reader pauses
@@ -27,29 +29,92 @@ const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
     .with_interval(Duration::from_secs(5))
     .with_retries(3);
 
+/// A listener of a pod that says so often in a row that a connection waits, and then has none ...
+const SPURIOUS: u32 = 32;
+/// ... is asked again after this time.
+const SPURIOUS_PAUSE: Duration = Duration::from_millis(10);
+
 /// A TCP stream without Nagle's delay.
 #[derive(Debug)]
-pub struct OsStream(TcpStream);
+pub struct OsStream(Socket);
+
+#[derive(Debug)]
+enum Socket {
+    /// This program's own, to be polled where it is polled first.
+    Fresh(Option<std::net::TcpStream>),
+    Polled(OfPod<TcpStream>),
+}
 
 impl OsStream {
+    /// On the pod's thread, which the connect may block.
     pub(super) async fn connect_descriptor(descriptor: OsDescriptor, addr: SocketAddr) -> io::Result<Self> {
         descriptor.check(DescriptorKind::TcpUnconnected)?;
-        let socket = std::net::TcpStream::from(descriptor.into_nonblocking()?);
-        let socket = TcpSocket::from_std_stream(socket);
+        let (socket, thread) = descriptor.into_nonblocking()?;
+        let socket = TcpSocket::from_std_stream(std::net::TcpStream::from(socket));
         socket.set_nodelay(true)?;
-        reset_when_dropped(&SockRef::from(&socket))?;
-        socket.connect(addr).await.map(Self)
+        of_application(&SockRef::from(&socket))?;
+        let stream = socket.connect(addr).await?;
+        Ok(Self(Socket::Polled(OfPod::new(stream, thread))))
     }
 
     pub(super) async fn connect_router(addr: SocketAddr) -> io::Result<Self> {
         let socket = if addr.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         between_routers(&SockRef::from(&socket))?;
-        socket.connect(addr).await.map(Self)
+        socket.connect(addr).await.map(Self::own)
     }
 
-    pub(super) fn tokio(&self) -> &TcpStream {
-        &self.0
+    fn own(stream: TcpStream) -> Self {
+        Self(Socket::Polled(OfPod::new(stream, OsPodThread::default())))
     }
+
+    /// The stream, polled by the runtime of the caller from now on where none did before.
+    pub(super) fn polled(&mut self) -> io::Result<&mut TcpStream> {
+        if let Socket::Fresh(stream) = &mut self.0 {
+            let stream = stream.take().ok_or(io::ErrorKind::NotConnected)?;
+            *self = Self::own(TcpStream::from_std(stream)?);
+        }
+        match &mut self.0 {
+            Socket::Polled(stream) => Ok(stream.get_mut()),
+            Socket::Fresh(_) => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+
+    /// The thread of the pod that has a duplicate, where one may have.
+    pub(super) fn thread(&self) -> OsPodThread {
+        match &self.0 {
+            Socket::Polled(stream) => stream.thread().clone(),
+            Socket::Fresh(_) => OsPodThread::default(),
+        }
+    }
+
+    fn info(&self) -> Option<TcpInfo> {
+        match &self.0 {
+            Socket::Polled(stream) => TcpInfo::read(stream.as_fd()).ok(),
+            Socket::Fresh(stream) => stream.as_ref().and_then(|stream| TcpInfo::read(stream.as_fd()).ok()),
+        }
+    }
+
+    /// Drops the stream after what `how` does with it, on the pod's thread where it is one of a pod.
+    fn end(self, how: impl FnOnce(&SockRef<'_>) + Send + 'static) {
+        match self.0 {
+            Socket::Polled(stream) => {
+                let (stream, thread) = stream.into_parts();
+                thread.call(move || how(&SockRef::from(&stream)));
+            }
+            Socket::Fresh(stream) => {
+                if let Some(stream) = stream {
+                    how(&SockRef::from(&stream));
+                }
+            }
+        }
+    }
+}
+
+/// What the streams of applications have.
+fn of_application(socket: &SockRef<'_>) -> io::Result<()> {
+    reset_when_dropped(socket)?;
+    // Urgent bytes (tcp(7)) are carried at their place among the others: splice(2) has no other way for them.
+    socket.set_out_of_band_inline(true)
 }
 
 /// Has the kernel reset the stream when its last descriptor closes, however that comes (SO_LINGER, socket(7)). Streams
@@ -67,27 +132,31 @@ fn between_routers(socket: &SockRef<'_>) -> io::Result<()> {
 impl Stream for OsStream {
     fn reset(self) {
         // Where this fails the connection has broken already.
-        let _ = self.0.set_zero_linger();
+        self.end(|socket| drop(reset_when_dropped(socket)));
     }
 
     fn close(self) {
-        let _ = SockRef::from(&self.0).set_linger(None);
+        self.end(|socket| drop(socket.set_linger(None)));
     }
 
     fn is_taken(&self) -> bool {
-        TcpInfo::read(self.0.as_fd()).is_ok_and(|info| info.is_taken())
+        self.info().is_some_and(|info| info.is_taken())
     }
 
     fn is_broken(&self) -> bool {
-        TcpInfo::read(self.0.as_fd()).is_ok_and(|info| info.is_closed())
+        self.info().is_some_and(|info| info.is_closed())
     }
 
     fn is_dead(&self) -> bool {
-        TcpInfo::read(self.0.as_fd()).is_ok_and(|info| info.is_dead())
+        self.info().is_some_and(|info| info.is_dead())
     }
 
     fn peer_addr(&self) -> io::Result<SocketAddr> {
-        self.0.peer_addr()
+        match &self.0 {
+            Socket::Polled(stream) => stream.peer_addr(),
+            Socket::Fresh(Some(stream)) => stream.peer_addr(),
+            Socket::Fresh(None) => Err(io::ErrorKind::NotConnected.into()),
+        }
     }
 }
 
@@ -97,13 +166,13 @@ impl AsyncRead for OsStream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
+        Pin::new(self.polled()?).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for OsStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
+        Pin::new(self.polled()?).poll_write(cx, buf)
     }
 
     fn poll_write_vectored(
@@ -111,44 +180,77 @@ impl AsyncWrite for OsStream {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write_vectored(cx, bufs)
+        Pin::new(self.polled()?).poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.0.is_write_vectored()
+        true
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
+        Pin::new(self.polled()?).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
+        Pin::new(self.polled()?).poll_shutdown(cx)
     }
 }
 
 /// A listening TCP socket, of this program or handed over.
 #[derive(Debug)]
-pub struct OsListener(TcpListener);
+pub struct OsListener(Listening);
+
+#[derive(Debug)]
+enum Listening {
+    Own(TcpListener),
+    /// A stream for tokio, which polls them alike, and has no other way to be told when to accept oneself.
+    OfPod(OfPod<TcpStream>),
+}
 
 impl OsListener {
+    /// On the pod's thread.
     pub(super) fn adopt(descriptor: OsDescriptor) -> io::Result<Self> {
         descriptor.check(DescriptorKind::TcpListener)?;
-        let listener = std::net::TcpListener::from(descriptor.into_nonblocking()?);
+        let (listener, thread) = descriptor.into_nonblocking()?;
         // What it accepts inherits this.
         SockRef::from(&listener).set_tcp_nodelay(true)?;
-        reset_when_dropped(&SockRef::from(&listener))?;
-        TcpListener::from_std(listener).map(Self)
+        let listener = TcpStream::from_std(listener.into())?;
+        Ok(Self(Listening::OfPod(OfPod::new(listener, thread))))
     }
 
     pub(super) fn listen(addr: SocketAddr) -> io::Result<Self> {
         let kind = Type::STREAM.cloexec().nonblocking();
-        let socket = Socket::new(Domain::for_address(addr), kind, Some(Protocol::TCP))?;
+        let socket = socket2::Socket::new(Domain::for_address(addr), kind, Some(Protocol::TCP))?;
         socket.set_reuse_address(true)?;
         between_routers(&SockRef::from(&socket))?;
         socket.bind(&addr.into()).map_err(while_doing(format_args!("can't bind {addr}")))?;
         socket.listen(BACKLOG).map_err(while_doing(format_args!("can't listen on {addr}")))?;
-        TcpListener::from_std(socket.into()).map(Self)
+        TcpListener::from_std(socket.into()).map(Listening::Own).map(Self)
+    }
+}
+
+/// Accepts on a listener of a pod. The call may block: the pod has cleared O_NONBLOCK, and has taken the connection.
+async fn accept_of_pod(listener: &TcpStream) -> io::Result<(OsStream, SocketAddr)> {
+    let mut spurious = 0;
+    loop {
+        listener.readable().await?;
+        let accepted = listener.try_io(Interest::READABLE, || {
+            let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+            Ok(rustix::net::acceptfrom_with(listener, flags)?)
+        });
+        if accepted.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock) {
+            // A pod that has shut it down and listens again leaves it readable for ever.
+            spurious += 1;
+            if spurious % SPURIOUS == 0 {
+                tokio::time::sleep(SPURIOUS_PAUSE).await;
+            }
+            continue;
+        }
+        let (stream, peer) = accepted?;
+        let peer = peer.and_then(|peer| peer.try_into().ok()).ok_or(io::ErrorKind::InvalidInput)?;
+        // The listener's own may have been changed by the pod: a time to linger would have our close wait.
+        of_application(&SockRef::from(&stream))?;
+        return Ok((OsStream(Socket::Fresh(Some(stream.into()))), peer));
     }
 }
 
@@ -157,16 +259,24 @@ impl Listener for OsListener {
 
     async fn accept(&self) -> io::Result<(OsStream, SocketAddr)> {
         loop {
-            match self.0.accept().await {
-                Ok((stream, peer)) => return Ok((OsStream(stream), peer)),
+            let accepted = match &self.0 {
+                Listening::Own(listener) => {
+                    listener.accept().await.map(|(stream, peer)| (OsStream::own(stream), peer))
+                }
+                Listening::OfPod(listener) => accept_of_pod(listener).await,
+            };
+            match accepted {
                 Err(e) if of_one_connection(&e) => tokio::task::coop::consume_budget().await,
-                Err(e) => return Err(e),
+                accepted => return accepted,
             }
         }
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.0.local_addr()
+        match &self.0 {
+            Listening::Own(listener) => listener.local_addr(),
+            Listening::OfPod(listener) => listener.local_addr(),
+        }
     }
 }
 

@@ -31,9 +31,9 @@ async fn each_kind_is_itself_and_no_other() {
 async fn the_wrong_kind_is_not_adopted() {
     let net = pod();
     let udp = || net.make_unbound(UdpUnconnected).unwrap();
-    assert!(net.adopt_listener(udp()).is_err());
+    assert!(net.adopt_listener(udp()).await.is_err());
     assert!(net.connect_descriptor(udp(), loopback()).await.is_err());
-    assert!(net.adopt_udp(net.make_unbound(TcpUnconnected).unwrap()).is_err());
+    assert!(net.adopt_udp(net.make_unbound(TcpUnconnected).unwrap()).await.is_err());
     let used = net.make_unbound(TcpUnconnected).unwrap();
     let again = used.share().unwrap();
     let _ = net.connect_descriptor(used, "127.0.0.1:1".parse().unwrap()).await;
@@ -78,7 +78,7 @@ async fn of_sockets_at_one_address_each_connection_meets_one() {
     for _ in 0..20 {
         clients.push(net.connect("127.0.66.1:80").await.unwrap());
     }
-    let (one, other) = (net.adopt_listener(held).unwrap(), net.adopt_listener(again).unwrap());
+    let (one, other) = (net.adopt_listener(held).await.unwrap(), net.adopt_listener(again).await.unwrap());
     let mut accepted = [0, 0];
     for (listener, count) in [&one, &other].into_iter().zip(&mut accepted) {
         while timeout(Duration::from_millis(1), listener.accept()).await.is_ok() {
@@ -95,7 +95,7 @@ async fn what_is_open_is_counted() {
     let net = SimNet::pod(&kernel, &[]);
     {
         let listener = make(&net, TcpListener).await;
-        let _udp = net.adopt_udp(make(&net, UdpBound).await).unwrap();
+        let _udp = net.adopt_udp(make(&net, UdpBound).await).await.unwrap();
         let _unused = make(&net, TcpUnconnected).await.share().unwrap();
         let _client = net.connect(&listener.local_addr().unwrap().to_string()).await.unwrap();
         let open = kernel.open();

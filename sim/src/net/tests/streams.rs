@@ -13,7 +13,7 @@ async fn a_full_backlog_holds_connects_and_refuses_none() {
         waiting.push(client.unwrap());
         assert!(waiting.len() < 100_000);
     }
-    let listener = net.adopt_listener(made).unwrap();
+    let listener = net.adopt_listener(made).await.unwrap();
     let late = net.connect(&addr);
     let (late, accepted) = tokio::join!(late, listener.accept());
     late.unwrap();

@@ -17,7 +17,7 @@ async fn with_fake_peer() -> (OsHandoff, OwnedFd) {
         None,
     )
     .unwrap();
-    (OsHandoff { socket: UnixStream::from_std(ours.into()).unwrap() }, theirs)
+    (OsHandoff::own(ours).unwrap(), theirs)
 }
 
 fn fake_send(peer: &OwnedFd, message: &[u8], rights: &[BorrowedFd<'_>]) {

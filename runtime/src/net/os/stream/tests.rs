@@ -1,5 +1,3 @@
-use std::os::fd::AsFd;
-
 use servicekeel_core::handoff::DescriptorKind;
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{sleep, timeout};
@@ -17,8 +15,8 @@ async fn streams_between_routers_find_dead_paths() {
     let listener = net.listen(loopback()).await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let (client, server) = tokio::join!(net.connect(&address), listener.accept());
-    for stream in [client.unwrap(), server.unwrap().0] {
-        let socket = SockRef::from(&stream.0);
+    for mut stream in [client.unwrap(), server.unwrap().0] {
+        let socket = SockRef::from(&*stream.polled().unwrap());
         assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());
         assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(15));
         assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(5));
@@ -62,20 +60,22 @@ async fn a_reader_that_pauses_for_longer_than_a_minute_gets_everything() {
 async fn streams_of_applications_send_at_once() {
     let net = OsNet::new();
     let made = net.make_bound(DescriptorKind::TcpListener, loopback()).await.unwrap();
-    let listener = net.adopt_listener(made).unwrap();
+    let listener = net.adopt_listener(made).await.unwrap();
     let stock = net.make_unbound(DescriptorKind::TcpUnconnected).unwrap();
     let at = listener.local_addr().unwrap();
     let (connected, accepted) = tokio::join!(net.connect_descriptor(stock, at), listener.accept());
-    assert!(connected.unwrap().0.nodelay().unwrap() && accepted.unwrap().0.0.nodelay().unwrap());
+    for mut stream in [connected.unwrap(), accepted.unwrap().0] {
+        assert!(stream.polled().unwrap().nodelay().unwrap());
+    }
 }
 
 #[tokio::test]
 async fn the_wrong_kind_is_not_adopted() {
     let net = OsNet::new();
     let udp = || net.make_unbound(DescriptorKind::UdpUnconnected).unwrap();
-    assert!(net.adopt_listener(udp()).is_err());
+    assert!(net.adopt_listener(udp()).await.is_err());
     assert!(net.connect_descriptor(udp(), loopback()).await.is_err());
-    assert!(net.adopt_udp(net.make_unbound(DescriptorKind::TcpUnconnected).unwrap()).is_err());
+    assert!(net.adopt_udp(net.make_unbound(DescriptorKind::TcpUnconnected).unwrap()).await.is_err());
 }
 
 #[tokio::test]
@@ -83,6 +83,7 @@ async fn a_blocking_socket_that_was_handed_over_does_not_block() {
     let net = OsNet::new();
     let made = net.make_bound(DescriptorKind::TcpListener, loopback()).await.unwrap();
     SockRef::from(&made).set_nonblocking(false).unwrap();
-    let listener = net.adopt_listener(made).unwrap();
-    assert!(SockRef::from(&listener.0.as_fd()).nonblocking().unwrap());
+    let listener = net.adopt_listener(made).await.unwrap();
+    let Listening::OfPod(listener) = &listener.0 else { panic!("its own") };
+    assert!(SockRef::from(&**listener).nonblocking().unwrap());
 }
