@@ -193,6 +193,11 @@ impl Router {
         })
     }
 
+    /// Where its sidecars come in.
+    pub(crate) fn sidecars(&self) -> &Path {
+        &self.listen.sidecars
+    }
+
     pub(crate) fn apply(&mut self) {
         let settings = self.make();
         self.sender.as_ref().unwrap().send_replace(settings);
@@ -344,6 +349,11 @@ impl Stand {
         drop(say_hello(&OsNet::new(), &self.b.listen.sidecars, pod, Vec::new()).await);
     }
 
+    /// Something that goes on until the end of the test.
+    pub(crate) fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn(task);
+    }
+
     pub(crate) async fn connect(&self) -> TcpStream {
         TcpStream::connect(self.import_tcp).await.unwrap()
     }
@@ -408,7 +418,7 @@ async fn meet(net: &OsNet, socket: &Path, pod: &str) -> Conversation {
     say_hello(net, socket, pod, Vec::new()).await
 }
 
-async fn say_hello(net: &OsNet, socket: &Path, pod: Pod, addresses: Vec<IpAddr>) -> Conversation {
+pub(crate) async fn say_hello(net: &OsNet, socket: &Path, pod: Pod, addresses: Vec<IpAddr>) -> Conversation {
     let conversation = loop {
         match net.handoff_connect(socket).await {
             Ok(conversation) => break conversation,
