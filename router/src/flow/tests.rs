@@ -354,7 +354,7 @@ async fn narrow_streams() -> (std::net::TcpStream, OsStream) {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let at = listener.local_addr().unwrap();
     SockRef::from(&listener).set_send_buffer_size(1 << 10).unwrap();
-    let listener = OsNet::new().adopt_listener(OwnedFd::from(listener).into()).unwrap();
+    let listener = OsNet::new().adopt_listener(OwnedFd::from(listener).into()).await.unwrap();
     let app = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     app.set_recv_buffer_size(1 << 10).unwrap();
     app.connect(&at.into()).unwrap();

@@ -441,7 +441,7 @@ async fn exporter(net: OsNet, socket: &Path, tcp: u16, udp: u16) {
 }
 
 /// Gives the router the sockets that it asks for.
-async fn stock(net: OsNet, conversation: Conversation) {
+pub(crate) async fn stock(net: OsNet, conversation: Conversation) {
     while let Ok(Some((bytes, _))) = conversation.recv().await {
         if let Ok(ToSidecar::More { tcp, udp }) = ToSidecar::decode(&bytes) {
             let tcps = std::iter::repeat_n(DescriptorKind::TcpUnconnected, tcp.into());
