@@ -95,7 +95,7 @@ pub(super) async fn serve_datagrams(datagrams: Datagrams, dns: Dns) {
                 Begun::Done(answer) => datagrams.send(&answer, way).await,
                 Begun::Waits(asked) => {
                     let (datagrams, dns) = (datagrams.clone(), dns.clone());
-                    waiting.spawn(async move { datagrams.send(&dns.finish(asked).await, way).await });
+                    waiting.spawn(async move { datagrams.send(&dns.finish(*asked).await, way).await });
                 }
             }
         }

@@ -172,7 +172,7 @@ impl Dns {
         match self.begin(packet, from, transport) {
             Begun::Noise => None,
             Begun::Done(answer) => Some(answer),
-            Begun::Waits(asked) => Some(self.finish(asked).await),
+            Begun::Waits(asked) => Some(self.finish(*asked).await),
         }
     }
 
@@ -212,7 +212,9 @@ impl Dns {
         let or_else = name.is_some_and(|name| zone.fallback(&name, qtype) != Answer::NotOurs);
         match self.foreign.begin(Outgoing::new(&query), or_else) {
             foreign::Begun::Found(found) => done(reply::found(&query, &found, &zone, limit)),
-            foreign::Begun::Waits(wait) => Begun::Waits(Asked { query: query.into_owned(), limit, wait }),
+            foreign::Begun::Waits(wait) => {
+                Begun::Waits(Box::new(Asked { query: query.into_owned(), limit, wait }))
+            }
         }
     }
 
@@ -240,7 +242,7 @@ enum Begun {
     /// This answer.
     Done(Vec<u8>),
     /// An answer by [`Dns::finish`].
-    Waits(Asked),
+    Waits(Box<Asked>),
 }
 
 /// A query that waits for the upstreams.

@@ -145,6 +145,11 @@ impl Asking {
         self.outcome.take()
     }
 
+    #[cfg(test)]
+    pub(super) fn is_over(&self) -> bool {
+        self.outcome.is_some()
+    }
+
     /// When [`Self::handle_timeout`] is to be called.
     pub fn poll_timeout(&self) -> Instant {
         self.again.map_or(self.turn_ends, |again| again.min(self.turn_ends)).min(self.end)

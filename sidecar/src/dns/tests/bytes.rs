@@ -41,8 +41,11 @@ fn opt(options: &[u8]) -> Vec<u8> {
 
 const A: [u8; 4] = [192, 0, 2, 1];
 
+/// Records by section.
+type Sections = [Vec<Vec<u8>>; 3];
+
 /// What a parser of ours could stumble over, and a client does not: (what, its type, its sections).
-fn specimens() -> Vec<(&'static str, u16, [Vec<Vec<u8>>; 3])> {
+fn specimens() -> Vec<(&'static str, u16, Sections)> {
     let a = || record(1, &A);
     let https = |data: &[u8]| record(65, data);
     vec![
@@ -84,7 +87,7 @@ fn specimens() -> Vec<(&'static str, u16, [Vec<Vec<u8>>; 3])> {
 #[tokio::test]
 async fn what_is_not_understood_is_passed_on() {
     for (what, qtype, sections) in specimens() {
-        let kept: [Vec<Vec<u8>>; 3] = sections.clone().map(|section| {
+        let kept: Sections = sections.clone().map(|section| {
             // OPT records are between us and the upstream.
             section.into_iter().filter(|record| record[..3] != [0, 0, 41]).collect()
         });

@@ -12,10 +12,13 @@ use tokio::task::JoinSet;
 
 use super::{Transport, a_record, name};
 
+/// A query, whence it came and how.
+type Asked = (Vec<u8>, SocketAddr, Transport);
+
 /// Ends when dropped: then the kernel refuses what is sent to it.
 pub(super) struct Fake {
     pub(super) addr: SocketAddr,
-    asked: Arc<Mutex<Vec<(Vec<u8>, SocketAddr, Transport)>>>,
+    asked: Arc<Mutex<Vec<Asked>>>,
     _serving: JoinSet<()>,
 }
 
@@ -112,7 +115,7 @@ impl Fake {
     }
 
     /// The same, as it came, and whence.
-    pub(super) fn packets(&self) -> Vec<(Vec<u8>, SocketAddr, Transport)> {
+    pub(super) fn packets(&self) -> Vec<Asked> {
         self.asked.lock().unwrap().clone()
     }
 }

@@ -313,8 +313,11 @@ async fn a_refusal_is_an_answer() {
         for text in
             ["a.example", "a.default.svc.example", "a.svc.example", "a.cluster.example", "a.b.example"]
         {
-            let answer = code(&ask_a(&dns, text).await);
-            assert!(matches!(answer, ResponseCode::ServFail | ResponseCode::Refused));
+            // Both at once, as getaddrinfo(3) does.
+            let (a, aaaa) = (query(text, RecordType::A), query(text, RecordType::AAAA));
+            for answer in <[Message; 2]>::from(tokio::join!(ask(&dns, &a), ask(&dns, &aaaa))) {
+                assert!(matches!(code(&answer), ResponseCode::ServFail | ResponseCode::Refused));
+            }
         }
         assert!(started.elapsed() < Duration::from_millis(300), "{upstreams:?}: {:?}", started.elapsed());
     }
