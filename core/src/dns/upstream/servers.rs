@@ -314,8 +314,8 @@ mod tests {
         // Twice where it was proven.
         servers.bears_edns(0);
         servers.avoid_edns(0, now);
-        assert_eq!(servers.manner(0, now).edns, true);
+        assert!(servers.manner(0, now).edns);
         servers.avoid_edns(0, now);
-        assert_eq!(servers.manner(0, now).edns, false);
+        assert!(!servers.manner(0, now).edns);
     }
 }
