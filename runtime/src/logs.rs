@@ -11,9 +11,8 @@ use tracing_subscriber::filter::LevelFilter;
 /// such as `info,servicekeel_router=debug`. Default: [`DEFAULT`].
 pub const FILTER: &str = "SERVICEKEEL_LOG";
 /// What is logged where nobody says: the changes of state that the project's own programs tell, and the warnings of the
-/// libraries below them. Of hickory only the errors: it tells each query at `info` and each wrong packet at `warn`. Of
-/// kube's client nothing: what a call came to is for its caller to tell.
-pub const DEFAULT: &str = "warn,servicekeel=info,hickory=error,kube_client=off";
+/// libraries below them. Of kube's client nothing: what a call came to is for its caller to tell.
+pub const DEFAULT: &str = "warn,servicekeel=info,kube_client=off";
 /// How it is written: `text` (default) or `json`, an object a line.
 pub const FORMAT: &str = "SERVICEKEEL_LOG_FORMAT";
 
@@ -97,8 +96,8 @@ mod tests {
     #[test]
     fn takes_levels_and_directives() {
         for (value, read) in [
-            (None, "servicekeel=info,kube_client=off,hickory=error,warn"),
-            (Some(""), "servicekeel=info,kube_client=off,hickory=error,warn"),
+            (None, "servicekeel=info,kube_client=off,warn"),
+            (Some(""), "servicekeel=info,kube_client=off,warn"),
             (Some(" debug "), "debug"),
             (Some("OFF"), "off"),
             (Some("info,servicekeel_router=trace"), "servicekeel_router=trace,info"),

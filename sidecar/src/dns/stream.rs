@@ -1,8 +1,6 @@
 //! Queries over TCP (RFC 7766).
 //!
-//! hickory-server's own loop takes connections without bound, and turns without rest once descriptors have run
-//! out. So this one accepts: so many connections and no more, for so long as they ask. A simulated network serves
-//! TCP by it too.
+//! So many connections and no more, for so long as they ask. A simulated network serves TCP by it too.
 
 use std::io;
 use std::net::SocketAddr;
