@@ -24,12 +24,12 @@ async fn connect(from: &str, to: SocketAddr) -> std::io::Result<TcpStream> {
 }
 
 async fn delay(mut from: OwnedReadHalf, mut to: OwnedWriteHalf) {
-    let (queue, mut queued) = mpsc::unbounded_channel::<(Instant, Vec<u8>)>();
+    let (queue, mut queued) = mpsc::channel::<(Instant, Vec<u8>)>(1024);
     let receive = async move {
         loop {
             let mut bytes = Vec::with_capacity(16 << 10);
             match from.read_buf(&mut bytes).await {
-                Ok(n) if n > 0 => drop(queue.send((Instant::now() + DELAY, bytes))),
+                Ok(n) if n > 0 => drop(queue.send((Instant::now() + DELAY, bytes)).await),
                 _ => return,
             }
         }
