@@ -117,7 +117,7 @@ fn main() -> Result<ExitCode> {
 fn raise_descriptors() -> Result<u64> {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
-    setrlimit(Resource::Nofile, limit).context("the limit of open files can't be raised")?;
+    setrlimit(Resource::Nofile, limit).context("cannot raise the open file limit")?;
     Ok(limit.current.unwrap_or(u64::MAX))
 }
 

@@ -251,7 +251,7 @@ impl Reconciler {
             Note::LeftOut { .. } => tracing::info!(parent: None, "{}", printed(note).trim_end()),
             Note::LeftAlone { .. } => tracing::warn!(parent: None, "{}", printed(note).trim_end()),
             Note::Failed(why) => {
-                tracing::warn!(parent: None, "{pod}: exports can't be written, trying on: {why}")
+                tracing::warn!(parent: None, "{pod}: cannot write exports; retrying: {why}")
             }
             Note::Would { .. } => {}
         }

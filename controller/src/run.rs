@@ -100,7 +100,7 @@ pub async fn run(
     if settings.once {
         return tokio::select! {
             biased;
-            signal = shutdown => { tracing::info!("{signal}: ending"); Ok(()) }
+            signal = shutdown => { tracing::info!("shutting down on {signal}"); Ok(()) }
             result = pass(&settings, client, output) => result,
         };
     }
@@ -141,7 +141,7 @@ pub async fn run(
         tokio::select! {
             biased;
             signal = &mut shutdown => {
-                tracing::info!("{signal}: ending");
+                tracing::info!("shutting down on {signal}");
                 break;
             }
             result = &mut admin => return result,
@@ -158,7 +158,7 @@ pub async fn run(
         }
     };
     if timeout(GRACE, ended).await.is_err() {
-        tracing::warn!("ending with a write under way");
+        tracing::warn!("exiting with a write in progress");
     }
     Ok(())
 }
@@ -176,7 +176,7 @@ fn known(readiness: &Readiness, (services, namespaces, pods): Stores) -> impl Fu
             async { drop((namespaces.wait_until_ready().await, namespaces_wait)) },
             async { drop((pods.wait_until_ready().await, pods_wait)) },
         );
-        tracing::info!("following {} Services and {} pods that run a sidecar", services.len(), pods.len());
+        tracing::info!("watching {} Services and {} pods that run a sidecar", services.len(), pods.len());
     }
 }
 

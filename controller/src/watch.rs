@@ -146,7 +146,7 @@ pub(crate) fn follow<K: Object>(
         ready(match event {
             Ok(event) => {
                 if !matches!(event, Event::Init) && trouble.take().is_some() {
-                    tracing::info!("following {} again", K::plural(&()));
+                    tracing::info!("watching {} again", K::plural(&()));
                 }
                 Some(mirror.handle(event)).filter(|changed| !changed.is_empty())
             }
@@ -154,7 +154,7 @@ pub(crate) fn follow<K: Object>(
                 let text = error::of_watch(&error);
                 if text.is_some() && text != trouble {
                     let text = text.as_deref().unwrap_or_default();
-                    tracing::warn!("can't follow {} at {server}, trying on: {text}", K::plural(&()));
+                    tracing::warn!("cannot watch {} at {server}; retrying: {text}", K::plural(&()));
                 }
                 trouble = text.or(trouble.take());
                 None

@@ -187,7 +187,7 @@ fn sidecars_that_send_rubbish() -> Result<()> {
 
     // Open until they have their answer: a router that can't say Welcome reads no further.
     wait_for("three refusals", LIMIT, || {
-        let refusals = pair.a.process.log().matches("a socket of a sidecar is refused").count();
+        let refusals = pair.a.process.log().matches("socket from a sidecar rejected").count();
         Ok((refusals >= rogues.len()).then_some(()))
     })
     .with_context(|| pair.a.process.log())?;
@@ -315,8 +315,8 @@ fn datagrams_that_nobody_takes_are_told() -> Result<()> {
     })
     .with_context(|| pair.b.process.log())?;
     for log in [pair.a.process.log(), pair.b.process.log()] {
-        ensure!(!log.contains("untold=0"), "{log}");
-        ensure!(log.matches("no endpoint takes datagrams").count() <= 2 + 2, "not throttled: {log}");
+        ensure!(!log.contains("suppressed=0"), "{log}");
+        ensure!(log.matches("no endpoint accepted the datagrams").count() <= 2 + 2, "not throttled: {log}");
     }
     sound(&pair)
 }

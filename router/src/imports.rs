@@ -39,8 +39,8 @@ impl Import {
 
     /// Says that a UDP session found no endpoint.
     pub(crate) fn tell_no_session(&self, reason: impl FnOnce() -> String) {
-        if let Some(untold) = self.failures.permit() {
-            warn!(wanted = %self.wanted, reason = reason(), untold, "no endpoint takes datagrams: dropped");
+        if let Some(suppressed) = self.failures.permit() {
+            warn!(wanted = %self.wanted, reason = reason(), suppressed, "no endpoint accepted the datagrams; dropped");
         }
     }
 }
@@ -69,7 +69,7 @@ pub(crate) async fn serve<N: Net>(
                     // Such as EMFILE: what waits stays in the backlog meanwhile.
                     node.relieve();
                     if !std::mem::replace(&mut failing, true) {
-                        warn!(%wanted, %error, "connections can't be accepted; trying again");
+                        warn!(%wanted, %error, "cannot accept connections; retrying");
                     }
                     sleep(PAUSE).await;
                 }

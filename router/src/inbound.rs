@@ -114,11 +114,11 @@ pub(crate) async fn listen<N: Net>(node: Arc<Node<N>>, listener: N::TcpListener)
                         }
                         Some(Err(error)) => {
                             node.counters.peers_refused.inc();
-                            if let Some(untold) = node.refusals.permit() {
-                                warn!(%from, %error, untold, "a connection to the peers' port is refused");
+                            if let Some(suppressed) = node.refusals.permit() {
+                                warn!(%from, %error, suppressed, "peer connection rejected");
                             }
                         }
-                        None => debug!(%from, "a handshake makes room for newer ones"),
+                        None => debug!(%from, "handshake evicted to make room"),
                     }
                 });
                 if short {
@@ -128,7 +128,7 @@ pub(crate) async fn listen<N: Net>(node: Arc<Node<N>>, listener: N::TcpListener)
             }
             Err(error) => {
                 if !std::mem::replace(&mut failing, true) {
-                    warn!(%error, "peers can't be accepted; trying again");
+                    warn!(%error, "cannot accept peers; retrying");
                 }
                 node.relieve();
                 sleep(PAUSE).await;
@@ -186,8 +186,8 @@ async fn flows<N: Net>(
             Ok(Ok(None) | Err(ChannelError::Cut | ChannelError::Io(_))) | Err(_) => return,
             Ok(Err(error)) => {
                 node.counters.peers_refused.inc();
-                if let Some(untold) = node.refusals.permit() {
-                    warn!(peer = %peer.id, %error, untold, "a peer broke the protocol; its connection is closed");
+                if let Some(suppressed) = node.refusals.permit() {
+                    warn!(peer = %peer.id, %error, suppressed, "peer violated the protocol; connection closed");
                 }
                 return;
             }

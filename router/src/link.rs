@@ -64,8 +64,8 @@ pub(crate) async fn run<N: Net>(
         Err(error) => {
             node.counters.peers_refused.inc();
             let told = if error == NoLink::Twin { &peer.twins } else { &node.refusals };
-            if let Some(untold) = told.permit() {
-                warn!(peer = %peer.id, at = %met_at, %error, untold, "a link is refused");
+            if let Some(suppressed) = told.permit() {
+                warn!(peer = %peer.id, at = %met_at, %error, suppressed, "link rejected");
             }
             return Err(error);
         }
@@ -262,7 +262,7 @@ impl<N: Net> Link<'_, N> {
     /// Says, once, that something of the peer is not taken.
     fn refuse(&mut self, error: &dyn std::fmt::Display) {
         if !std::mem::replace(&mut self.refusal_told, true) {
-            warn!(peer = %self.place.peer.id, %error, "an offer is refused; further ones on this link are not told");
+            warn!(peer = %self.place.peer.id, %error, "offer rejected; further rejections on this link are not logged");
         }
     }
 
@@ -288,12 +288,12 @@ impl<N: Net> Link<'_, N> {
                 debug!(%peer, %port, "withdrawn");
                 self.node.change(|table| table.withdraw(peer, id, &port));
             }
-            LinkMessage::Synced => info!(%peer, "the peer has told all its exports"),
+            LinkMessage::Synced => info!(%peer, "exports synced"),
             LinkMessage::Ping => self.put(&LinkMessage::Pong)?,
             LinkMessage::Pong => {}
             LinkMessage::DialBack { flows, datagrams } => self.dial_back(flows, datagrams),
             LinkMessage::Goodbye => {
-                info!(%peer, "the peer ends");
+                info!(%peer, "peer is shutting down");
                 self.node.change(|table| table.link_down(id));
             }
         }

@@ -267,7 +267,7 @@ pub(crate) async fn keep<N: Net>(node: Arc<Node<N>>, address: String) {
                 set_problem(&node, &address, Some(reason.clone()));
                 // The same reason again is no news.
                 if told.as_ref() != Some(&reason) {
-                    warn!(peer = %address, %reason, "a peer can't be reached; trying again");
+                    warn!(peer = %address, %reason, "peer unreachable; retrying");
                     told = Some(reason);
                 }
                 // A dial that nobody answered was a pause for the peer too.

@@ -211,12 +211,12 @@ impl<N: Net> Node<N> {
         let pod = || self.endpoints().get(id).map(|e| e.pod.claim.name.clone()).unwrap_or_default();
         match turn {
             Turn::Fails => {
-                if let Some(untold) = self.failures.permit() {
-                    warn!(service = %wanted, pod = pod(), reason, untold, "an exported endpoint fails");
+                if let Some(suppressed) = self.failures.permit() {
+                    warn!(service = %wanted, pod = pod(), reason, suppressed, "exported endpoint is failing");
                 }
             }
             Turn::Recovers(failures) => {
-                info!(service = %wanted, pod = pod(), failures, "an exported endpoint works again");
+                info!(service = %wanted, pod = pod(), failures, "exported endpoint recovered");
             }
             Turn::None => {}
         }

@@ -57,9 +57,9 @@ pub(crate) async fn flow<N: Net>(node: Arc<Node<N>>, app: N::TcpStream, import: 
         }
         // Endpoints that refuse are an answer; none, or only those of a sidecar that restarts, may be a blip.
         if answered || timeout_at(deadline, changed.changed()).await.is_err() {
-            if let Some(untold) = import.failures.permit() {
+            if let Some(suppressed) = import.failures.permit() {
                 let reason = last.unwrap_or_else(|| absence(&node, wanted));
-                warn!(%wanted, reason, untold, "no endpoint takes a flow: reset");
+                warn!(%wanted, reason, suppressed, "no endpoint accepted the connection; client reset");
             }
             node.counters.flows_failed.inc();
             app.reset();

@@ -223,7 +223,7 @@ impl<N: Net> Peer<N> {
         state.links.insert(id, link);
         state.down = None;
         if reborn {
-            info!(peer = %self.id, "the peer has restarted: its flows are reset");
+            info!(peer = %self.id, "peer restarted; its flows are reset");
             self.cut(&mut state);
         }
         let epoch = self.epoch();
@@ -250,7 +250,7 @@ impl<N: Net> Peer<N> {
             let mut state = peer.lock();
             // A link that came and went meanwhile has a time of its own.
             if state.down == Some(since) && peer.epoch() == epoch {
-                info!(peer = %peer.id, "no link for {} s: its flows are reset", FLOW_TIMEOUT.as_secs());
+                info!(peer = %peer.id, "no link for {} s; resetting flows", FLOW_TIMEOUT.as_secs());
                 peer.cut(&mut state);
             }
         });

@@ -138,8 +138,8 @@ pub(crate) async fn serve<N: Net>(node: Arc<Node<N>>, listener: N::HandoffListen
                         });
                     }
                     Err(error) => {
-                        if let Some(untold) = node.refusals.permit() {
-                            warn!(pid = credentials.pid, uid = credentials.uid, %error, untold, "a sidecar is refused");
+                        if let Some(suppressed) = node.refusals.permit() {
+                            warn!(pid = credentials.pid, uid = credentials.uid, %error, suppressed, "sidecar rejected");
                         }
                         node.counters.sidecars_refused.inc();
                     }
@@ -149,7 +149,7 @@ pub(crate) async fn serve<N: Net>(node: Arc<Node<N>>, listener: N::HandoffListen
             }
             Err(error) => {
                 if !std::mem::replace(&mut failing, true) {
-                    warn!(%error, "no sidecar can be accepted; trying again");
+                    warn!(%error, "cannot accept sidecars; retrying");
                 }
                 node.relieve();
                 sleep(Duration::from_millis(100)).await;
@@ -177,8 +177,8 @@ async fn session<N: Net>(
             return;
         }
         Err(error) => {
-            if let Some(untold) = node.refusals.permit() {
-                warn!(pid = credentials.pid, uid = credentials.uid, %error, untold, "a sidecar is refused");
+            if let Some(suppressed) = node.refusals.permit() {
+                warn!(pid = credentials.pid, uid = credentials.uid, %error, suppressed, "sidecar rejected");
             }
             refuse(&conversation, error.to_string()).await;
             node.counters.sidecars_refused.inc();
@@ -197,8 +197,8 @@ async fn session<N: Net>(
     });
     let name = format!("{}/{}", pod.claim.namespace, pod.claim.name);
     let told = node.arrivals.permit();
-    if let Some(untold) = told {
-        info!(pod = %name, pid = credentials.pid, uid = credentials.uid, untold, "sidecar connected");
+    if let Some(suppressed) = told {
+        info!(pod = %name, pid = credentials.pid, uid = credentials.uid, suppressed, "sidecar connected");
     }
     supersede(&node, &pod);
     node.pods().insert(pod.session, pod.clone());
@@ -211,12 +211,12 @@ async fn session<N: Net>(
         && error.is_shortage()
     {
         // Not refused, the sidecar comes back soon.
-        if let Some(untold) = node.shortage.permit() {
-            warn!(pod = %name, %error, untold, "a sidecar's sockets can't be taken; it is to come again");
+        if let Some(suppressed) = node.shortage.permit() {
+            warn!(pod = %name, %error, suppressed, "out of file descriptors for a sidecar's sockets; it will reconnect");
         }
     } else if let Err(error) = &ended {
-        if let Some(untold) = node.refusals.permit() {
-            warn!(pod = %name, %error, untold, "the sidecar broke the conversation");
+        if let Some(suppressed) = node.refusals.permit() {
+            warn!(pod = %name, %error, suppressed, "sidecar violated the protocol; disconnected");
         }
         node.counters.sidecars_refused.inc();
         refuse(&conversation, error.to_string()).await;
@@ -232,12 +232,14 @@ async fn session<N: Net>(
         match ended {
             Ok(true) if kept => info!(
                 pod = %name,
-                "sidecar ended; its exports are withdrawn, its imports served for {} s more",
+                "sidecar shut down; exports withdrawn, imports served for another {} s",
                 GRACE.as_secs()
             ),
-            Ok(true) => info!(pod = %name, "sidecar ended; its exports are withdrawn"),
-            _ if kept => info!(pod = %name, "sidecar gone; its sockets are kept for {} s", GRACE.as_secs()),
-            _ => info!(pod = %name, "sidecar gone; it had handed over nothing"),
+            Ok(true) => info!(pod = %name, "sidecar shut down; exports withdrawn"),
+            _ if kept => {
+                info!(pod = %name, "sidecar disconnected; keeping its sockets for {} s", GRACE.as_secs())
+            }
+            _ => info!(pod = %name, "sidecar disconnected; it had handed over no sockets"),
         }
     }
     if kept {
@@ -399,8 +401,8 @@ async fn converse<N: Net>(
             ToRouter::Hello { .. } => return Err(SessionError::SecondHello),
             message => {
                 if let Some((id, reason)) = sockets.handle(message, descriptors).await? {
-                    if let Some(untold) = node.refusals.permit() {
-                        warn!(pod = %pod.claim.name, id, %reason, untold, "a socket of a sidecar is refused");
+                    if let Some(suppressed) = node.refusals.permit() {
+                        warn!(pod = %pod.claim.name, id, %reason, suppressed, "socket from a sidecar rejected");
                     }
                     words.say(&ToSidecar::Refused { id: Some(id), reason }).await?;
                 }

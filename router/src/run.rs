@@ -94,7 +94,7 @@ pub async fn run<N: Net>(
         let serving = admin::bind(addr, admin).await.map_err(|reason| RunError::Admin { addr, reason })?;
         node.tasks.spawn_vital(async move {
             if let Err(error) = serving.run().await {
-                error!(%error, "the admin endpoint ended");
+                error!(%error, "admin endpoint failed");
             }
         });
     }
@@ -119,7 +119,7 @@ pub async fn run<N: Net>(
         }
     }
 
-    info!(flows = node.counters.flows_active.get(), "ending");
+    info!(flows = node.counters.flows_active.get(), "draining");
     let _ending = readiness.wait_for("the next router: this one ends");
     accepting.abort();
     peers.close();
@@ -136,11 +136,11 @@ pub async fn run<N: Net>(
     if timeout(DRAIN, idle).await.is_err() {
         warn!(
             flows = node.counters.flows_active.get(),
-            "flows are cut: they did not end within {} ms",
+            "flows still open after {} ms; closing them",
             DRAIN.as_millis()
         );
     }
-    info!("ended");
+    info!("stopped");
     Ok(())
 }
 
@@ -263,11 +263,11 @@ impl<N: Net> Peers<N> {
         self.observe();
         for peer in self.node.all_peers() {
             if let Err(reason) = peer.judge(self.settings.identity.as_deref()) {
-                warn!(peer = %peer.id, %reason, "the peer is no longer trusted: cut off");
+                warn!(peer = %peer.id, %reason, "peer no longer trusted; disconnected");
             }
         }
         if let Err(error) = self.listen().await {
-            error!(%error, "peers can't dial this router");
+            error!(%error, "cannot listen for peers");
         }
         self.dial();
     }

@@ -36,7 +36,7 @@ impl<N: Net> Node<N> {
             warn!(
                 limit,
                 flows = self.most_flows,
-                "the limit of open files lets few flows through at once: raise it"
+                "the open file limit allows few concurrent flows; raise it"
             );
         }
     }
@@ -45,10 +45,10 @@ impl<N: Net> Node<N> {
     pub(crate) fn relieve(&self) -> bool {
         let short = self.net.is_short();
         if short && self.relief.permit().is_some() {
-            if let Some(untold) = self.shortage.permit() {
+            if let Some(suppressed) = self.shortage.permit() {
                 warn!(
-                    untold,
-                    "few descriptors are left: flows wait, unused connections are closed; raise the limit of open files"
+                    suppressed,
+                    "low on file descriptors: new flows wait, idle connections are closed; raise the open file limit"
                 );
             }
             self.all_peers().iter().for_each(|peer| peer.close_idle());

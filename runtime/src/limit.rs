@@ -61,7 +61,7 @@ pub fn raise_open_files() {
     if limit.current != limit.maximum
         && let Err(error) = setrlimit(Resource::Nofile, raised)
     {
-        warn!(%error, current = ?limit.current, "the limit of open files can't be raised");
+        warn!(%error, current = ?limit.current, "cannot raise the open file limit");
     }
 }
 

@@ -1,11 +1,14 @@
 //! Logs: to stderr, as text or as JSON, filtered by the environment.
 
 use std::env::{self, VarError};
+use std::fmt;
 use std::io::{self, IsTerminal, Write};
 
 use tracing::{Level, error};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::fmt::format::debug_fn;
 
 /// What is logged: a level (`off`, `error`, `warn`, `info`, `debug`, `trace`) or directives of tracing's `EnvFilter`,
 /// such as `info,servicekeel_router=debug`. Default: [`DEFAULT`].
@@ -36,18 +39,38 @@ pub fn init() -> Result<(), String> {
     match format {
         Format::Text => {
             let plain = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-            logs.with_ansi(io::stderr().is_terminal() && !plain).try_init()
+            let fields = debug_fn(|to, field, value| field_text(to, field.name(), value)).delimited(" ");
+            logs.with_ansi(io::stderr().is_terminal() && !plain).fmt_fields(fields).try_init()
         }
         Format::Json => logs.json().flatten_event(true).try_init(),
     }
     .map_err(|error| format!("cannot start logging: {error}"))
 }
 
+/// A field as `key=value`, the value in quotes where it has a space, a quote or an equals sign in it, or nothing, as
+/// logfmt has it: whatever type the value has, the same text looks the same.
+fn field_text(to: &mut impl fmt::Write, name: &str, value: &dyn fmt::Debug) -> fmt::Result {
+    let shown = format!("{value:?}");
+    if name == "message" {
+        return to.write_str(&shown);
+    }
+    // What was a string is in quotes already.
+    let inner = shown.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
+    let bare =
+        |text: &str| !text.is_empty() && !text.contains(|c: char| c.is_whitespace() || "\"=\\".contains(c));
+    match inner {
+        Some(inner) if bare(inner) => write!(to, "{name}={inner}"),
+        Some(_) => write!(to, "{name}={shown}"),
+        None if bare(&shown) => write!(to, "{name}={shown}"),
+        None => write!(to, "{name}={shown:?}"),
+    }
+}
+
 /// Tells why `program` ends: in the log, a line each, or where errors are not logged on stderr as it is, so that no
 /// filter leaves the exit code alone to say it.
 pub fn fatal(program: &str, text: &str) {
     if tracing::enabled!(Level::ERROR) {
-        text.lines().for_each(|line| error!("{line}"));
+        text.lines().for_each(|line| error!("{program}: {line}"));
     } else {
         // The last resort is gone where stderr is.
         let _ = writeln!(io::stderr(), "{program}: {text}");
@@ -116,6 +139,29 @@ mod tests {
                 "{value}: {error}"
             );
         }
+    }
+
+    #[test]
+    fn the_same_text_looks_the_same_whatever_its_type() {
+        let shown = |name: &str, value: &dyn fmt::Debug| {
+            let mut text = String::new();
+            field_text(&mut text, name, value).unwrap();
+            text
+        };
+        let display = |text: &'static str| tracing::field::display(text);
+        for (text, expected) in [
+            ("b.local/n", "peer=b.local/n"),
+            ("no answer within 2 s", "peer=\"no answer within 2 s\""),
+            ("", "peer=\"\""),
+            ("a=b", "peer=\"a=b\""),
+            ("say \"no\"", "peer=\"say \\\"no\\\"\""),
+            ("a\nb", "peer=\"a\\nb\""),
+        ] {
+            assert_eq!(shown("peer", &text), expected);
+            assert_eq!(shown("peer", &display(text)), expected);
+        }
+        assert_eq!(shown("suppressed", &3), "suppressed=3");
+        assert_eq!(shown("message", &format_args!("a word")), "a word");
     }
 
     #[test]

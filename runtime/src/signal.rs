@@ -29,7 +29,7 @@ pub fn shutdown() -> impl Future<Output = &'static str> + Send + 'static {
                 Err(_) => std::future::pending().await,
             },
             Err(error) => {
-                tracing::error!(%error, "no clean shutdown: cannot listen for signals");
+                tracing::error!(%error, "cannot listen for signals; no graceful shutdown");
                 std::future::pending().await
             }
         }
@@ -64,7 +64,7 @@ fn listen() -> io::Result<oneshot::Receiver<&'static str>> {
 
 #[allow(clippy::disallowed_methods, reason = "asked twice: what has not shut down by now is what hangs")]
 fn end((name, number): (&'static str, i32)) -> ! {
-    tracing::warn!("ending at once: {name}");
+    tracing::warn!("exiting immediately on {name}");
     std::process::exit(128 + number)
 }
 
@@ -95,7 +95,7 @@ impl Signals {
                     if self.interactive {
                         return HANGUP;
                     }
-                    tracing::info!("SIGHUP: files are watched, there is nothing to do");
+                    tracing::info!("SIGHUP ignored: config files are watched and reloaded by themselves");
                 }
                 else => std::future::pending().await,
             }

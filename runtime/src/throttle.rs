@@ -18,13 +18,13 @@ pub struct Throttle {
 struct State {
     left: u32,
     since: Instant,
-    untold: u64,
+    suppressed: u64,
 }
 
 impl Throttle {
     /// So many lines at once, and one more for each interval; a millisecond is the shortest.
     pub fn new(burst: u32, interval: Duration) -> Self {
-        let state = State { left: burst, since: Instant::now(), untold: 0 };
+        let state = State { left: burst, since: Instant::now(), suppressed: 0 };
         Self { burst, interval, state: Mutex::new(state) }
     }
 
@@ -39,11 +39,11 @@ impl Throttle {
             state.since = now;
         }
         if state.left == 0 {
-            state.untold += 1;
+            state.suppressed += 1;
             return None;
         }
         state.left -= 1;
-        Some(NonZeroU64::new(std::mem::take(&mut state.untold)))
+        Some(NonZeroU64::new(std::mem::take(&mut state.suppressed)))
     }
 }
 

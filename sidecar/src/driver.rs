@@ -99,7 +99,7 @@ impl<N: Net> Driver<N> {
                 Err(error) if self.unread => tracing::debug!(%error, "skipped a message of the router"),
                 Err(error) => {
                     self.unread = true;
-                    warn!(%error, "the router sends messages that this sidecar does not know; they are skipped");
+                    warn!(%error, "ignoring unknown messages from the router");
                 }
             },
             Event::Received(Ok(None)) => self.disconnected("it closed the connection".to_owned()),
@@ -181,9 +181,9 @@ impl<N: Net> Driver<N> {
                         Some(Ok(shared)) => self.link.send(message.encode(), vec![shared]),
                         failed => {
                             if let (Some(Err(error)), ToRouter::Import { wanted, .. }) = (failed, &message)
-                                && let Some(untold) = self.unshared.permit()
+                                && let Some(suppressed) = self.unshared.permit()
                             {
-                                warn!(port = %wanted, %error, untold, "a socket can't be handed over; it is tried again");
+                                warn!(port = %wanted, %error, suppressed, "cannot hand over a socket; retrying");
                             }
                             self.shared.sidecar().handle_unsent(id, now());
                         }
@@ -218,8 +218,8 @@ impl<N: Net> Driver<N> {
         let (made_tcp, made_udp) = (made(&first, tcp), made(&second, udp));
         if let Err((_, error)) = first.and(second) {
             let (tcp, udp) = (tcp - made_tcp, udp - made_udp);
-            if let Some(untold) = self.short.permit() {
-                warn!(tcp, udp, %error, untold, "sockets for the router can't be made; they are tried again");
+            if let Some(suppressed) = self.short.permit() {
+                warn!(tcp, udp, %error, suppressed, "cannot create sockets for the router; retrying");
             }
             self.shared.sidecar().handle_short(tcp, udp, now());
         }

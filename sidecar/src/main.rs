@@ -35,7 +35,7 @@ fn serve(args: Args) -> anyhow::Result<()> {
         }
         let ended = async {
             let signal = shutdown.await;
-            info!(signal, "told to end");
+            info!("shutting down on {signal}");
         };
         tokio::select! {
             biased;

@@ -9,17 +9,17 @@ use tracing::{info, warn};
 pub(crate) fn log(notice: Notice, sidecar: &Sidecar, unserved: &Throttle) {
     match notice {
         Notice::Absent if sidecar.is_applied() => {
-            warn!("there are no annotations; the last good state stays in service");
+            warn!("no annotations; keeping the last good state");
         }
-        Notice::Absent => info!("there are no annotations yet; nothing is imported or exported until then"),
+        Notice::Absent => info!("no annotations yet; nothing is imported or exported"),
         Notice::Applied(annotation) => applied(annotation, sidecar),
         Notice::Unusable(annotation) => {
             if let Some(finding) = sidecar.findings(annotation).error {
-                warn!(%annotation, "the new text is not used, the last good one stays in service: {finding}");
+                warn!(%annotation, "invalid annotation; keeping the last good one: {finding}");
             }
         }
         Notice::Unserved(annotation) if sidecar.findings(annotation).unserved.is_empty() => {
-            info!(%annotation, "all entries that waited are served now");
+            info!(%annotation, "all pending entries are now served");
         }
         Notice::Unserved(annotation) => entries(annotation, sidecar),
         Notice::Cluster(cluster, source) => {
@@ -42,22 +42,22 @@ pub(crate) fn log(notice: Notice, sidecar: &Sidecar, unserved: &Throttle) {
             );
         }
         Notice::MakeFailed { port, addr, reason, retry } => {
-            if let Some(untold) = unserved.permit() {
-                warn!(%port, %addr, ?retry, untold, "an import has no socket: {reason}");
+            if let Some(suppressed) = unserved.permit() {
+                warn!(%port, %addr, ?retry, suppressed, "cannot create the import's socket; retrying: {reason}");
             }
         }
-        Notice::Made { port } => info!(%port, "an import has its socket after all"),
+        Notice::Made { port } => info!(%port, "created the import's socket after retrying"),
         Notice::RouterUp(router) => info!(%router, "connected to the router"),
         Notice::RouterDown(reason) => {
-            warn!("the router is away: {reason}; connections wait, and it is dialled again");
+            warn!("router unreachable; retrying: {reason}");
         }
         Notice::Refused { port, reason } => {
-            if let Some(untold) = unserved.permit() {
-                warn!(%port, untold, "the router does not serve this: {reason}");
+            if let Some(suppressed) = unserved.permit() {
+                warn!(%port, suppressed, "rejected by the router: {reason}");
             }
         }
         Notice::LeasesDropped { count, first } => {
-            warn!(leases = count, "leases of an earlier run are not kept: {}", first.join("; "));
+            warn!(leases = count, "dropped leases of an earlier run: {}", first.join("; "));
         }
     }
 }

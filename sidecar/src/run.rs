@@ -134,7 +134,7 @@ pub async fn run<N: Net, D: Serve>(
             () = timer => driver.handle_timeout(),
             Some(ended) = tasks.join_next() => match ended {
                 Ok(Ended::Admin(result)) => {
-                    error!(error = ?result.err(), "the admin endpoint ended; everything else goes on");
+                    error!(error = ?result.err(), "admin endpoint failed; everything else keeps running");
                 }
                 Ok(Ended::Dns(result)) => {
                     return Err(RunError::DnsEnded(result.err().unwrap_or_else(|| io::ErrorKind::Other.into())));
@@ -143,11 +143,11 @@ pub async fn run<N: Net, D: Serve>(
             },
         }
     }
-    info!("ending");
+    info!("draining");
     if timeout(DRAIN, driver.finish()).await.is_err() {
-        warn!("the router or the disk hangs; not waited for any longer");
+        warn!("router or disk did not respond in time; exiting anyway");
     }
-    info!("ended");
+    info!("stopped");
     Ok(())
 }
 

@@ -91,7 +91,7 @@ fn ended(outcome: anyhow::Result<ExitCode>) -> ExitCode {
             return ExitCode::from(CLOSED_PIPE);
         }
         // The last resort is gone where stderr is; the exit code says it too.
-        let _ = writeln!(io::stderr(), "{error:#}");
+        let _ = writeln!(io::stderr(), "servicekeel-router: {error:#}");
         ExitCode::FAILURE
     })
 }

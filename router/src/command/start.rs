@@ -39,7 +39,7 @@ fn serve(config: PathBuf) -> anyhow::Result<()> {
         let asked = signal::shutdown();
         let shutdown = async {
             let signal = asked.await;
-            info!(signal, "asked to end");
+            info!("shutting down on {signal}");
         };
         let run = Box::pin(crate::run(receiver, OsNet::new(), u64::from_ne_bytes(seed), shutdown));
         tokio::select! {

@@ -84,7 +84,7 @@ pub(crate) async fn serve<N: Net>(node: Arc<Node<N>>, socket: N::UdpSocket, want
                 }
                 Err(error) => {
                     if !std::mem::replace(&mut failing, true) {
-                        warn!(%wanted, %error, "an import's datagrams can't be received; trying again");
+                        warn!(%wanted, %error, "cannot receive datagrams for an import; retrying");
                     }
                     sleep(Duration::from_millis(10)).await;
                     continue;

@@ -50,8 +50,8 @@ impl Crowd {
 
     /// Says that a session makes room for another.
     pub(crate) fn tell(&self, of: &dyn Display) {
-        if let Some(untold) = self.0.permit() {
-            warn!(%of, limit = MAX_SESSIONS, untold, "the UDP sessions that are idle for longest make room");
+        if let Some(suppressed) = self.0.permit() {
+            warn!(%of, limit = MAX_SESSIONS, suppressed, "too many UDP sessions; evicting the idlest");
         }
     }
 }

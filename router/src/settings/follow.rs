@@ -145,12 +145,12 @@ impl Follow {
                 let untimely = bad.without_identity.map(|(_, untimely)| untimely);
                 self.untimely = untimely.is_some();
                 self.note(untimely);
-                return self.tell(bad.problems, "the last good settings stay in service");
+                return self.tell(bad.problems, "keeping the last good config");
             }
         };
         self.untimely = false;
         if !std::mem::take(&mut self.told).is_empty() {
-            info!(file = %self.path.display(), "the settings are good again");
+            info!(file = %self.path.display(), "config is valid again");
         }
         if reading.warnings != self.warned {
             reading.warnings.iter().for_each(|warning| warn!("{warning}"));
@@ -165,7 +165,7 @@ impl Follow {
         }
         let waits = waits(&self.started, &config);
         if waits != self.waiting && !waits.is_empty() {
-            warn!(changed = waits.join(", "), "takes effect when the router starts anew");
+            warn!(changed = waits.join(", "), "change takes effect after a restart");
         }
         self.waiting = waits;
         let Config { cluster, node, listen, .. } = self.started.clone();
@@ -173,7 +173,7 @@ impl Follow {
             // Certificates and trust belong to the name that the router has.
             identity = self.sender.borrow().identity.clone();
         }
-        info!(changed = changes.join(", "), "new settings");
+        info!(changed = changes.join(", "), "config reloaded");
         let config = Config { cluster, node, listen, peers: config.peers, revoked: config.revoked };
         let untimely = None;
         self.sender.send_replace(Arc::new(Settings { config: Arc::new(config), identity, untimely }));

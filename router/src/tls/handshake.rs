@@ -45,7 +45,7 @@ pub enum HandshakeError {
     #[error("a TLS handshake of more than {MAX_WAITING} bytes")]
     TooLong,
     /// The other side refused.
-    #[error("refused by the other side with the TLS alert {0:?}: its log says why")]
+    #[error("the peer rejected us with TLS alert {0:?}; see the peer's log")]
     Alert(AlertDescription),
     /// Refused here: such as a certificate that is not trusted.
     #[error("{}", reason(.0))]

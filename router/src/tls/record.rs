@@ -50,7 +50,7 @@ pub enum RecordError {
     #[error("a TLS record that does not open: it was changed on its way")]
     Sealed,
     /// The peer's alert (RFC 8446 §6).
-    #[error("refused by the other side with the TLS alert {:?}: its log says why", AlertDescription::from(*.0))]
+    #[error("the peer rejected us with TLS alert {:?}; see the peer's log", AlertDescription::from(*.0))]
     Alert(u8),
     /// A message that does not belong behind a handshake.
     #[error("an unexpected TLS message of type {0}")]

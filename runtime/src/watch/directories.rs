@@ -65,7 +65,7 @@ impl Directories {
             }
             Err(error) => {
                 if !self.refused {
-                    tracing::warn!(%error, "inotify refused; watched files are looked at each second");
+                    tracing::warn!(%error, "inotify unavailable; polling watched files every second");
                 }
                 self.refused = true;
                 false

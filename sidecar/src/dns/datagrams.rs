@@ -80,7 +80,7 @@ pub(super) async fn serve_datagrams(datagrams: Datagrams, dns: Dns) {
             Ok(meta) => meta,
             Err(error) => {
                 if !failing {
-                    tracing::warn!(%error, "DNS over UDP receives nothing for now");
+                    tracing::warn!(%error, "cannot receive DNS over UDP; retrying");
                 }
                 failing = true;
                 tokio::time::sleep(REST).await;

@@ -42,7 +42,7 @@ pub async fn serve_stream<L: Listener>(listener: L, dns: Dns) -> io::Result<()> 
             }
             Err(error) => {
                 if !failing {
-                    tracing::warn!(%error, "DNS over TCP takes no connections for now");
+                    tracing::warn!(%error, "cannot accept DNS over TCP; retrying");
                 }
                 failing = true;
                 tokio::time::sleep(REST).await;

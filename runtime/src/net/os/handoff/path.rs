@@ -124,7 +124,7 @@ impl Drop for SocketFile {
         if identity(&self.path).is_ok_and(|found| found == self.identity)
             && let Err(e) = fs::remove_file(&self.path)
         {
-            tracing::warn!(path = %self.path.display(), error = %e, "the socket file stays");
+            tracing::warn!(path = %self.path.display(), error = %e, "cannot remove the socket file");
         }
     }
 }
