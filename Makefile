@@ -5,7 +5,7 @@ CARGO ?= cargo
 PROGRAMS := -p servicekeel-sidecar -p servicekeel-router
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-net test-images bench compare lint fmt build-sidecar build-router build-controller clean
+.PHONY: help demo test test-net soak test-images bench compare lint fmt build-sidecar build-router build-controller clean
 
 help: ## Print this list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,6 +21,12 @@ test: ## Run every test that needs neither root nor Docker.
 test-net: ## Run the tests of the built programs, those that need root (network namespaces) included.
 	$(CARGO) build --locked $(PROGRAMS)
 	$(CARGO) test --locked -p e2e -- --include-ignored
+
+# Optimised by one level, a seed takes half of the time; what is not the workspace's is built so already.
+soak: ## Run every scenario of the simulation with many seeds: SEEDS=n FROM=seed SECONDS=limit ONLY=name.
+	@CARGO_PROFILE_DEV_OPT_LEVEL=1 $(CARGO) run --locked --quiet -p sim --bin soak -- \
+		$(if $(SEEDS),--seeds $(SEEDS)) $(if $(FROM),--from $(FROM)) $(if $(SECONDS),--seconds $(SECONDS)) \
+		$(if $(ONLY),--only $(ONLY))
 
 test-images: build-sidecar build-router build-controller ## Run the static programs as images FROM scratch, in containers of the Docker engine that answers.
 	$(CARGO) test --locked --profile demo -p e2e --features containers --test containers

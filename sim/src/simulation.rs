@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::future::Future;
 use std::net::IpAddr;
 use std::panic;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -59,12 +60,20 @@ pub struct Report {
     pub trace: Vec<u8>,
     /// The oracle's count.
     pub tally: Tally,
+    /// Steps of the network, each of 5 ms.
+    pub steps: u64,
+}
+
+/// What [`simulate`] says of a simulation that held.
+pub fn counted(seed: u64, steps: u64) -> String {
+    format!("seed {seed}: {steps} steps")
 }
 
 /// Runs the simulation of a seed to the end of its script, and closes everything.
 ///
 /// # Panics
 /// Where something is not as it must be, with the seed and the end of the trace.
+#[expect(clippy::print_stdout, reason = "for tests, which show it where they fail or are asked to")]
 pub fn simulate<S, F>(seed: u64, stage: &Stage, script: S) -> Report
 where
     S: FnOnce(Arc<World>) -> F + 'static,
@@ -74,17 +83,23 @@ where
     let oracle = Oracle::default();
     watch_panics();
     PANICKED.set(false);
+    let elsewhere = ELSEWHERE.load(Ordering::SeqCst);
     let outcome =
         tracing::subscriber::with_default(trace.subscriber(), || run(seed, stage, script, &trace, &oracle));
     let mut wrong = oracle.violations();
-    if let Err(error) = outcome {
+    let steps = outcome.unwrap_or_else(|error| {
         wrong.push(error);
-    }
+        0
+    });
     if PANICKED.get() {
         wrong.push("a task panicked".into());
     }
+    if ELSEWHERE.load(Ordering::SeqCst) != elsewhere {
+        wrong.push("a thread of a runtime panicked".into());
+    }
     if !wrong.is_empty() {
-        let file = std::env::temp_dir().join(format!("servicekeel-sim-{seed}.trace"));
+        let name = format!("servicekeel-sim-{seed}-{}.trace", std::process::id());
+        let file = std::env::temp_dir().join(name);
         let whole = match std::fs::write(&file, trace.bytes()) {
             Ok(()) => format!("The whole trace is in {}.", file.display()),
             Err(error) => format!("The trace can't be kept: {error}."),
@@ -92,10 +107,11 @@ where
         let (what, end) = (wrong.join("; "), trace.tail(SHOWN));
         panic!("seed {seed}: {what}\n{end}\n{whole} Run it again: SEED={seed} cargo test -p sim");
     }
-    Report { trace: trace.bytes(), tally: oracle.tally() }
+    println!("{}", counted(seed, steps));
+    Report { trace: trace.bytes(), tally: oracle.tally(), steps }
 }
 
-fn run<S, F>(seed: u64, stage: &Stage, script: S, trace: &Trace, oracle: &Oracle) -> Result<(), String>
+fn run<S, F>(seed: u64, stage: &Stage, script: S, trace: &Trace, oracle: &Oracle) -> Result<u64, String>
 where
     S: FnOnce(Arc<World>) -> F + 'static,
     F: Future<Output = ()> + 'static,
@@ -124,7 +140,9 @@ where
         world.end().await;
         Ok(())
     });
+    let mut steps = 0;
     loop {
+        steps += 1;
         let finished = sim.step().map_err(|error| format!("the simulation broke: {error}"))?;
         network.step(&sim);
         for fault in faults.take() {
@@ -132,7 +150,7 @@ where
             apply(&mut network, &sim, fault);
         }
         if finished || PANICKED.get() || !oracle.violations().is_empty() {
-            return Ok(());
+            return Ok(steps);
         }
     }
 }
@@ -160,6 +178,12 @@ thread_local! {
     static PANICKED: Cell<bool> = const { Cell::new(false) };
 }
 
+/// Panics of the threads to which the programs' runtimes give what blocks: which simulation has them is not known.
+static ELSEWHERE: AtomicU64 = AtomicU64::new(0);
+
+/// What tokio calls those threads.
+const BLOCKING: &str = "tokio-";
+
 /// A panic of a task that the programs own reaches nobody else.
 fn watch_panics() {
     static HOOK: Once = Once::new();
@@ -167,6 +191,9 @@ fn watch_panics() {
         let before = panic::take_hook();
         panic::set_hook(Box::new(move |info| {
             PANICKED.set(true);
+            if std::thread::current().name().is_some_and(|name| name.starts_with(BLOCKING)) {
+                ELSEWHERE.fetch_add(1, Ordering::SeqCst);
+            }
             before(info);
         }));
     });
