@@ -78,7 +78,7 @@ impl World {
     pub async fn flow(&self, pod: &str, to: SocketAddr, plan: Plan) -> Outcome {
         let (net, oracle) = (self.net(pod).process(1000), self.oracle.clone());
         self.within(pod, async move {
-            match timeout(FLOW, flow::run(&net, to, plan, &oracle)).await {
+            match timeout(FLOW + plan.pause, flow::run(&net, to, plan, &oracle)).await {
                 Ok(outcome) => outcome,
                 Err(_) => {
                     oracle.violate(format_args!("a flow hangs: {plan:?}"));

@@ -61,17 +61,24 @@ pub struct Plan {
     pub down: u64,
     /// The pause after each 16 KiB, each way.
     pub pace: Duration,
+    /// How long the client reads nothing, after the greeting.
+    pub pause: Duration,
 }
 
 impl Plan {
     /// A flow of both directions at once, as fast as it goes.
     pub fn new(service: Service, up: u64, down: u64) -> Self {
-        Self { service, shape: Shape::Both, up, down, pace: Duration::ZERO }
+        Self { service, shape: Shape::Both, up, down, pace: Duration::ZERO, pause: Duration::ZERO }
     }
 
     /// The same, that speaks in another order.
     pub fn shaped(self, shape: Shape) -> Self {
         Self { shape, ..self }
+    }
+
+    /// The same, whose client pauses once for so long.
+    pub fn pausing(self, pause: Duration) -> Self {
+        Self { pause, ..self }
     }
 
     /// The same, that pauses.
@@ -160,6 +167,9 @@ async fn client(
     }
     let receiving = async {
         greeted(&mut reader, plan.service, oracle).await?;
+        if !plan.pause.is_zero() {
+            sleep(plan.pause).await;
+        }
         hear(&mut reader, incoming, Duration::ZERO).await
     };
     tokio::try_join!(biased; sending, receiving).map(|_: ((), ())| ())

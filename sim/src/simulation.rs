@@ -21,7 +21,7 @@ use crate::world::World;
 /// When each simulation begins: 2025-01-01.
 pub(crate) const EPOCH: Duration = Duration::from_secs(1_735_689_600);
 /// A simulation that takes longer than this hangs.
-const LONGEST: Duration = Duration::from_secs(1200);
+const LONGEST: Duration = Duration::from_secs(2400);
 /// How often the network hands over what has arrived.
 const TICK: Duration = Duration::from_millis(5);
 /// Lines of the trace that a failure shows.

@@ -178,3 +178,23 @@ fn a_service_that_is_not_there_is_told_apart_from_one_that_is() {
         });
     }
 }
+
+#[test]
+fn a_reader_that_pauses_for_ten_minutes_gets_everything() {
+    for seed in seeds(2) {
+        simulate(seed, &two_clusters(), |world| async move {
+            world.set_up().await;
+            let mut flows = JoinSet::new();
+            for (pod, port) in [("client", WEB), ("near", WEB), ("near", METRICS)] {
+                let to = world.locate(pod, &port).await;
+                let plan = world.plan(&port, 1000, 7 << 20).pausing(Duration::from_secs(600));
+                let world = world.clone();
+                flows.spawn_local(async move { (plan, world.flow(pod, to, plan).await) });
+            }
+            while let Some(ended) = flows.join_next().await {
+                let (plan, outcome) = ended.unwrap();
+                assert_eq!(outcome, Outcome::Complete, "{plan:?}");
+            }
+        });
+    }
+}

@@ -1,6 +1,6 @@
 //! What a peer's connections have proven themselves by, and how long that holds.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use rustls::pki_types::{CertificateDer, UnixTime};
 use servicekeel_runtime::latest;
@@ -42,7 +42,8 @@ impl Proof {
 
 /// What one connection stands on: its own proof, and the peer's epoch.
 pub(crate) struct Standing<N: Net> {
-    peer: Arc<Peer<N>>,
+    /// Weak, since the peer holds what stands in its pool.
+    peer: Weak<Peer<N>>,
     proof: Arc<Proof>,
     epoch: u64,
 }
@@ -50,17 +51,18 @@ pub(crate) struct Standing<N: Net> {
 impl<N: Net> Standing<N> {
     /// Whether the connection is of no use any more.
     pub(crate) fn is_lost(&self) -> bool {
-        self.proof.is_void() || self.epoch != self.peer.epoch()
+        self.proof.is_void() || self.peer.upgrade().is_none_or(|peer| self.epoch != peer.epoch())
     }
 
     /// Resolves when the connection is of no use any more: it is not trusted, or has lost its path for good.
     pub(crate) async fn lost(&self) {
+        let Some(peer) = self.peer.upgrade() else { return };
         let mut void = self.proof.void.subscribe();
         tokio::select! {
             biased;
             // The sender lives in self, so this ends by the value only.
             _ = void.wait_for(|void| *void) => {}
-            () = self.peer.lost(self.epoch) => {}
+            () = peer.lost(self.epoch) => {}
         }
     }
 
@@ -92,7 +94,7 @@ impl<N: Net> Peer<N> {
                 proof
             }
         };
-        Some(Standing { peer: self.clone(), proof, epoch: self.epoch() })
+        Some(Standing { peer: Arc::downgrade(self), proof, epoch: self.epoch() })
     }
 
     /// Judges what every connection was proven by, and cuts off those whose proof does not hold any more: says why.
