@@ -15,5 +15,6 @@ pub mod name;
 pub mod near;
 pub mod plan;
 pub mod session;
+pub mod shares;
 pub mod sidecar;
 pub mod yaml;

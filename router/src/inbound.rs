@@ -237,7 +237,7 @@ async fn carry<N: Net>(
         return (channel, false);
     }
     let count = |received, sent| node.counters.count_bytes(sent, received);
-    let carried = flow::carry(&mut channel, app, standing.lost(), count).await;
+    let carried = flow::carry(&mut channel, app, &peer.owner, standing.lost(), count).await;
     if let Err(error) = &carried {
         debug!(peer = %peer.id, %error, "a flow lost its path");
         node.counters.flows_lost.inc();

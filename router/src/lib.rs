@@ -19,6 +19,7 @@ mod outbound;
 mod peers;
 pub mod pki;
 mod pods;
+mod rooms;
 mod run;
 mod seats;
 pub mod settings;

@@ -22,6 +22,7 @@ use crate::counters::Counters;
 use crate::missing::Missing;
 use crate::peers::Peer;
 use crate::pods::Pod;
+use crate::rooms::Rooms;
 use crate::seats::Seats;
 use crate::settings::Settings;
 use crate::shortage;
@@ -54,6 +55,7 @@ pub(crate) struct Node<N: Net> {
     pub(crate) tasks: Tasks,
     pub(crate) counters: Counters,
     pub(crate) buffers: Arc<BufferPool>,
+    pub(crate) rooms: Rooms,
     pub(crate) flows: Arc<Semaphore>,
     /// What it has while no flow is carried.
     pub(crate) most_flows: usize,
@@ -108,6 +110,7 @@ impl<N: Net> Node<N> {
             tasks: Tasks::default(),
             counters: Counters::default(),
             buffers: BufferPool::new(),
+            rooms: Rooms::default(),
             flows: Arc::new(Semaphore::new(most_flows)),
             most_flows,
             refusals: Throttle::new(10, Duration::from_secs(1)),
@@ -235,7 +238,7 @@ impl<N: Net> Node<N> {
         if !peers.contains_key(id) && peers.len() >= MAX_PEERS {
             return None;
         }
-        Some(peers.entry(id.clone()).or_insert_with(|| Arc::new(Peer::new(id.clone()))).clone())
+        Some(peers.entry(id.clone()).or_insert_with(|| Arc::new(Peer::new(id.clone(), &self.rooms))).clone())
     }
 
     /// Closes what was not used for long, and forgets whom it is of no use to remember.

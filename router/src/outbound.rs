@@ -93,7 +93,8 @@ async fn carry<N: Net>(
         Path::There(mut connection) => {
             node.counters.flows_outbound.inc();
             let lost = connection.standing.lost();
-            match flow::carry(&mut connection.channel, app, lost, count).await {
+            let peer = connection.peer.clone();
+            match flow::carry(&mut connection.channel, app, &peer.owner, lost, count).await {
                 Ok(()) => connection.put_back(),
                 Err(error) => {
                     debug!(%wanted, peer = %connection.peer.id, %error, "a flow lost its path: reset");

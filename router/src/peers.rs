@@ -16,8 +16,10 @@ use tokio::time::{Instant, sleep};
 use tracing::info;
 
 use crate::datagrams::link::DatagramLink;
+use crate::flow::Owner;
 use crate::identity::PeerError;
 use crate::node::{FLOW_TIMEOUT, Node};
+use crate::rooms::{Account, Rooms};
 use crate::tasks::AbortOnDrop;
 use crate::tls::Channel;
 
@@ -140,6 +142,11 @@ pub(crate) struct Peer<N: Net> {
     /// Rises when the flows of before have lost their path for good.
     epoch: latest::Sender<u64>,
     pub(crate) activity: Activity,
+    /// What its flows have on their way, and what is held of them.
+    pub(crate) owner: Owner,
+    /// Its datagrams that wait for pods of this node, and those that wait for it.
+    pub(crate) datagrams_in: Arc<Account>,
+    pub(crate) datagrams_out: Arc<Account>,
     /// For the log: another router of this name.
     pub(crate) twins: Throttle,
     /// For its connections that carry no flow now.
@@ -149,7 +156,7 @@ pub(crate) struct Peer<N: Net> {
 }
 
 impl<N: Net> Peer<N> {
-    pub(crate) fn new(id: RouterId) -> Self {
+    pub(crate) fn new(id: RouterId, rooms: &Rooms) -> Self {
         let state = State {
             idle: Vec::new(),
             dialling: 0,
@@ -172,6 +179,9 @@ impl<N: Net> Peer<N> {
             news: Notify::new(),
             epoch: latest::Sender::new(0),
             activity: Activity::new(),
+            owner: Owner::new(rooms),
+            datagrams_in: rooms.datagrams.account(),
+            datagrams_out: rooms.datagrams.account(),
             twins: Throttle::new(1, TELL_TWINS),
             unused: Arc::new(Semaphore::new(MAX_UNUSED)),
             dial_backs: Arc::new(Semaphore::new(MAX_DIALS)),

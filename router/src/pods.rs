@@ -15,6 +15,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
 use crate::node::Node;
+use crate::rooms::Account;
 use crate::sockets::{MAX_SOCKETS, Served, Sockets};
 use crate::stock::Stock;
 
@@ -43,6 +44,8 @@ pub(crate) struct Pod<N: Net> {
     /// Where its exports are dialled first.
     pub(crate) addresses: Vec<IpAddr>,
     pub(crate) stock: Stock<N::Descriptor>,
+    /// Its datagrams that wait.
+    pub(crate) datagrams: Arc<Account>,
     /// How the conversation stands.
     pub(crate) state: latest::Sender<State>,
     imports: Mutex<BTreeMap<SocketId, Served>>,
@@ -192,6 +195,7 @@ async fn session<N: Net>(
         thread: conversation.thread(),
         addresses,
         stock: Stock::new(),
+        datagrams: node.rooms.datagrams.account(),
         state: latest::Sender::new(State::Connected),
         imports: Mutex::default(),
     });

@@ -139,7 +139,8 @@ impl<N: Net> Sockets<N> {
             }
             Protocol::Udp => {
                 let socket = node.net.adopt_udp(descriptor).await?;
-                let serving = datagrams::import::serve(node.clone(), socket, wanted.clone());
+                let owner = self.pod.datagrams.clone();
+                let serving = datagrams::import::serve(node.clone(), socket, wanted.clone(), owner);
                 let task = node.tasks.spawn(async move {
                     let _ = thread.run(serving).await;
                 });

@@ -14,15 +14,16 @@ use tracing::{debug, warn};
 
 use super::link::{DatagramLink, Reply};
 use super::pod::{self, Answers};
-use super::{Counted, Crowd, MAX_SESSIONS, SESSION_IDLE, Signs, receive};
+use super::{Counted, Crowd, MAX_SESSIONS, Queued, SESSION_IDLE, Signs, receive};
 use crate::absence::absence;
 use crate::imports::Import;
 use crate::node::Node;
+use crate::rooms::Account;
 use crate::tasks::AbortOnDrop;
 
 /// Where one client's datagrams go.
 enum Session<N: Net> {
-    Here { queue: mpsc::Sender<Vec<u8>>, signs: Signs, _task: AbortOnDrop },
+    Here { queue: mpsc::Sender<Queued>, signs: Signs, _task: AbortOnDrop },
     There { link: DatagramLink<N>, session: u64, signs: Signs },
 }
 
@@ -39,7 +40,7 @@ impl<N: Net> Session<N> {
         signs.take_answered()
     }
 
-    fn send(&self, datagram: Vec<u8>) -> bool {
+    fn send(&self, datagram: Queued) -> bool {
         match self {
             Self::Here { queue, .. } => queue.try_send(datagram).is_ok(),
             Self::There { link, session, .. } => link.send(*session, datagram),
@@ -55,8 +56,13 @@ impl<N: Net> Drop for Session<N> {
     }
 }
 
-/// Serves one import for ever.
-pub(crate) async fn serve<N: Net>(node: Arc<Node<N>>, socket: N::UdpSocket, wanted: ServicePort) {
+/// Serves one import for ever. What waits counts against its pod, the `owner`.
+pub(crate) async fn serve<N: Net>(
+    node: Arc<Node<N>>,
+    socket: N::UdpSocket,
+    wanted: ServicePort,
+    owner: Arc<Account>,
+) {
     let (socket, import) = (Arc::new(socket), Import::new(wanted));
     let wanted = &import.wanted;
     let mut sessions: Sessions<SocketAddr, Session<N>> = Sessions::new(MAX_SESSIONS, SESSION_IDLE);
@@ -111,7 +117,7 @@ pub(crate) async fn serve<N: Net>(node: Arc<Node<N>>, socket: N::UdpSocket, want
             }
         }
         if let Some(session) = sessions.touch(&client, now)
-            && !session.send(datagram.to_vec())
+            && !Queued::new(&datagram, &owner).is_some_and(|datagram| session.send(datagram))
         {
             node.counters.datagrams_dropped.inc();
         }

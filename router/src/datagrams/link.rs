@@ -9,11 +9,11 @@ use servicekeel_core::mesh::outcome::Outcome;
 use servicekeel_core::mesh::table::Candidate;
 use servicekeel_core::session::Sessions;
 use servicekeel_runtime::net::{Datagrams, Net};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::debug;
 
-use super::{Crowd, LINK_BYTES, LINK_QUEUE, MAX_SESSIONS, QUEUE, SESSION_IDLE, Signs};
+use super::{Crowd, LINK_QUEUE, MAX_SESSIONS, QUEUE, Queued, SESSION_IDLE, Signs};
 use crate::imports::Import;
 use crate::links::{self, LinkError};
 use crate::node::Node;
@@ -42,7 +42,7 @@ impl<N: Net> Drop for Reply<N> {
 /// What goes to the peer.
 pub(crate) enum Outgoing<N: Net> {
     Open { session: u64, open: Open, reply: Reply<N> },
-    Data { session: u64, bytes: Vec<u8>, room: OwnedSemaphorePermit },
+    Data { session: u64, datagram: Queued },
     Refused { session: u64, refused: Refused },
     Close { session: u64 },
 }
@@ -50,19 +50,18 @@ pub(crate) enum Outgoing<N: Net> {
 /// The queue to a connection between two routers; a clone is the same. What does not fit in is dropped.
 pub(crate) struct Outbox<N: Net> {
     queue: mpsc::Sender<Outgoing<N>>,
-    room: Arc<Semaphore>,
 }
 
 impl<N: Net> Clone for Outbox<N> {
     fn clone(&self) -> Self {
-        Self { queue: self.queue.clone(), room: self.room.clone() }
+        Self { queue: self.queue.clone() }
     }
 }
 
 impl<N: Net> Outbox<N> {
     pub(crate) fn new() -> (Self, mpsc::Receiver<Outgoing<N>>) {
         let (queue, receiver) = mpsc::channel(LINK_QUEUE);
-        (Self { queue, room: Arc::new(Semaphore::new(LINK_BYTES)) }, receiver)
+        (Self { queue }, receiver)
     }
 
     /// Queues something; false where it is dropped.
@@ -71,9 +70,8 @@ impl<N: Net> Outbox<N> {
     }
 
     /// Queues a datagram; false where it is dropped.
-    pub(crate) fn send_datagram(&self, session: u64, bytes: Vec<u8>) -> bool {
-        let room = self.room.clone().try_acquire_many_owned(bytes.len() as u32);
-        room.is_ok_and(|room| self.send(Outgoing::Data { session, bytes, room }))
+    pub(crate) fn send_datagram(&self, session: u64, datagram: Queued) -> bool {
+        self.send(Outgoing::Data { session, datagram })
     }
 }
 
@@ -114,7 +112,7 @@ impl<N: Net> DatagramLink<N> {
     }
 
     /// Queues a datagram to the peer; false where it is dropped.
-    pub(crate) fn send(&self, session: u64, datagram: Vec<u8>) -> bool {
+    pub(crate) fn send(&self, session: u64, datagram: Queued) -> bool {
         self.outgoing.send_datagram(session, datagram)
     }
 
@@ -194,7 +192,7 @@ impl<N: Net> Link<'_, N> {
                 biased;
                 next = self.channel.next() => match next? {
                     Next::Frame(header, payload) => {
-                        handle(self.node, self.peer, &mut self.replies, header, payload).await?;
+                        handle(self.node, self.peer, &mut self.replies, header, payload)?;
                     }
                     Next::Flushed => {}
                     Next::Closed => return Ok(()),
@@ -219,10 +217,10 @@ impl<N: Net> Link<'_, N> {
                     self.crowd.tell(&self.peer.id);
                 }
             }
-            Outgoing::Data { session, bytes, room: _room } => {
+            Outgoing::Data { session, datagram } => {
                 if self.replies.touch(&session, now).is_some() {
                     self.peer.activity.note();
-                    self.channel.send_payload(Kind::Datagram, session, &bytes)?;
+                    self.channel.send_payload(Kind::Datagram, session, &datagram.bytes)?;
                 } else {
                     self.node.counters.datagrams_dropped.inc();
                 }
@@ -239,8 +237,8 @@ impl<N: Net> Link<'_, N> {
     }
 }
 
-/// Takes a frame of the peer.
-async fn handle<N: Net>(
+/// Takes a frame of the peer. No pod's socket is waited for: one that takes nothing loses its own datagrams.
+fn handle<N: Net>(
     node: &Node<N>,
     peer: &Peer<N>,
     replies: &mut Sessions<u64, Reply<N>>,
@@ -250,7 +248,7 @@ async fn handle<N: Net>(
     let session = header.offset;
     match header.kind {
         Kind::Datagram => match replies.touch(&session, Instant::now().into_std()) {
-            Some(reply) if reply.socket.send_to(payload, reply.client).await.is_ok() => {
+            Some(reply) if reply.socket.try_send_to(payload, reply.client).is_ok() => {
                 if reply.signs.answer() {
                     let candidate = Candidate::Remote(peer.id.clone());
                     node.report(&reply.import.wanted, &candidate, Outcome::Taken, "");

@@ -24,6 +24,7 @@ use tokio::io::ReadBuf;
 use tracing::warn;
 
 use crate::node::Node;
+use crate::rooms::{Account, Lease};
 use crate::tls::BufferPool;
 
 /// How long a session lives without a datagram.
@@ -32,10 +33,24 @@ pub(crate) const SESSION_IDLE: Duration = Duration::from_secs(60);
 pub(crate) const MAX_SESSIONS: usize = 4096;
 /// Datagrams that wait for a slow receiver; further ones are dropped, as a network would.
 pub(crate) const QUEUE: usize = 128;
-/// What waits for a connection between two routers: all its sessions may begin at once, each with a datagram ...
+/// What waits for a connection between two routers: all its sessions may begin at once, each with a datagram.
 pub(crate) const LINK_QUEUE: usize = 2 * MAX_SESSIONS;
-/// ... and the most bytes of the datagrams among it.
-pub(crate) const LINK_BYTES: usize = 8 << 20;
+/// What a datagram that waits counts for beside its bytes.
+const OVERHEAD: usize = 256;
+
+/// A datagram that waits, and counts against whoever sent it.
+pub(crate) struct Queued {
+    pub(crate) bytes: Vec<u8>,
+    _room: Lease,
+}
+
+impl Queued {
+    /// A copy to wait; `None` where its owner has as many bytes waiting as it may.
+    pub(crate) fn new(bytes: &[u8], owner: &Arc<Account>) -> Option<Self> {
+        let room = owner.lease((bytes.len() + OVERHEAD) as u64)?;
+        Some(Self { bytes: bytes.into(), _room: room })
+    }
+}
 
 /// How often it is told that sessions make room.
 const TELL: Duration = Duration::from_secs(10);

@@ -16,8 +16,9 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use super::link::Outbox;
-use super::{QUEUE, Signs, receive};
+use super::{QUEUE, Queued, Signs, receive};
 use crate::node::Node;
+use crate::rooms::Account;
 
 /// How long an endpoint may take to refuse the first datagram, which then goes to the next address.
 const REFUSAL: Duration = Duration::from_secs(1);
@@ -26,8 +27,8 @@ const REFUSAL: Duration = Duration::from_secs(1);
 pub(crate) enum Answers<N: Net> {
     /// To a client of this node, from the import's own socket.
     Client(Arc<N::UdpSocket>, SocketAddr, Signs),
-    /// To another router.
-    Session(Outbox<N>, u64),
+    /// To another router; what waits counts against it.
+    Session(Outbox<N>, u64, Arc<Account>),
 }
 
 impl<N: Net> Answers<N> {
@@ -37,13 +38,15 @@ impl<N: Net> Answers<N> {
                 signs.answer();
                 socket.send_to(datagram, *client).await.is_ok()
             }
-            Self::Session(outbox, session) => outbox.send_datagram(*session, datagram.into()),
+            Self::Session(outbox, session, owner) => {
+                Queued::new(datagram, owner).is_some_and(|datagram| outbox.send_datagram(*session, datagram))
+            }
         }
     }
 }
 
 /// The queue to a session that [`run`] serves.
-pub(crate) fn queue() -> (mpsc::Sender<Vec<u8>>, mpsc::Receiver<Vec<u8>>) {
+pub(crate) fn queue() -> (mpsc::Sender<Queued>, mpsc::Receiver<Queued>) {
     mpsc::channel(QUEUE)
 }
 
@@ -52,7 +55,7 @@ pub(crate) async fn run<N: Net>(
     node: &Arc<Node<N>>,
     wanted: &ServicePort,
     candidates: Vec<Candidate>,
-    mut queue: mpsc::Receiver<Vec<u8>>,
+    mut queue: mpsc::Receiver<Queued>,
     answers: Answers<N>,
 ) -> Result<(), Refused> {
     let Ok(_permit) = node.flows.clone().try_acquire_owned() else {
@@ -91,7 +94,7 @@ pub(crate) async fn run<N: Net>(
                 }
                 node.report(wanted, &candidate, outcome, reason);
             };
-            match converse(node, &socket, addr, &first, &mut queue, &answers, health).await {
+            match converse(node, &socket, addr, &first.bytes, &mut queue, &answers, health).await {
                 Ok(()) => return Ok(()),
                 Err(error) => {
                     debug!(%wanted, %addr, %error, "an address takes no datagrams");
@@ -113,7 +116,7 @@ async fn converse<N: Net>(
     socket: &N::UdpSocket,
     addr: SocketAddr,
     first: &[u8],
-    queue: &mut mpsc::Receiver<Vec<u8>>,
+    queue: &mut mpsc::Receiver<Queued>,
     answers: &Answers<N>,
     report: impl Fn(Outcome, &str),
 ) -> io::Result<()> {
@@ -146,7 +149,7 @@ async fn converse<N: Net>(
             },
             datagram = queue.recv() => {
                 let Some(datagram) = datagram else { return Ok(()) };
-                match socket.send_to(&datagram, addr).await {
+                match socket.send_to(&datagram.bytes, addr).await {
                     Ok(()) => node.counters.datagrams.inc(),
                     Err(error) if heard || Instant::now() > taken => {
                         debug!(%addr, %error, "a datagram is dropped");

@@ -12,7 +12,7 @@ use tracing::debug;
 
 use super::link::{Outbox, Outgoing};
 use super::pod::{self, Answers};
-use super::{Counted, Crowd, MAX_SESSIONS, QUEUE, SESSION_IDLE};
+use super::{Counted, Crowd, MAX_SESSIONS, QUEUE, Queued, SESSION_IDLE};
 use crate::inbound;
 use crate::links::LinkError;
 use crate::node::Node;
@@ -21,7 +21,7 @@ use crate::tasks::AbortOnDrop;
 use crate::tls::{Channel, Next};
 
 struct Session {
-    queue: mpsc::Sender<Vec<u8>>,
+    queue: mpsc::Sender<Queued>,
     _task: AbortOnDrop,
 }
 
@@ -125,16 +125,17 @@ impl<N: Net> Served<'_, N> {
             }
             Kind::Datagram => {
                 self.peer.activity.note();
-                let sent = self.sessions.touch(&session, now).map(|s| s.queue.try_send(payload.into()));
-                match sent {
-                    Some(Ok(())) => {}
-                    Some(Err(mpsc::error::TrySendError::Closed(_))) => {
-                        self.sessions.remove(&session);
-                        return Ok(Some((session, Due::Close)));
-                    }
-                    Some(Err(mpsc::error::TrySendError::Full(_))) | None => {
-                        self.node.counters.datagrams_dropped.inc();
-                    }
+                let served = self.sessions.touch(&session, now);
+                if served.as_ref().is_some_and(|served| served.queue.is_closed()) {
+                    self.sessions.remove(&session);
+                    return Ok(Some((session, Due::Close)));
+                }
+                let sent = served.is_some_and(|served| {
+                    Queued::new(payload, &self.peer.datagrams_in)
+                        .is_some_and(|datagram| served.queue.try_send(datagram).is_ok())
+                });
+                if !sent {
+                    self.node.counters.datagrams_dropped.inc();
                 }
             }
             Kind::Close => {
@@ -151,7 +152,7 @@ impl<N: Net> Served<'_, N> {
             Err(refused) => return Some((session, Due::Refused(refused))),
         };
         let (queue, queued) = pod::queue();
-        let to = Answers::Session(self.answers.clone(), session);
+        let to = Answers::Session(self.answers.clone(), session, self.peer.datagrams_out.clone());
         let (node, answers) = (self.node.clone(), self.answers.clone());
         let task = self.node.tasks.spawn(async move {
             if let Err(refused) = pod::run(&node, &open.wanted, candidates, queued, to).await {
@@ -169,10 +170,10 @@ impl<N: Net> Served<'_, N> {
     /// Puts an answer of a pod to what is sent.
     fn answer(&mut self, channel: &mut Channel<N::TcpStream>, answer: Outgoing<N>) -> Result<(), LinkError> {
         match answer {
-            Outgoing::Data { session, bytes, room: _room } => {
+            Outgoing::Data { session, datagram } => {
                 self.peer.activity.note();
                 self.sessions.touch(&session, Instant::now().into_std());
-                channel.send_payload(Kind::Datagram, session, &bytes)?;
+                channel.send_payload(Kind::Datagram, session, &datagram.bytes)?;
             }
             Outgoing::Refused { session, refused } => {
                 if self.sessions.remove(&session).is_some() {

@@ -1,7 +1,6 @@
 //! Carries one flow: an application's socket on one side, a channel to another router on the other. One task, no locks;
 //! while nothing moves it holds no buffer.
 
-use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::ops::Range;
 use std::pin::{Pin, pin};
@@ -16,7 +15,7 @@ use tokio::io::ReadBuf;
 use tokio::task::yield_now;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
-use super::room::Share;
+use super::room::{Held, Owner, Share};
 use crate::tls::{BUFFER, BufferPool, Channel, ChannelError, Place};
 
 /// How long the peer may take to confirm that a flow is broken off, before its connection is given up.
@@ -38,28 +37,30 @@ pub(super) const READ: usize = 4 * MAX_DATA;
 pub(super) const SHARE: usize = 256 << 10;
 
 /// Carries a flow to its end. A flow may stand still for as long as its ends want. When `lost` resolves, its path is
-/// lost for good. What came before a reset, or before the loss, is offered to the application first. `count` is told meanwhile how many more
+/// lost for good. What came before a reset, or before the loss, is offered to the application first. What is on its way or
+/// held counts against the peer, the `owner`. `count` is told meanwhile how many more
 /// bytes came from this side's application, and went to it.
 ///
 /// Ok: the connection is free for the next flow.
 ///
 /// # Errors
 /// [`ChannelError`]: it is of no use any more, and the application was reset.
-pub async fn carry<S: Stream, A: Stream>(
+pub(crate) async fn carry<S: Stream, A: Stream>(
     channel: &mut Channel<S>,
     app: A,
+    owner: &Owner,
     lost: impl Future<Output = ()>,
     count: impl Fn(u64, u64),
 ) -> Result<(), ChannelError> {
     let buffers = channel.buffers();
     let mut carry = Carry {
-        room: Share::new(buffers.clone()),
+        room: Share::new(owner.on_way.clone()),
         channel,
         buffers,
         app: Some(app),
         flow: Flow::default(),
         places: Vec::new(),
-        held: VecDeque::new(),
+        held: Held::new(owner),
         unsent: None,
         unsent_range: 0..0,
         read_ended: false,
@@ -114,12 +115,12 @@ struct Carry<'a, S: Stream, A: Stream> {
     /// Gone once it is broken or was reset.
     app: Option<A>,
     flow: Flow,
-    /// Of what all flows may have on their way.
+    /// Of what the flows with this peer may have on their way.
     room: Share,
     /// Payloads in the channel's buffer that the application has not taken yet.
     places: Vec<Range<usize>>,
     /// Bytes before those that have left the channel's buffer: of frames that span records, or to read on behind them.
-    held: VecDeque<u8>,
+    held: Held,
     /// Bytes of the application that are not sealed yet.
     unsent: Option<Box<[u8]>>,
     unsent_range: Range<usize>,
@@ -184,7 +185,7 @@ impl<S: Stream, A: Stream> Carry<'_, S, A> {
     fn deafen(&mut self) {
         self.deaf = true;
         self.places = Vec::new();
-        self.held = VecDeque::new();
+        self.held.clear();
         if self.read_ended {
             self.broken();
         }
@@ -197,7 +198,7 @@ impl<S: Stream, A: Stream> Carry<'_, S, A> {
             app.reset();
         }
         self.places = Vec::new();
-        self.held = VecDeque::new();
+        self.held.clear();
     }
 
     /// Passes a reset on behind what came before it, whichever side it is of.
@@ -253,7 +254,7 @@ impl<S: Stream, A: Stream> Carry<'_, S, A> {
             && let Some(app) = &mut self.app
         {
             let taken = if !self.held.is_empty() {
-                let held = self.held.as_slices().0;
+                let held = self.held.first();
                 Pin::new(app).poll_write(cx, &held[..held.len().min(self.share)])
             } else if !self.places.is_empty() {
                 self.channel.poll_deliver(cx, app, &self.places)
@@ -268,10 +269,7 @@ impl<S: Stream, A: Stream> Carry<'_, S, A> {
                     if self.held.is_empty() {
                         consume(&mut self.places, n);
                     } else {
-                        self.held.drain(..n);
-                        if self.held.is_empty() {
-                            self.held = VecDeque::new();
-                        }
+                        self.held.consume(n);
                     }
                 }
                 Poll::Ready(_) => {
@@ -311,12 +309,20 @@ impl<S: Stream, A: Stream> Carry<'_, S, A> {
         self.app.is_some() && !self.read_ended && self.may_send() == 0
     }
 
-    /// Takes what waits for the application out of the channel's buffer.
-    fn hold(&mut self) {
-        for range in self.places.drain(..) {
-            self.share = self.share.saturating_sub(range.len());
-            self.held.extend(self.channel.payload(&Place::Received(range)));
+    /// Takes what waits for the application out of the channel's buffer; false where the peer's part has no room for it.
+    fn hold(&mut self) -> bool {
+        let n: usize = self.places.iter().map(Range::len).sum();
+        if !self.held.has_room(n) {
+            return false;
         }
+        while let Some(range) = self.places.first().cloned() {
+            if !self.held.put(self.channel.payload(&Place::Received(range.clone()))) {
+                return false;
+            }
+            self.share = self.share.saturating_sub(range.len());
+            self.places.remove(0);
+        }
+        true
     }
 
     /// Takes what the peer sent, once the application took all of before: a slow reader stops its writer.
@@ -329,12 +335,14 @@ impl<S: Stream, A: Stream> Carry<'_, S, A> {
                 return Ok(false);
             }
             // An application that writes and does not read yet waits for an acknowledgement which stands behind what it
-            // does not read. What is held so is at most the peer's window.
-            self.hold();
+            // does not read. What is held so is at most the peer's window, and the peer's part of what is held for all.
+            if !self.hold() {
+                return Ok(false);
+            }
         }
         let mut moved = false;
         while self.flow.poll_end().is_none() && self.places.len() < BATCH {
-            if !self.held.is_empty() && !self.window_is_full() {
+            if !self.held.is_empty() && !(self.window_is_full() && self.held.has_room(2 * MAX_DATA)) {
                 break;
             }
             let Some(frame) = self.channel.next_frame()? else {
@@ -354,9 +362,10 @@ impl<S: Stream, A: Stream> Carry<'_, S, A> {
                 Received::Deliver => match frame.place {
                     Place::Received(range) if self.held.is_empty() => self.places.push(range),
                     place => {
-                        self.hold();
                         self.share = self.share.saturating_sub(usize::from(frame.header.len));
-                        self.held.extend(self.channel.payload(&place));
+                        if !self.hold() || !self.held.put(self.channel.payload(&place)) {
+                            return Err(ChannelError::Crowded);
+                        }
                     }
                 },
                 Received::Reset => {

@@ -3,8 +3,8 @@
 mod carry;
 mod room;
 
-pub use carry::carry;
-pub(crate) use room::Room;
+pub(crate) use carry::carry;
+pub(crate) use room::Owner;
 use servicekeel_core::flow::frame::{self, Kind, Open, Refused};
 use servicekeel_runtime::net::Stream;
 

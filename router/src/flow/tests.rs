@@ -9,6 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
 use super::*;
+use crate::rooms::Rooms;
 use crate::tls::tests::{OsStream, channels, streams};
 
 fn pattern(n: usize) -> Vec<u8> {
@@ -41,12 +42,21 @@ async fn carry_until(
     app: OsStream,
     lost: impl Future<Output = ()>,
 ) -> Carried {
+    carry_for(&Owner::new(&Rooms::default()), channel, app, lost).await
+}
+
+async fn carry_for(
+    owner: &Owner,
+    channel: &mut Channel<OsStream>,
+    app: OsStream,
+    lost: impl Future<Output = ()>,
+) -> Carried {
     let counted = std::cell::Cell::new((0, 0, 0));
     let count = |sent, received| {
         let before = counted.get();
         counted.set((before.0 + sent, before.1 + received, before.2.max(sent + received)));
     };
-    let end = carry(channel, app, lost, count).await;
+    let end = carry(channel, app, owner, lost, count).await;
     let (sent, received, most) = counted.get();
     // The last step may be a whole one, and what was read before is counted once it is sealed.
     let bound = (super::carry::SHARE + crate::tls::BUFFER + 2 * super::carry::READ) as u64;
@@ -65,15 +75,29 @@ where
     A: Future,
     B: Future,
 {
+    flow_for(&Owner::new(&Rooms::default()), near, far, client, service).await
+}
+
+async fn flow_for<A, B>(
+    owner: &Owner,
+    near: &mut Channel<OsStream>,
+    far: &mut Channel<OsStream>,
+    client: impl FnOnce(OsStream) -> A,
+    service: impl FnOnce(OsStream) -> B,
+) -> (Carried, Carried, A::Output, B::Output)
+where
+    A: Future,
+    B: Future,
+{
     let ((client_app, router_near), (router_far, service_app)) = (streams().await, streams().await);
     let near = async {
         assert!(matches!(open(near, &request()).await.unwrap(), Answer::Opened));
-        carry_until(near, router_near, std::future::pending()).await
+        carry_for(owner, near, router_near, std::future::pending()).await
     };
     let far = async {
         assert_eq!(next_open(far).await.unwrap(), Some(request()));
         accept(far).await.unwrap();
-        carry_until(far, router_far, std::future::pending()).await
+        carry_for(owner, far, router_far, std::future::pending()).await
     };
     let all = async { tokio::join!(near, far, client(client_app), service(service_app)) };
     timeout(Duration::from_secs(20), all).await.expect("the flow ends")
@@ -219,18 +243,24 @@ async fn one_that_writes_all_before_it_reads_is_not_stopped_by_what_it_does_not_
     assert!(got == back && echoed == forth);
 }
 
+/// A peer whose flows have all on their way that they may.
+fn without_room() -> Owner {
+    let owner = Owner::new(&Rooms::default());
+    while owner.on_way.take(1 << 20) {}
+    owner
+}
+
 #[tokio::test]
 async fn without_room_a_flow_has_little_on_its_way_and_goes_on() {
     let (mut a, mut b) = channels().await;
-    a.buffers().room().exhaust();
-    b.buffers().room().exhaust();
+    let owner = without_room();
     // A peer that reads and acknowledges nothing.
     let (mut app, router) = streams().await;
     let (mut near, mut far) = channels().await;
-    near.buffers().room().exhaust();
     let bytes = pattern(30_000_000);
-    let writes =
-        async { tokio::join!(carry_until(&mut near, router, std::future::pending()), app.write_all(&bytes)) };
+    let writes = async {
+        tokio::join!(carry_for(&owner, &mut near, router, std::future::pending()), app.write_all(&bytes))
+    };
     let mut came = 0;
     let reads = async {
         while let Ok(Ok(frame)) = timeout(Duration::from_millis(500), far.recv()).await {
@@ -251,7 +281,8 @@ async fn without_room_a_flow_has_little_on_its_way_and_goes_on() {
         stream.read_to_end(&mut got).await.unwrap();
         got
     };
-    let (near, far, got, back) = flow(&mut a, &mut b, client, |s| send_all_then_read(s, bytes.clone())).await;
+    let ends = |s| send_all_then_read(s, bytes.clone());
+    let (near, far, got, back) = flow_for(&owner, &mut a, &mut b, client, ends).await;
     assert!(near.end.is_ok() && far.end.is_ok() && got == bytes && back == bytes);
 }
 
@@ -419,4 +450,71 @@ async fn what_came_before_the_loss_of_the_path_is_offered() {
             tokio::join!(carry_until(&mut a, router, std::future::pending()), until_reset(&mut app));
         assert!(carried.end.is_err() && got == bytes, "{} of {size} bytes", got.len());
     }
+}
+
+/// A peer that sends as much as it may, of 200 flows whose applications write and do not read yet, and acknowledges
+/// nothing: what is held for it is bounded, and another peer's flows go on.
+#[tokio::test]
+async fn a_peer_that_never_acknowledges_fills_its_own_part_only() {
+    tokio::task::LocalSet::new().run_until(never_acknowledged()).await;
+}
+
+async fn never_acknowledged() {
+    const FLOWS: usize = 200;
+    let rooms = Rooms::default();
+    let hostile = Owner::new(&rooms);
+    let mut carrying = tokio::task::JoinSet::new();
+    let mut peers = tokio::task::JoinSet::new();
+    for _ in 0..FLOWS {
+        let (mut near, mut far) = channels().await;
+        let (mut app, router) = streams().await;
+        let hostile = hostile.clone();
+        carrying.spawn_local(async move {
+            let writes = async {
+                while app.write_all(&[7; 1 << 16]).await.is_ok() {}
+                app
+            };
+            tokio::join!(carry_for(&hostile, &mut near, router, std::future::pending()), writes)
+        });
+        peers.spawn_local(async move {
+            let mut offset = 0;
+            let block = vec![9; 16_000];
+            // Its window, and not a byte more.
+            while offset + block.len() as u64 <= servicekeel_core::flow::machine::WINDOW {
+                far.send_payload(Kind::Data, offset, &block).unwrap();
+                offset += block.len() as u64;
+                if timeout(Duration::from_secs(4), far.flush()).await.is_err() {
+                    break;
+                }
+                // It reads what comes, so that this side's window is what stops it.
+                while let Ok(Ok(Some(_))) = timeout(Duration::ZERO, far.recv()).await {}
+            }
+            loop {
+                let _ = far.recv().await.unwrap();
+            }
+        });
+    }
+    let mut most = 0;
+    for _ in 0..60 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        most = most.max(hostile.held.held());
+    }
+    assert!(most > 4 << 20, "{most} bytes: nothing was held, and nothing shown");
+    assert!(most < 32 << 20, "{most} bytes are held for one peer");
+    // An honest one beside it has its windows.
+    let honest = Owner::new(&rooms);
+    let (mut a, mut b) = channels().await;
+    let bytes = pattern(10_000_000);
+    let client = async |mut stream: OsStream| {
+        stream.write_all(&bytes).await.unwrap();
+        stream.shutdown().await.unwrap();
+        let mut got = Vec::new();
+        stream.read_to_end(&mut got).await.unwrap();
+        got
+    };
+    let ends = |s| send_all_then_read(s, bytes.clone());
+    let (near, far, got, back) = flow_for(&honest, &mut a, &mut b, client, ends).await;
+    assert!(near.end.is_ok() && far.end.is_ok() && got == bytes && back == bytes);
+    carrying.shutdown().await;
+    assert_eq!(hostile.held.held(), 0);
 }

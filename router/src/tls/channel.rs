@@ -46,6 +46,9 @@ pub enum ChannelError {
     /// The peer sent something else than what was due.
     #[error("{0}")]
     Protocol(String),
+    /// More waits for applications than may be held for the peer.
+    #[error("more than may be held for the peer waits for applications that take nothing")]
+    Crowded,
     /// No path to the peer for too long, or the peer has restarted.
     #[error("the path to the peer is lost")]
     Lost,

@@ -2,29 +2,21 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::flow::Room;
-
 /// Bytes of one buffer: several full records each way.
 pub(crate) const BUFFER: usize = 128 * 1024;
 /// The most unused buffers kept: 8 MiB.
 const MAX_KEPT: usize = 64;
 
-/// The pool, and what the flows that share it share beside.
+/// The pool.
 #[derive(Debug, Default)]
 pub struct BufferPool {
     kept: Mutex<Vec<Box<[u8]>>>,
-    room: Room,
 }
 
 impl BufferPool {
     /// An empty pool.
     pub fn new() -> Arc<Self> {
         Arc::default()
-    }
-
-    /// What is taken of the bytes that flows may have on their way.
-    pub(crate) fn room(&self) -> &Room {
-        &self.room
     }
 
     /// A buffer of [`BUFFER`] bytes, with anything in it.

@@ -7,7 +7,8 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::task::{Context, Poll};
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
 
 use servicekeel_core::handoff::DescriptorKind;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -166,6 +167,17 @@ pub trait Datagrams: Send + Sync + 'static {
     }
     /// Sends one datagram.
     fn send_to(&self, buf: &[u8], to: SocketAddr) -> impl Future<Output = io::Result<()>> + Send;
+    /// Sends one datagram where the socket has room for it now.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::WouldBlock`] where it has none, and those of [`Datagrams::send_to`].
+    fn try_send_to(&self, buf: &[u8], to: SocketAddr) -> io::Result<()> {
+        let mut cx = Context::from_waker(Waker::noop());
+        match pin!(self.send_to(buf, to)).poll(&mut cx) {
+            Poll::Ready(sent) => sent,
+            Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
+        }
+    }
     /// Takes datagrams from `to` alone from now on.
     fn connect(&self, to: SocketAddr) -> impl Future<Output = io::Result<()>> + Send;
     /// Where it is bound.

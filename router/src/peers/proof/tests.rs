@@ -53,7 +53,8 @@ impl Trusting {
 }
 
 fn peer() -> Arc<Peer<OsNet>> {
-    Arc::new(Peer::new(RouterId { cluster: "b.local".parse().unwrap(), node: "n".parse().unwrap() }))
+    let id = RouterId { cluster: "b.local".parse().unwrap(), node: "n".parse().unwrap() };
+    Arc::new(Peer::new(id, &crate::rooms::Rooms::default()))
 }
 
 async fn is_cut(standing: &Standing<OsNet>) -> bool {

@@ -74,6 +74,12 @@ impl Datagrams for OsDatagrams {
         socket.async_io(Interest::WRITABLE, send).await
     }
 
+    fn try_send_to(&self, buf: &[u8], to: SocketAddr) -> io::Result<()> {
+        let socket: &UdpSocket = &self.0;
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        socket.try_io(Interest::WRITABLE, || Ok(rustix::net::sendto(socket, buf, flags, &to)?)).map(|_| ())
+    }
+
     async fn connect(&self, to: SocketAddr) -> io::Result<()> {
         let socket = self.0.clone();
         on(self.0.thread(), async move { socket.connect(to).await }).await
