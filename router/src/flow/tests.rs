@@ -58,8 +58,8 @@ async fn carry_for(
     };
     let end = carry(channel, app, owner, lost, count).await;
     let (sent, received, most) = counted.get();
-    // The last step may be a whole one, and what was read before is counted once it is sealed.
-    let bound = (super::carry::SHARE + crate::tls::BUFFER + 2 * super::carry::READ) as u64;
+    // The last step may be a whole one each way, and what was read before is counted once it is sealed.
+    let bound = (super::carry::SHARE + crate::tls::BUFFER + 4 * super::carry::READ) as u64;
     assert!(most <= bound, "{most} bytes, and no other flow had its turn");
     Carried { sent, received, end }
 }
