@@ -22,6 +22,8 @@ use std::net::IpAddr;
 use minicbor::{Decode, Encode};
 
 use crate::name::{AllowRule, ClusterName, Label, Protocol, ServicePort};
+use crate::rules;
+pub use crate::rules::MAX_RULES;
 
 /// The version of this conversation. A router speaks with sidecars of its own version and older ones.
 pub const VERSION: u32 = 1;
@@ -104,8 +106,8 @@ pub enum ToRouter {
         /// The container's port.
         #[n(2)]
         target: std::num::NonZeroU16,
-        /// Who may use it; `None`: every member of the mesh.
-        #[n(3)]
+        /// Who may use it, at most [`MAX_RULES`]; `None`: every member of the mesh.
+        #[cbor(n(3), decode_with = "rules::read", nil = "rules::none")]
         allow: Option<Vec<AllowRule>>,
     },
     /// An export that is over.
@@ -261,4 +263,44 @@ fn decode<'b, T: Decode<'b, ()>>(bytes: &'b [u8]) -> Result<T, MessageError> {
 
 fn encode<T: Encode<()>>(message: &T) -> Vec<u8> {
     minicbor::to_vec(message).expect("a Vec takes every byte, and no message has a custom encoder that fails")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn export(rules: usize) -> ToRouter {
+        let offered = ServicePort {
+            service: crate::name::ServiceName {
+                name: "web".parse().unwrap(),
+                namespace: "default".parse().unwrap(),
+                cluster: "a.local".parse().unwrap(),
+            },
+            port: std::num::NonZeroU16::MIN,
+            protocol: Protocol::Tcp,
+        };
+        let rule = AllowRule { cluster: "a".parse().unwrap(), namespace: None };
+        ToRouter::Export { id: 1, offered, target: std::num::NonZeroU16::MIN, allow: Some(vec![rule; rules]) }
+    }
+
+    #[test]
+    fn rules_are_bounded_while_they_are_read() {
+        let most = export(MAX_RULES);
+        assert_eq!(ToRouter::decode(&most.encode(), 0).unwrap(), most);
+        // As many as a message holds.
+        let many = export(5_400).encode();
+        assert!(many.len() <= MAX_MESSAGE);
+        let error = ToRouter::decode(&many, 0).unwrap_err().to_string();
+        assert!(error.contains("more than 1024 rules"), "{error}");
+        // None at all, in both forms; and all of the others.
+        let ToRouter::Export { id, offered, target, .. } = most else { panic!() };
+        let open = ToRouter::Export { id, offered, target, allow: None };
+        let (short, mut long) = (open.encode(), open.encode());
+        assert_eq!((long[2], long.last()), (0x83, Some(&1)));
+        long[2] = 0x84;
+        long.push(0xf6);
+        for bytes in [short, long] {
+            assert_eq!(ToRouter::decode(&bytes, 0).unwrap(), open);
+        }
+    }
 }

@@ -8,6 +8,7 @@ mod counters;
 mod datagrams;
 mod endpoint;
 pub mod flow;
+mod held;
 pub mod identity;
 mod imports;
 mod inbound;

@@ -11,6 +11,7 @@ use servicekeel_core::admission::Known;
 use servicekeel_core::mesh::outcome::{Health, Outcome};
 use servicekeel_core::mesh::table::{Candidate, Consumer, EndpointId, Table, Turn};
 use servicekeel_core::name::{RouterId, ServicePort};
+use servicekeel_core::pace::Bucket;
 use servicekeel_runtime::latest;
 use servicekeel_runtime::net::Net;
 use servicekeel_runtime::throttle::Throttle;
@@ -19,6 +20,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::counters::Counters;
+use crate::held;
 use crate::missing::Missing;
 use crate::peers::Peer;
 use crate::pods::Pod;
@@ -76,6 +78,10 @@ pub(crate) struct Node<N: Net> {
     /// For the log: sidecars that come. All of a node may at once, where the router restarts.
     pub(crate) arrivals: Throttle,
     pub(crate) seats: Arc<Seats>,
+    /// The memory that pods' imports and exports share.
+    pub(crate) held: Arc<held::Pool>,
+    /// The messages that sidecars share.
+    pub(crate) messages: Mutex<Bucket>,
     /// True from the moment in which the router ends.
     pub(crate) draining: latest::Sender<bool>,
     pub(crate) pods: Mutex<BTreeMap<u64, Arc<Pod<N>>>>,
@@ -122,6 +128,8 @@ impl<N: Net> Node<N> {
             relieved: latest::Sender::new(0),
             arrivals: Throttle::new(512, Duration::from_millis(500)),
             seats: Arc::default(),
+            held: Arc::default(),
+            messages: Mutex::new(Bucket::shared(Instant::now().into_std())),
             draining: latest::Sender::new(false),
             pods: Mutex::default(),
             endpoints: Mutex::default(),

@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use servicekeel_core::handoff::{self, MessageError, SocketId, ToRouter, ToSidecar};
 use servicekeel_core::name::ServicePort;
+use servicekeel_core::pace::{self, Pace};
 use servicekeel_runtime::latest;
 use servicekeel_runtime::net::{Handoff, HandoffListener, Net, PeerCredentials, PodThread};
 use tokio::task::yield_now;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
 use crate::node::Node;
@@ -315,6 +316,7 @@ async fn hello<H: Handoff>(conversation: &H) -> Result<Option<(handoff::Pod, Vec
         ToRouter::Hello { version, .. } if version > handoff::VERSION => Err(SessionError::Version(version)),
         ToRouter::Hello { mut addresses, mut pod, .. } => {
             addresses.truncate(MAX_ADDRESSES);
+            addresses.shrink_to_fit();
             pod.name = shown(&pod.name);
             pod.uid = shown(&pod.uid);
             Ok(Some((pod, addresses)))
@@ -366,6 +368,30 @@ async fn asked<N: Net>(node: &Node<N>, pod: &Pod<N>) -> usize {
     node.room_for_sockets().await
 }
 
+/// Whether a message gives what this router wants, which is no more than its flows need.
+fn was_asked_for<N: Net>(pod: &Pod<N>, message: &ToRouter) -> bool {
+    match message {
+        ToRouter::Stock { tcp, udp } => pod.stock.awaits((*tcp).into(), (*udp).into()),
+        ToRouter::Bye => true,
+        _ => false,
+    }
+}
+
+/// Waits until a message of a conversation may be handled. What comes behind it waits too, with the kernel.
+async fn wait_for_turn<N: Net>(node: &Node<N>, pace: &mut Pace, bytes: usize) {
+    loop {
+        let now = Instant::now().into_std();
+        let wait = {
+            let mut shared = node.messages.lock().unwrap_or_else(PoisonError::into_inner);
+            pace.handle_message(&mut shared, pace::cost(bytes), now)
+        };
+        if wait.is_zero() {
+            return;
+        }
+        sleep(wait).await;
+    }
+}
+
 /// Speaks with a sidecar until it closes; true where it said Bye.
 async fn converse<N: Net>(
     node: &Arc<Node<N>>,
@@ -381,6 +407,7 @@ async fn converse<N: Net>(
         node: node.id.node.clone(),
     };
     words.say(&welcome).await?;
+    let mut pace = Pace::new(Instant::now().into_std());
     loop {
         let (bytes, descriptors) = tokio::select! {
             biased;
@@ -400,7 +427,11 @@ async fn converse<N: Net>(
                 continue;
             }
         };
-        match ToRouter::decode(&bytes, descriptors.len())? {
+        let message = ToRouter::decode(&bytes, descriptors.len())?;
+        if !was_asked_for(pod, &message) {
+            wait_for_turn(node, &mut pace, bytes.len()).await;
+        }
+        match message {
             ToRouter::Bye => return Ok(true),
             ToRouter::Hello { .. } => return Err(SessionError::SecondHello),
             message => {

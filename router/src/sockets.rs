@@ -2,19 +2,21 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::num::NonZeroU16;
 use std::sync::Arc;
 
 use servicekeel_core::handoff::{SocketId, ToRouter};
 use servicekeel_core::mesh::table::{Endpoint, EndpointId};
-use servicekeel_core::name::{Protocol, ServicePort};
+use servicekeel_core::name::{AllowRule, Protocol, ServicePort};
 use servicekeel_runtime::net::{Descriptor, Net, PodThread};
 use tokio::sync::oneshot;
 
 use crate::endpoint::PodPort;
+use crate::held::{Held, Share};
 use crate::node::Node;
 use crate::pods::{Pod, SessionError};
 use crate::tasks::AbortOnDrop;
-use crate::{datagrams, imports};
+use crate::{datagrams, held, imports};
 
 /// The most imports, and the most exports, of one sidecar.
 pub(crate) const MAX_SOCKETS: usize = 4096;
@@ -27,6 +29,7 @@ pub(crate) struct Served {
     task: AbortOnDrop,
     /// For a listener, which then takes first what waits.
     close: Option<oneshot::Sender<AbortOnDrop>>,
+    _share: Share,
 }
 
 impl Served {
@@ -43,12 +46,20 @@ impl Served {
 pub(crate) struct Sockets<N: Net> {
     node: Arc<Node<N>>,
     pod: Arc<Pod<N>>,
-    exports: BTreeMap<SocketId, EndpointId>,
+    exports: BTreeMap<SocketId, Export>,
+    held: Arc<Held>,
+}
+
+/// One export that is offered.
+struct Export {
+    endpoint: EndpointId,
+    _share: Share,
 }
 
 impl<N: Net> Sockets<N> {
     pub(crate) fn new(node: Arc<Node<N>>, pod: Arc<Pod<N>>) -> Self {
-        Self { node, pod, exports: BTreeMap::new() }
+        let held = Held::new(node.held.clone());
+        Self { node, pod, exports: BTreeMap::new(), held }
     }
 
     /// Whether there is nothing that could be kept for the pod's next sidecar.
@@ -75,7 +86,11 @@ impl<N: Net> Sockets<N> {
                     }
                 }
                 let Some(descriptor) = descriptors.pop() else { return Ok(None) };
-                if let Err(error) = self.import(id, wanted, descriptor).await {
+                let share = match self.held.share(held::of_import(&wanted)) {
+                    Ok(share) => share,
+                    Err(full) => return Ok(Some((id, full.to_string()))),
+                };
+                if let Err(error) = self.import(id, wanted, descriptor, share).await {
                     return Ok(Some((id, error.to_string())));
                 }
             }
@@ -84,24 +99,16 @@ impl<N: Net> Sockets<N> {
                 served.into_iter().for_each(Served::close);
             }
             ToRouter::Export { id, offered, target, allow } => {
-                if offered.service.cluster != self.node.id.cluster {
-                    let (theirs, ours) = (&offered.service.cluster, &self.node.id.cluster);
-                    return Ok(Some((
-                        id,
-                        format!("{offered} is of the cluster {theirs}; this router serves {ours}"),
-                    )));
-                }
                 if self.exports.len() >= MAX_SOCKETS && !self.exports.contains_key(&id) {
                     return Err(SessionError::TooMany);
                 }
-                let endpoint = *self.exports.entry(id).or_insert_with(|| self.node.next_id());
-                self.node.endpoints().insert(endpoint, Arc::new(PodPort::new(self.pod.clone(), target)));
-                self.node
-                    .change_exports(|table| table.add(endpoint, Endpoint { port: offered, target, allow }));
+                if let Err(reason) = self.export(id, offered, target, allow) {
+                    return Ok(Some((id, reason)));
+                }
             }
             ToRouter::Unexport { id } => {
-                if let Some(endpoint) = self.exports.remove(&id) {
-                    self.withdraw(endpoint);
+                if let Some(export) = self.exports.remove(&id) {
+                    self.withdraw(export.endpoint);
                 }
             }
             ToRouter::Stock { tcp, .. } => {
@@ -116,11 +123,43 @@ impl<N: Net> Sockets<N> {
         Ok(None)
     }
 
+    /// Offers a port, or says why not; what it replaces is offered no more in either case.
+    fn export(
+        &mut self,
+        id: SocketId,
+        offered: ServicePort,
+        target: NonZeroU16,
+        allow: Option<Vec<AllowRule>>,
+    ) -> Result<(), String> {
+        // Its share is free for what comes in its place.
+        let earlier = self.exports.remove(&id).map(|export| export.endpoint);
+        let (theirs, ours) = (&offered.service.cluster, &self.node.id.cluster);
+        let share = if theirs == ours {
+            let bytes = held::of_export(&offered, allow.as_deref());
+            self.held.share(bytes).map_err(|full| full.to_string())
+        } else {
+            Err(format!("{offered} is of the cluster {theirs}; this router serves {ours}"))
+        };
+        let share = match share {
+            Ok(share) => share,
+            Err(reason) => {
+                earlier.into_iter().for_each(|endpoint| self.withdraw(endpoint));
+                return Err(reason);
+            }
+        };
+        let endpoint = earlier.unwrap_or_else(|| self.node.next_id());
+        self.exports.insert(id, Export { endpoint, _share: share });
+        self.node.endpoints().insert(endpoint, Arc::new(PodPort::new(self.pod.clone(), target)));
+        self.node.change_exports(|table| table.add(endpoint, Endpoint { port: offered, target, allow }));
+        Ok(())
+    }
+
     async fn import(
         &mut self,
         id: SocketId,
         wanted: ServicePort,
         descriptor: N::Descriptor,
+        share: Share,
     ) -> std::io::Result<()> {
         let at = descriptor.local_addr()?;
         for old in self.node.pods().values().filter(|old| old.came_before(&self.pod)) {
@@ -147,7 +186,7 @@ impl<N: Net> Sockets<N> {
                 (task, None)
             }
         };
-        let served = Served { wanted, at, task: AbortOnDrop(task), close };
+        let served = Served { wanted, at, task: AbortOnDrop(task), close, _share: share };
         self.pod.imports().insert(id, served);
         Ok(())
     }
@@ -158,15 +197,15 @@ impl<N: Net> Sockets<N> {
             let routes = self.node.routes();
             routes.table.endpoint(endpoint).is_some_and(|e| e.port.protocol == Protocol::Udp)
         };
-        let (gone, kept) = std::mem::take(&mut self.exports).into_iter().partition(|(_, e)| udp(*e));
+        let (gone, kept) = std::mem::take(&mut self.exports).into_iter().partition(|(_, e)| udp(e.endpoint));
         self.exports = kept;
-        BTreeMap::into_values(gone).for_each(|endpoint| self.withdraw(endpoint));
+        BTreeMap::into_values(gone).for_each(|export: Export| self.withdraw(export.endpoint));
     }
 
     /// The pod's exports are withdrawn; its imports go on.
     pub(crate) fn withdraw_all(&mut self) {
-        for endpoint in std::mem::take(&mut self.exports).into_values() {
-            self.withdraw(endpoint);
+        for export in std::mem::take(&mut self.exports).into_values() {
+            self.withdraw(export.endpoint);
         }
     }
 

@@ -175,6 +175,12 @@ impl<D> Stock<D> {
         (tcp as u16, udp as u16)
     }
 
+    /// Whether the sidecar was asked for as many TCP and UDP sockets, and for some at all.
+    pub(crate) fn awaits(&self, tcp: usize, udp: usize) -> bool {
+        let shelves = self.lock();
+        tcp + udp > 0 && tcp <= shelves.tcp.asked && udp <= shelves.udp.asked
+    }
+
     /// Sockets came from the sidecar. What is far beyond the target was not asked for and is closed.
     pub(crate) fn put(&self, tcp: Vec<D>, udp: Vec<D>) {
         let mut shelves = self.lock();

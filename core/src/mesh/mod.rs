@@ -6,13 +6,11 @@ pub mod keepalive;
 pub mod outcome;
 pub mod table;
 
-use minicbor::data::Type;
-use minicbor::{Decode, Decoder, Encode, decode};
+use minicbor::{Decode, Encode};
 
 use crate::name::{AllowRule, ClusterName, ServicePort, allows};
-
-/// The most rules of one offer.
-pub const MAX_RULES: usize = 1024;
+use crate::rules;
+pub use crate::rules::MAX_RULES;
 
 /// A message on a link between neighbours. Numbers may be added; an unknown one is skipped.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
@@ -55,7 +53,7 @@ pub struct Offer {
     pub port: ServicePort,
     /// Who may use it, at most [`MAX_RULES`]; `None`: whoever is told. A router tells a neighbour only what its cluster
     /// may use, so that it says no more than that; earlier versions told everybody, with all rules.
-    #[cbor(n(1), decode_with = "rules", nil = "no_rules")]
+    #[cbor(n(1), decode_with = "rules::read", nil = "rules::none")]
     pub allow: Option<Vec<AllowRule>>,
 }
 
@@ -64,26 +62,6 @@ impl Offer {
     pub fn is_open_to(&self, cluster: &ClusterName) -> bool {
         allows(self.allow.as_deref(), cluster, None)
     }
-}
-
-fn no_rules() -> Option<Option<Vec<AllowRule>>> {
-    Some(None)
-}
-
-/// Reads rules, and no more than an offer may have: what they take in memory is many times what they take on the wire.
-fn rules<C>(d: &mut Decoder<'_>, ctx: &mut C) -> Result<Option<Vec<AllowRule>>, decode::Error> {
-    if d.datatype()? == Type::Null {
-        d.null()?;
-        return Ok(None);
-    }
-    let mut rules = Vec::new();
-    for rule in d.array_iter_with(ctx)? {
-        if rules.len() == MAX_RULES {
-            return Err(decode::Error::message("an offer with more than 1024 rules"));
-        }
-        rules.push(rule?);
-    }
-    Ok(Some(rules))
 }
 
 #[cfg(test)]
