@@ -10,10 +10,13 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use rustls::client::ResolvesClientCert;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::ring::cipher_suite::{TLS13_AES_128_GCM_SHA256, TLS13_CHACHA20_POLY1305_SHA256};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::ResolvesServerCert;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::time_provider::{DefaultTimeProvider, TimeProvider};
 use rustls::{ClientConfig, ServerConfig};
 use servicekeel_core::flow::frame::ALPN;
@@ -102,9 +105,46 @@ impl Identity {
         let not_after = expiry(&chain).unwrap_or(now);
         let key = key(&material.key)?;
 
-        let client = client(&provider, &clock, &verifier, chain.clone(), key.clone_key())?;
-        let server = server(&provider, &clock, &verifier, chain, key)?;
+        let own = certified(&provider, chain, key)?;
+        let client = client(&provider, &clock, &verifier, own.clone());
+        let server = server(&provider, &clock, &verifier, own);
         Ok(Self { id, client: Arc::new(client), server: Arc::new(server), verifier, clock, not_after })
+    }
+
+    /// The same router by the same certificate, which believes from now on what `material` believes for a router of
+    /// `cluster`: a config whose name takes effect at the next start says whom to trust at once. Where it says nothing of
+    /// this router's own cluster, that is trusted as before. The own certificate is not judged: without it, nobody could
+    /// be refused.
+    ///
+    /// # Errors
+    /// As [`Identity::from_pem`], of the authorities.
+    pub(crate) fn with_trust_of(
+        &self,
+        cluster: &ClusterName,
+        material: &Material,
+    ) -> Result<Self, IdentityError> {
+        let mut bundles = bundles(cluster, material)?;
+        let own = &self.id.cluster;
+        if let Some(before) = self.trust().find(|bundle| bundle.cluster() == own)
+            && !bundles.contains_key(own)
+        {
+            // An authority speaks for one cluster.
+            bundles.retain(|_, bundle| !bundle.shares_with(before));
+            bundles.insert(own.clone(), before.clone());
+        }
+        let provider = Arc::new(provider());
+        let algorithms = provider.signature_verification_algorithms;
+        let verifier = Arc::new(Verifier::new(bundles, material.revoked.clone(), algorithms));
+        let client = client(&provider, &self.clock, &verifier, self.client.client_auth_cert_resolver.clone());
+        let server = server(&provider, &self.clock, &verifier, self.server.cert_resolver.clone());
+        Ok(Self {
+            id: self.id.clone(),
+            client: Arc::new(client),
+            server: Arc::new(server),
+            verifier,
+            clock: self.clock.clone(),
+            not_after: self.not_after,
+        })
     }
 
     /// Who this router is.
@@ -244,45 +284,50 @@ fn key_error(error: rustls::Error) -> IdentityError {
     }
 }
 
+/// A certificate and its key, as it is shown.
+fn certified(
+    provider: &CryptoProvider,
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+) -> Result<Arc<SingleCertAndKey>, IdentityError> {
+    Ok(Arc::new(CertifiedKey::from_der(chain, key, provider).map_err(key_error)?.into()))
+}
+
 fn client(
     provider: &Arc<CryptoProvider>,
     clock: &Arc<dyn TimeProvider>,
     verifier: &Arc<Verifier>,
-    chain: Vec<CertificateDer<'static>>,
-    key: PrivateKeyDer<'static>,
-) -> Result<ClientConfig, IdentityError> {
+    own: Arc<dyn ResolvesClientCert>,
+) -> ClientConfig {
     let mut config = ClientConfig::builder_with_details(provider.clone(), clock.clone())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .expect("the provider has suites of TLS 1.3")
         .dangerous()
         .with_custom_certificate_verifier(verifier.clone())
-        .with_client_auth_cert(chain, key)
-        .map_err(key_error)?;
+        .with_client_cert_resolver(own);
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.enable_sni = false;
     config.resumption = rustls::client::Resumption::disabled();
     config.enable_secret_extraction = true;
-    Ok(config)
+    config
 }
 
 fn server(
     provider: &Arc<CryptoProvider>,
     clock: &Arc<dyn TimeProvider>,
     verifier: &Arc<Verifier>,
-    chain: Vec<CertificateDer<'static>>,
-    key: PrivateKeyDer<'static>,
-) -> Result<ServerConfig, IdentityError> {
+    own: Arc<dyn ResolvesServerCert>,
+) -> ServerConfig {
     let mut config = ServerConfig::builder_with_details(provider.clone(), clock.clone())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .expect("the provider has suites of TLS 1.3")
         .with_client_cert_verifier(verifier.clone())
-        .with_single_cert(chain, key)
-        .map_err(key_error)?;
+        .with_cert_resolver(own);
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     config.enable_secret_extraction = true;
-    Ok(config)
+    config
 }
 
 #[cfg(test)]

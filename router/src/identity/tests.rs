@@ -80,8 +80,9 @@ fn stranger(
     (chain, key): (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>),
 ) -> (Arc<ClientConfig>, Arc<ServerConfig>) {
     let (provider, clock) = (Arc::new(provider()), like.clock.clone());
-    let client = client(&provider, &clock, &like.verifier, chain.clone(), key.clone_key()).unwrap();
-    let server = server(&provider, &clock, &like.verifier, chain, key).unwrap();
+    let own = certified(&provider, chain, key).unwrap();
+    let client = client(&provider, &clock, &like.verifier, own.clone());
+    let server = server(&provider, &clock, &like.verifier, own);
     (Arc::new(client), Arc::new(server))
 }
 

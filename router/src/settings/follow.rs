@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use servicekeel_core::name::ClusterName;
 use servicekeel_runtime::watch::FileWatch;
 use tokio::sync::watch;
 use tokio::time::sleep;
@@ -12,7 +13,7 @@ use tracing::{error, info, warn};
 use super::problem::{Problem, Problems};
 use super::read::{Bad, Good, Reading, read};
 use super::{Config, Settings};
-use crate::identity::{Date, Material, Untimely};
+use crate::identity::{Date, Identity, Material, Untimely};
 
 /// How often the end of the own certificate is looked at, at the least.
 const LOOK: Duration = Duration::from_secs(600);
@@ -170,13 +171,27 @@ impl Follow {
         self.waiting = waits;
         let Config { cluster, node, listen, .. } = self.started.clone();
         if (&cluster, &node) != (&config.cluster, &config.node) {
-            // Certificates and trust belong to the name that the router has.
-            identity = self.sender.borrow().identity.clone();
+            // The new certificate is of a name that the router does not have yet; whom it believes is not.
+            identity = identity.and_then(|_| self.with_new_trust(&config.cluster));
         }
         info!(changed = changes.join(", "), "config reloaded");
         let config = Config { cluster, node, listen, peers: config.peers, revoked: config.revoked };
         let untimely = None;
         self.sender.send_replace(Arc::new(Settings { config: Arc::new(config), identity, untimely }));
+    }
+
+    /// The identity in use, with the trust and the revocations of settings for another name.
+    fn with_new_trust(&self, cluster: &ClusterName) -> Option<Arc<Identity>> {
+        let current = self.sender.borrow().identity.clone()?;
+        match self.good.1.as_ref().map(|material| current.with_trust_of(cluster, material)) {
+            Some(Ok(identity)) => Some(Arc::new(identity)),
+            // Read for the new name, they are good.
+            Some(Err(error)) => {
+                error!(%error, "the new trust can't be applied before the router starts anew");
+                Some(current)
+            }
+            None => None,
+        }
     }
 
     /// Why there is no identity, where another certificate than before is out of its time.

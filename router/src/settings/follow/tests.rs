@@ -1,6 +1,8 @@
 use std::path::Path;
 use std::time::Duration;
 
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use servicekeel_core::name::ClusterName;
 use tokio::time::timeout;
 
@@ -122,6 +124,68 @@ async fn what_needs_a_new_start_waits_and_the_rest_is_applied() {
     assert_eq!(peers(&receiver), ["h:2"]);
     assert_eq!(receiver.borrow().config.node, name("n"));
     assert_eq!(receiver.borrow().identity.as_ref().unwrap().id().node, name("n"));
+}
+
+#[tokio::test]
+async fn whom_to_trust_and_whom_not_does_not_wait_for_another_name() {
+    let stand = Stand::new();
+    let trust = "trust: [ { cluster: b.local, ca: b.local.crt }, { cluster: c.local, ca: c.local.crt } ]\n";
+    stand.config(trust);
+    let (mut follow, receiver) = stand.start();
+    let identity = || receiver.borrow().identity.clone().unwrap();
+    let certificates = |authority: &Authority, node| {
+        let issued = authority.issue(&name(node), &[], 20, SystemTime::now()).unwrap();
+        (CertificateDer::from_pem_slice(issued.certificate.as_bytes()).unwrap(), issued)
+    };
+    let (of_b, _) = certificates(&stand.others[0], "n");
+    let (of_c, _) = certificates(&stand.others[1], "n");
+    let (stolen, _) = certificates(&stand.others[1], "stolen");
+    let believes =
+        |certificate: &CertificateDer<'_>| identity().peer(std::slice::from_ref(certificate)).is_ok();
+    assert!(believes(&of_b) && believes(&of_c) && believes(&stolen));
+    let before = identity();
+
+    // Another node's name, its certificate, one cluster less and a node cut off, in one edit.
+    let (_, issued) = certificates(&stand.authority, "m");
+    stand.put("node.crt", &issued.certificate);
+    stand.put("node.key", &issued.key);
+    let own = "cluster: a.local\nnode: m\nidentity: { ca: ca.crt, cert: node.crt, key: node.key }\n";
+    let more = "trust: [ { cluster: c.local, ca: c.local.crt } ]\nrevoked: [ c.local/stolen ]\n";
+    stand.put("router.yaml", &format!("{own}{more}"));
+    follow.read();
+    assert!(!believes(&of_b), "it is not trusted any more");
+    assert!(!believes(&stolen), "it is revoked");
+    assert!(believes(&of_c));
+    assert_eq!(identity().id().node, name("n"));
+    assert!(Arc::ptr_eq(
+        &before.client().client_auth_cert_resolver,
+        &identity().client().client_auth_cert_resolver
+    ));
+    assert_eq!(identity().not_after(), before.not_after());
+
+    // Its own old name is revoked: its key was stolen.
+    let (own_name, _) = certificates(&stand.authority, "n");
+    assert!(believes(&own_name));
+    stand.put("router.yaml", &format!("{own}{}", more.replace("c.local/stolen", "a.local/n")));
+    follow.read();
+    assert!(!believes(&own_name) && believes(&stolen));
+
+    // Another cluster, of other authorities: its own is trusted until the next start.
+    let (of_a, _) = certificates(&stand.authority, "other");
+    let renamed = Authority::generate(&name("d.local"), 30, SystemTime::now()).unwrap();
+    let (of_d, issued) = certificates(&renamed, "m");
+    stand.put("ca.crt", renamed.certificate());
+    stand.put("node.crt", &issued.certificate);
+    stand.put("node.key", &issued.key);
+    stand.put("router.yaml", &own.replace("a.local", "d.local"));
+    follow.read();
+    assert!(believes(&of_a) && believes(&of_d) && !believes(&of_c));
+    assert_eq!(identity().id().cluster, name("a.local"));
+
+    // And no identity at all is none at once.
+    stand.put("router.yaml", "cluster: d.local\nnode: m\n");
+    follow.read();
+    assert!(receiver.borrow().identity.is_none());
 }
 
 #[tokio::test]
