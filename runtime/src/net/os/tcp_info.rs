@@ -98,6 +98,7 @@ mod tests {
     use std::io::{Read, Write};
     use std::net::{TcpListener, TcpStream};
     use std::os::fd::AsFd;
+    use std::thread;
     use std::time::Instant;
 
     use super::*;
@@ -108,18 +109,33 @@ mod tests {
         let mut near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let mut far = listener.accept().unwrap().0;
         near.set_nonblocking(true).unwrap();
-        while near.write(&[0; 64 << 10]).is_ok() {}
-        let full = TcpInfo::read(near.as_fd()).unwrap();
-        assert!(!full.is_taken() && !full.is_dead(), "{full:?}");
-        far.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        // Until both buffers are full, and what is beyond them waits here.
+        let full = loop {
+            while near.write(&[0; 64 << 10]).is_ok() {}
+            let info = TcpInfo::read(near.as_fd()).unwrap();
+            if info.not_sent > 0 && info.last_ack > Duration::from_millis(100) {
+                break info;
+            }
+            assert!(Instant::now() < deadline, "it is never full: {info:?}");
+            thread::sleep(Duration::from_millis(10));
+        };
+        assert!(!full.is_taken() && !full.is_dead() && !full.is_closed(), "{full:?}");
+        far.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
         let start = Instant::now();
-        while far.read(&mut [0; 64 << 10]).is_ok() {}
-        let empty = TcpInfo::read(near.as_fd()).unwrap();
-        assert!(empty.is_taken() && !empty.is_dead(), "{empty:?}");
-        assert!(full.not_sent > 0 && empty.last_ack <= start.elapsed() && !empty.is_closed());
+        let empty = loop {
+            while far.read(&mut [0; 64 << 10]).is_ok() {}
+            let info = TcpInfo::read(near.as_fd()).unwrap();
+            if info.is_taken() {
+                break info;
+            }
+            assert!(Instant::now() < deadline, "it is never empty: {info:?}");
+        };
+        // The kernel's clock has ticks of up to 10 ms.
+        assert!(empty.last_ack <= start.elapsed() + Duration::from_millis(20), "{empty:?}");
+        assert!(!empty.is_dead() && !empty.is_closed(), "{empty:?}");
         near.write_all(b"unread").unwrap();
         drop(far);
-        let deadline = Instant::now() + Duration::from_secs(5);
         while !TcpInfo::read(near.as_fd()).unwrap().is_closed() {
             assert!(Instant::now() < deadline, "the reset is not seen");
         }
