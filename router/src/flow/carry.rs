@@ -342,7 +342,7 @@ impl<S: Stream, A: Stream> Carry<'_, S, A> {
         }
         let mut moved = false;
         while self.flow.poll_end().is_none() && self.places.len() < BATCH {
-            if !self.held.is_empty() && !(self.window_is_full() && self.held.has_room(2 * MAX_DATA)) {
+            if !(self.held.is_empty() || self.window_is_full() && self.held.has_room(2 * MAX_DATA)) {
                 break;
             }
             let Some(frame) = self.channel.next_frame()? else {
