@@ -13,6 +13,8 @@
 //!   in between. A connection that closes without it is a sidecar that restarts: all its sockets are kept for a
 //!   while.
 //!
+//! All sockets of a conversation are of one network namespace; one of another is refused.
+//!
 //! One message is one packet, CBOR, at most [`MAX_MESSAGE`] bytes and [`MAX_DESCRIPTORS`] descriptors.
 //! Fields are numbered and may be added; a message of an unknown number is skipped.
 
@@ -141,8 +143,8 @@ pub struct Pod {
     /// Its namespace.
     #[n(1)]
     pub namespace: Label,
-    /// Its uid; empty where unknown. A sidecar that comes back with the same uid takes its place again; where neither
-    /// has one, with the same namespace and name.
+    /// Its uid; empty where unknown. A sidecar that comes back with the same uid, and sockets of the same network
+    /// namespace, takes its place again; where neither has a uid, with the same namespace and name.
     #[n(2)]
     pub uid: String,
 }

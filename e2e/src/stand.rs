@@ -291,6 +291,25 @@ impl Stand {
     /// # Errors
     /// Where it can't be started.
     pub fn start_sidecar(&self, router: &Router, options: &SidecarOptions<'_>) -> Result<Sidecar> {
+        self.start_claiming(router, options, options.pod)
+    }
+
+    /// Starts a sidecar that says it is the one of another pod, and waits until it is ready.
+    ///
+    /// # Errors
+    /// Where it does not get ready; with its log.
+    pub fn pretender(&self, router: &Router, options: &SidecarOptions<'_>, victim: &str) -> Result<Sidecar> {
+        let mut sidecar = self.start_claiming(router, options, victim)?;
+        sidecar.wait_ready()?;
+        Ok(sidecar)
+    }
+
+    fn start_claiming(
+        &self,
+        router: &Router,
+        options: &SidecarOptions<'_>,
+        claimed: &str,
+    ) -> Result<Sidecar> {
         let name = format!("sidecar-{}", options.pod);
         let dir = self.dir().join(&name);
         let config = dir.join("annotations");
@@ -312,9 +331,9 @@ impl Stand {
             ("SIDECAR_STATE_DIR", dir.join("state").display().to_string()),
             ("SIDECAR_ADMIN_ADDR", admin.to_string()),
             ("SIDECAR_POD_ADDRS", addresses.join(",")),
-            ("POD_NAME", options.pod.to_owned()),
+            ("POD_NAME", claimed.to_owned()),
             ("POD_NAMESPACE", options.namespace.to_owned()),
-            ("POD_UID", format!("uid-of-{}", options.pod)),
+            ("POD_UID", format!("uid-of-{claimed}")),
         ];
         let process = self.run_sidecar(&options.place, &name, &variables)?;
         Ok(Sidecar {

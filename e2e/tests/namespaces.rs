@@ -443,3 +443,57 @@ fn a_router_restarts_in_its_own_network() -> Result<()> {
     world.stand.restart_router(&mut world.a)?;
     wait_for("the service is back", LIMIT, || world.ping(web).map(Some)).with_context(|| world.logs())
 }
+
+/// A program of another pod that says it is this pod's sidecar, while that one restarts, gets nothing of it. It is a
+/// sidecar, so that it does all that a pod's next one does, but from a network namespace of its own.
+#[test]
+#[ignore = "needs root: make test-net"]
+fn a_claimed_uid_takes_no_sockets_of_another_network_namespace() -> Result<()> {
+    let mut world = World::new()?;
+    let _echo = world.echo()?;
+    let web = world.resolve("web.default", ECHO)?;
+    world.ping(web)?;
+    for victim in ["client", "server"] {
+        let name = format!("other-{victim}");
+        let place = world.net.pod(&name, DNS)?;
+        let options = SidecarOptions {
+            place,
+            pod: &name,
+            namespace: "default",
+            range: "127.0.66.0/24",
+            dns: SocketAddr::from((DNS, 53)),
+            addresses: Vec::new(),
+            exports: String::new(),
+            imports: annotation(&[("page", "default", "a.local", PAGE.0, "TCP", PAGE.1)]),
+        };
+        let of_victim = |world: &World| if victim == "client" { world.b.status() } else { world.a.status() };
+        let missed = |world: &World| -> Result<bool> {
+            let status = of_victim(world)?;
+            let missing = status["missing"].as_array().context("nothing of who is missing")?;
+            Ok(missing.iter().any(|pod| pod["pod"] == victim))
+        };
+        let mut sidecar = if victim == "client" { &mut world.client } else { &mut world.server };
+        sidecar.process.kill()?;
+        wait_for("it is missed", LIMIT, || Ok(missed(&world)?.then_some(())))?;
+        let router = if victim == "client" { &world.b } else { &world.a };
+        let claimer = world.stand.pretender(router, &options, victim)?;
+        // Longer than the old sockets of a sidecar stay beside those of the next.
+        for _ in 0..5 {
+            std::thread::sleep(Duration::from_secs(1));
+            world.ping(web).with_context(|| format!("{victim} is claimed; {}", world.logs()))?;
+        }
+        ensure!(missed(&world)?, "the claim hides that {victim} is missing");
+        sidecar = if victim == "client" { &mut world.client } else { &mut world.server };
+        world.stand.restart_sidecar(sidecar)?;
+        wait_for("its own sidecar has its place", FAST, || {
+            let status = of_victim(&world)?;
+            let sidecars = status["sidecars"].as_array().context("no sidecars in the status")?;
+            let settled = sidecars.iter().all(|sidecar| sidecar["state"] == "connected");
+            Ok((settled && sidecars.len() == 2 && !missed(&world)?).then_some(()))
+        })
+        .with_context(|| world.logs())?;
+        wait_for("it is served", LIMIT, || Ok(world.ping(web).ok()))?;
+        drop(claimer);
+    }
+    Ok(())
+}

@@ -28,6 +28,7 @@ mod shortage;
 mod sockets;
 mod status;
 mod stock;
+mod successor;
 mod tasks;
 pub mod tls;
 

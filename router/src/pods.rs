@@ -1,16 +1,14 @@
 //! Sidecars: each hands over the sockets of one pod, and takes them back.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
-use std::pin::pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use servicekeel_core::handoff::{self, MessageError, SocketId, ToRouter, ToSidecar};
-use servicekeel_core::name::ServicePort;
 use servicekeel_core::pace::{self, Pace};
 use servicekeel_runtime::latest;
-use servicekeel_runtime::net::{Handoff, HandoffListener, Net, PeerCredentials, PodThread};
+use servicekeel_runtime::net::{Handoff, HandoffListener, NamespaceCookie, Net, PeerCredentials, PodThread};
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
@@ -19,6 +17,7 @@ use crate::node::Node;
 use crate::rooms::Account;
 use crate::sockets::{MAX_SOCKETS, Served, Sockets};
 use crate::stock::Stock;
+use crate::successor::{self, GRACE};
 
 /// How long a sidecar may take to read what it is told.
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
@@ -26,10 +25,6 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_CLAIM: usize = 253;
 /// How long a connection may take to say who it is.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long the sockets of a sidecar that is gone are kept: it restarts.
-pub(crate) const GRACE: Duration = Duration::from_secs(30);
-/// How long the old sockets of a sidecar that came back stay beside its new ones.
-const OVERLAP: Duration = Duration::from_secs(2);
 /// The most addresses of one pod, which has one for each family and network.
 const MAX_ADDRESSES: usize = 8;
 
@@ -49,23 +44,14 @@ pub(crate) struct Pod<N: Net> {
     pub(crate) datagrams: Arc<Account>,
     /// How the conversation stands.
     pub(crate) state: latest::Sender<State>,
+    /// Of its sockets, once the first one came; never where the kernel does not say it.
+    pub(crate) namespace: OnceLock<NamespaceCookie>,
     imports: Mutex<BTreeMap<SocketId, Served>>,
 }
 
 impl<N: Net> Pod<N> {
     pub(crate) fn imports(&self) -> MutexGuard<'_, BTreeMap<SocketId, Served>> {
         self.imports.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether this is what is left of an earlier conversation of the same pod.
-    pub(crate) fn came_before(&self, later: &Self) -> bool {
-        self.session < later.session && *self.state.borrow() != State::Connected && same_pod(self, later)
-    }
-
-    /// The pod's next sidecar has this Service at an address. One that lost its leases may have given it to another
-    /// Service than before, and the kernel shares new connections out among all sockets of an address.
-    pub(crate) fn give_way(&self, at: SocketAddr, wanted: &ServicePort) {
-        self.imports().retain(|_, served| served.at != at || served.wanted == *wanted);
     }
 }
 
@@ -198,6 +184,7 @@ async fn session<N: Net>(
         stock: Stock::new(),
         datagrams: node.rooms.datagrams.account(),
         state: latest::Sender::new(State::Connected),
+        namespace: OnceLock::new(),
         imports: Mutex::default(),
     });
     let name = format!("{}/{}", pod.claim.namespace, pod.claim.name);
@@ -205,8 +192,7 @@ async fn session<N: Net>(
     if let Some(suppressed) = told {
         info!(pod = %name, pid = credentials.pid, uid = credentials.uid, suppressed, "sidecar connected");
     }
-    supersede(&node, &pod);
-    node.pods().insert(pod.session, pod.clone());
+    successor::begin(&node, &pod);
     let mut sockets = Sockets::new(node.clone(), pod.clone());
 
     let ended = converse(&node, &pod, &conversation, &mut sockets).await;
@@ -248,66 +234,9 @@ async fn session<N: Net>(
         }
     }
     if kept {
-        if said_nothing {
-            node.missing.went(&pod.claim, pod.credentials.uid);
-        }
-        keep(&node, &pod, &mut sockets).await;
+        successor::keep(&node, &pod, &mut sockets, said_nothing).await;
     }
     drop(sockets);
-}
-
-/// Waits until the sockets of a sidecar that is gone are to be closed.
-async fn keep<N: Net>(node: &Node<N>, pod: &Pod<N>, sockets: &mut Sockets<N>) {
-    let mut state = pod.state.subscribe();
-    // Its next one may have come before its end was seen.
-    let later = |other: &&Arc<Pod<N>>| other.session > pod.session && same_pod(other, pod);
-    let next: Vec<_> = node.pods().values().filter(later).cloned().collect();
-    pod.state.send_replace(if next.is_empty() { State::Gone } else { State::Superseded });
-    for next in next {
-        let moved: Vec<_> = next.imports().values().map(|s| (s.at, s.wanted.clone())).collect();
-        moved.iter().for_each(|(at, wanted)| pod.give_way(*at, wanted));
-    }
-    let superseded = state.wait_for(|state| *state == State::Superseded);
-    let mut over = pin!(timeout(GRACE, superseded));
-    // Either end is fine: the time is over, or the pod's next sidecar has come.
-    tokio::select! {
-        biased;
-        _ = &mut over => {}
-        () = pod.stock.udp_spent() => {
-            // A flow that comes goes on to the next endpoint, and a datagram is lost: those are not to come.
-            sockets.withdraw_udp();
-            let _ = over.await;
-        }
-    }
-    if *pod.state.borrow() == State::Superseded {
-        sleep(OVERLAP).await;
-    }
-}
-
-/// A sidecar that came back takes its old place.
-fn supersede<N: Net>(node: &Node<N>, pod: &Pod<N>) {
-    node.missing.came(|gone| gone.user == pod.credentials.uid && same_claim(&gone.claim, &pod.claim));
-    for old in node.pods().values().filter(|old| same_pod(old, pod)) {
-        old.state.send_if_modified(|state| {
-            let gone = *state == State::Gone;
-            if gone {
-                *state = State::Superseded;
-            }
-            gone
-        });
-    }
-}
-
-/// The same user by the kernel's word, and the same pod by both sidecars': its uid, or its name where neither has one.
-fn same_pod<N: Net>(a: &Pod<N>, b: &Pod<N>) -> bool {
-    same_claim(&a.claim, &b.claim) && a.credentials.uid == b.credentials.uid
-}
-
-fn same_claim(a: &handoff::Pod, b: &handoff::Pod) -> bool {
-    match (a.uid.as_str(), b.uid.as_str()) {
-        ("", "") => !a.name.is_empty() && a.namespace == b.namespace && a.name == b.name,
-        (one, other) => one == other,
-    }
 }
 
 async fn hello<H: Handoff>(conversation: &H) -> Result<Option<(handoff::Pod, Vec<IpAddr>)>, SessionError> {

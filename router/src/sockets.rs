@@ -16,7 +16,7 @@ use crate::held::{Held, Share};
 use crate::node::Node;
 use crate::pods::{Pod, SessionError};
 use crate::tasks::AbortOnDrop;
-use crate::{datagrams, held, imports};
+use crate::{datagrams, held, imports, successor};
 
 /// The most imports, and the most exports, of one sidecar.
 pub(crate) const MAX_SOCKETS: usize = 4096;
@@ -73,7 +73,10 @@ impl<N: Net> Sockets<N> {
         message: ToRouter,
         mut descriptors: Vec<N::Descriptor>,
     ) -> Result<Option<(SocketId, String)>, SessionError> {
-        let wrong = message.descriptors().zip(&descriptors).find_map(|(kind, d)| d.check(kind).err());
+        let check = |(kind, socket): (_, &N::Descriptor)| {
+            socket.check(kind).and_then(|()| successor::identify(&self.node, &self.pod, socket))
+        };
+        let wrong = message.descriptors().zip(&descriptors).find_map(|each| check(each).err());
         match message {
             ToRouter::Import { id, wanted } => {
                 if let Some(error) = wrong {
@@ -162,9 +165,6 @@ impl<N: Net> Sockets<N> {
         share: Share,
     ) -> std::io::Result<()> {
         let at = descriptor.local_addr()?;
-        for old in self.node.pods().values().filter(|old| old.came_before(&self.pod)) {
-            old.give_way(at, &wanted);
-        }
         let (node, thread) = (self.node.clone(), self.pod.thread.clone());
         let (task, close) = match wanted.protocol {
             Protocol::Tcp => {
@@ -186,8 +186,12 @@ impl<N: Net> Sockets<N> {
                 (task, None)
             }
         };
-        let served = Served { wanted, at, task: AbortOnDrop(task), close, _share: share };
+        let served = Served { wanted: wanted.clone(), at, task: AbortOnDrop(task), close, _share: share };
         self.pod.imports().insert(id, served);
+        // Those whose end is not seen yet look at what is served here when it is.
+        for old in self.node.pods().values().filter(|old| old.came_before(&self.pod)) {
+            old.give_way(at, &wanted);
+        }
         Ok(())
     }
 

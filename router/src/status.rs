@@ -12,7 +12,8 @@ use crate::absence::{absence, bare_absence};
 use crate::identity::Date;
 use crate::node::Node;
 use crate::peers::Peer;
-use crate::pods::{GRACE, State};
+use crate::pods::State;
+use crate::successor::GRACE;
 
 /// The router as it is now.
 #[derive(Debug, Serialize, Deserialize)]

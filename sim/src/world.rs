@@ -171,6 +171,17 @@ impl World {
         &self.pod(pod).net
     }
 
+    /// How many sockets of each kind are open on a node.
+    pub fn open(&self, node: &str) -> BTreeMap<&'static str, usize> {
+        self.node(node).kernel.open()
+    }
+
+    /// Makes a node's kernel an older one, which does not say of which network namespace a socket is.
+    pub fn age_kernel(&self, node: &str) {
+        self.oracle.change(format_args!("the kernel of {node} is an older one"));
+        self.node(node).kernel.age();
+    }
+
     /// Starts the router of a node.
     pub async fn start_router(&self, name: &'static str) {
         let node = self.node(name);

@@ -28,6 +28,7 @@ macro_rules! net_laws {
             @ $net;
             streams:
                 a_handed_over_socket_connects_and_a_handed_over_listener_accepts,
+                a_socket_says_where_it_was_made_whoever_holds_it,
                 connections_wait_while_nobody_polls_the_listener,
                 an_end_goes_behind_the_bytes_and_the_other_direction_goes_on,
                 reset_is_seen_as_a_reset,

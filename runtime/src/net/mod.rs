@@ -196,7 +196,17 @@ pub trait Descriptor: Send + Sync + Sized + 'static {
     fn check(&self, kind: DescriptorKind) -> io::Result<()>;
     /// The address where it is bound.
     fn local_addr(&self) -> io::Result<SocketAddr>;
+    /// The network namespace where it was made, whoever holds it; `None` where the kernel does not say.
+    ///
+    /// # Errors
+    /// Those of getsockopt(2), such as for what is no socket.
+    fn namespace(&self) -> io::Result<Option<NamespaceCookie>>;
 }
+
+/// The kernel's number of a network namespace: another has another, and none has it again until the machine restarts
+/// (SO_NETNS_COOKIE, Linux 5.14).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NamespaceCookie(pub u64);
 
 /// Accepts conversations.
 pub trait HandoffListener: Send + Sync + 'static {

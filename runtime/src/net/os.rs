@@ -14,6 +14,7 @@ use crate::limit;
 mod datagrams;
 mod descriptor;
 mod dial;
+mod getsockopt;
 mod handoff;
 mod reservation;
 mod splice;

@@ -70,6 +70,10 @@ impl Udp {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(super) fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
     pub(super) fn local(&self) -> Option<SocketAddr> {
         self.lock().local
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use servicekeel_core::handoff::DescriptorKind;
-use servicekeel_runtime::net::Descriptor;
+use servicekeel_runtime::net::{Descriptor, NamespaceCookie};
 
 use super::datagrams::{SimDatagrams, Udp};
 use super::kernel::{Counted, Process};
@@ -140,6 +140,15 @@ impl Descriptor for SimDescriptor {
             Socket::Unconnected(_) => none,
             Socket::Udp(socket) => socket.local().unwrap_or(none),
         })
+    }
+
+    fn namespace(&self) -> io::Result<Option<NamespaceCookie>> {
+        let namespace = match &self.0 {
+            Socket::Listener(listening) => listening.namespace(),
+            Socket::Unconnected(socket) => &socket.namespace,
+            Socket::Udp(socket) => socket.namespace(),
+        };
+        Ok(namespace.cookie())
     }
 }
 

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use servicekeel_runtime::net::PeerCredentials;
+use servicekeel_runtime::net::{NamespaceCookie, PeerCredentials};
 
 use super::handoff::Waiting;
 
@@ -19,6 +19,8 @@ pub struct Kernel(Arc<Inner>);
 struct Inner {
     buffer: usize,
     pids: AtomicI32,
+    namespaces: AtomicU64,
+    silent: AtomicBool,
     open: Mutex<BTreeMap<&'static str, usize>>,
     paths: Mutex<BTreeMap<PathBuf, Weak<Waiting>>>,
 }
@@ -29,6 +31,8 @@ impl Kernel {
         Self(Arc::new(Inner {
             buffer: buffer.clamp(*BUFFERS.start(), *BUFFERS.end()),
             pids: AtomicI32::new(1),
+            namespaces: AtomicU64::new(1),
+            silent: AtomicBool::new(false),
             open: Mutex::default(),
             paths: Mutex::default(),
         }))
@@ -53,6 +57,20 @@ impl Kernel {
     pub(super) fn process(&self, uid: u32) -> Process {
         let pid = self.0.pids.fetch_add(1, Ordering::Relaxed);
         Process { credentials: PeerCredentials { pid, uid }, killed: Arc::default() }
+    }
+
+    /// The number of a new network namespace.
+    pub(super) fn namespace(&self) -> NamespaceCookie {
+        NamespaceCookie(self.0.namespaces.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// From now on it does not say of which namespace a socket is, as before Linux 5.14.
+    pub(crate) fn age(&self) {
+        self.0.silent.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn says_namespaces(&self) -> bool {
+        !self.0.silent.load(Ordering::Relaxed)
     }
 
     fn paths(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Weak<Waiting>>> {

@@ -246,6 +246,10 @@ impl Listening {
         self.addr
     }
 
+    pub(super) fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
     pub(super) async fn accept(&self) -> Local {
         loop {
             if let Some(connection) = self.backlog().pop_front() {

@@ -5,6 +5,8 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use servicekeel_runtime::net::NamespaceCookie;
+
 use super::datagrams::Udp;
 use super::kernel::{Counted, Kernel};
 use super::local::Listening;
@@ -16,6 +18,7 @@ const EPHEMERAL: std::ops::RangeInclusive<u16> = 32_768..=60_999;
 /// The sockets of one pod.
 pub(super) struct Namespace {
     pub(super) kernel: Kernel,
+    cookie: NamespaceCookie,
     addresses: Vec<IpAddr>,
     tcp: Mutex<Table<Listening>>,
     udp: Mutex<Table<Udp>>,
@@ -32,12 +35,18 @@ impl Namespace {
     pub(super) fn new(kernel: &Kernel, addresses: &[IpAddr]) -> Arc<Self> {
         Arc::new(Self {
             kernel: kernel.clone(),
+            cookie: kernel.namespace(),
             addresses: addresses.into(),
             tcp: Mutex::default(),
             udp: Mutex::default(),
             next_port: Mutex::new(*EPHEMERAL.start()),
             reserved: Mutex::default(),
         })
+    }
+
+    /// Its number, where the kernel says it.
+    pub(super) fn cookie(&self) -> Option<NamespaceCookie> {
+        self.kernel.says_namespaces().then_some(self.cookie)
     }
 
     pub(super) fn reserve(&self, name: &str) -> io::Result<SimReservation> {

@@ -24,6 +24,20 @@ pub async fn a_handed_over_socket_connects_and_a_handed_over_listener_accepts(ne
     assert_eq!(text, "hello");
 }
 
+pub async fn a_socket_says_where_it_was_made_whoever_holds_it(net: impl Net) {
+    let made = [
+        net.make_bound(DescriptorKind::TcpListener, loopback()).await.unwrap(),
+        net.make_bound(DescriptorKind::UdpBound, loopback()).await.unwrap(),
+        net.make_unbound(DescriptorKind::TcpUnconnected).unwrap(),
+        net.make_unbound(DescriptorKind::UdpUnconnected).unwrap(),
+    ];
+    // Tests run where the kernel says it.
+    let here = made[0].namespace().unwrap().unwrap();
+    for socket in made {
+        assert_eq!(socket.share().unwrap().namespace().unwrap(), Some(here));
+    }
+}
+
 pub async fn connections_wait_while_nobody_polls_the_listener(net: impl Net) {
     let made = net.make_bound(DescriptorKind::TcpListener, loopback()).await.unwrap();
     let addr = made.local_addr().unwrap();

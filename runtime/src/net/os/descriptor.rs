@@ -8,10 +8,11 @@ use rustix::fs::FileType;
 use servicekeel_core::handoff::DescriptorKind;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
+use super::getsockopt::getsockopt;
 use super::thread::{OfPod, OsPodThread};
 use super::while_doing;
 use crate::limit::{self, LAST_RESERVE, RESERVE, leaves};
-use crate::net::Descriptor;
+use crate::net::{Descriptor, NamespaceCookie};
 
 /// Connections that wait in the kernel while the router is away.
 pub(super) const BACKLOG: i32 = 1024;
@@ -111,6 +112,16 @@ impl Descriptor for OsDescriptor {
         let addr = SockRef::from(&*self.0).local_addr()?;
         addr.as_socket()
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not a socket of the Internet"))
+    }
+
+    fn namespace(&self) -> io::Result<Option<NamespaceCookie>> {
+        match getsockopt::<8>(self.as_fd(), libc::SOL_SOCKET, libc::SO_NETNS_COOKIE) {
+            Ok((bytes, 8)) => Ok(Some(NamespaceCookie(u64::from_ne_bytes(bytes)))),
+            Ok(_) => Ok(None),
+            // Before Linux 5.14.
+            Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 }
 

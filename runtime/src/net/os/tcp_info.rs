@@ -1,12 +1,10 @@
 //! What the kernel says of a TCP connection: TCP_INFO (tcp(7), linux/tcp.h).
-//!
-//! No kept library reads it, so this room has the one unsafe call of the crate.
-
-#![allow(unsafe_code, reason = "getsockopt(2) of an option that no library of ours knows")]
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
+
+use super::getsockopt::getsockopt;
 
 /// Bytes of `struct tcp_info` up to and with `tcpi_notsent_bytes`, the last field that is read here (Linux 4.6).
 const LEN: usize = 148;
@@ -39,23 +37,8 @@ impl TcpInfo {
     /// # Errors
     /// Those of getsockopt(2), and [`io::ErrorKind::Unsupported`] on a kernel that says less.
     pub(super) fn read(socket: BorrowedFd<'_>) -> io::Result<Self> {
-        let mut bytes = [0_u8; LEN];
-        let mut len = LEN as libc::socklen_t;
-        // SAFETY: the descriptor is open, since it is borrowed. The kernel writes at most `len` bytes at the pointer, and
-        // `bytes` has as many; it writes to `len` how many those were. Neither pointer is kept.
-        let outcome = unsafe {
-            libc::getsockopt(
-                socket.as_raw_fd(),
-                libc::IPPROTO_TCP,
-                libc::TCP_INFO,
-                bytes.as_mut_ptr().cast(),
-                &raw mut len,
-            )
-        };
-        if outcome != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        if (len as usize) < LEN {
+        let (bytes, len) = getsockopt::<LEN>(socket, libc::IPPROTO_TCP, libc::TCP_INFO)?;
+        if len < LEN {
             return Err(io::ErrorKind::Unsupported.into());
         }
         Ok(Self::decode(&bytes))
