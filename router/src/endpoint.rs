@@ -7,17 +7,26 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use servicekeel_core::handoff::DescriptorKind;
 use servicekeel_core::mesh::outcome::Outcome;
-use servicekeel_core::mesh::table::EndpointId;
+use servicekeel_core::mesh::table::{Candidate, EndpointId};
+use servicekeel_core::name::ServicePort;
 use servicekeel_runtime::net::Net;
-use tokio::time::timeout;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::node::{Node, dialable};
 use crate::pods::Pod;
 
-/// How long the application may take to accept.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long an address may take to answer before the next is tried beside it, and an endpoint where there is another.
+pub(crate) const BRIEFLY: Duration = Duration::from_secs(2);
+/// How long an endpoint may take where there is no other: as long as TCP itself tries, 127 s by tcp_syn_retries of 6
+/// (tcp(7)). A backlog that is full takes a connection at one of the tries.
+pub(crate) const AS_TCP: Duration = Duration::from_secs(130);
+/// How many flows may wait for one endpoint for longer than [`BRIEFLY`].
+const MAX_PATIENT: usize = 256;
 
 /// The exported port, and where its pod answers.
 pub(crate) struct PodPort<N: Net> {
@@ -25,11 +34,13 @@ pub(crate) struct PodPort<N: Net> {
     target: NonZeroU16,
     /// Which of the addresses took the last flow: tried first.
     last: AtomicUsize,
+    /// For flows that wait as long as TCP would.
+    patient: Semaphore,
 }
 
 impl<N: Net> PodPort<N> {
     pub(crate) fn new(pod: Arc<Pod<N>>, target: NonZeroU16) -> Self {
-        Self { pod, target, last: AtomicUsize::new(0) }
+        Self { pod, target, last: AtomicUsize::new(0), patient: Semaphore::new(MAX_PATIENT) }
     }
 
     /// The pod's addresses, then its loopback, the one that answered last first; each with its number.
@@ -60,9 +71,12 @@ impl<N: Net> PodPort<N> {
 /// Why an endpoint took no connection.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConnectError {
-    /// The application or the pod's network refused: an answer.
+    /// The application or the pod's network refused: an answer. The reasons of all addresses.
     #[error("{0}")]
-    Refused(io::Error),
+    Refused(String),
+    /// At least one address did not answer in time. The reasons of all addresses.
+    #[error("{0}")]
+    Silent(String),
     /// The router has no way into the pod just now, such as while its sidecar restarts: no answer yet.
     #[error("{0}")]
     Away(io::Error),
@@ -72,37 +86,95 @@ impl ConnectError {
     /// What it is, for the endpoint's health and for who waits.
     pub(crate) fn outcome(&self) -> Outcome {
         match self {
-            Self::Refused(error) if error.kind() == io::ErrorKind::TimedOut => Outcome::Silent,
+            Self::Silent(_) => Outcome::Silent,
             Self::Refused(_) => Outcome::Refused,
             Self::Away(_) => Outcome::Away,
         }
     }
 }
 
-/// Connects to an endpoint. The stream is polled on the thread of its pod.
+/// Tries a candidate, and takes down meanwhile that it is slow, so that others are tried first and the status has it.
+pub(crate) async fn watched<N: Net, T>(
+    node: &Node<N>,
+    wanted: &ServicePort,
+    candidate: &Candidate,
+    trying: impl Future<Output = T>,
+) -> T {
+    let mut trying = std::pin::pin!(trying);
+    let slow = BRIEFLY * 2;
+    match timeout(slow, trying.as_mut()).await {
+        Ok(tried) => tried,
+        Err(_) => {
+            let reason = format!("no answer for {} s; waiting", slow.as_secs());
+            node.report(wanted, candidate, Outcome::Silent, reason);
+            trying.await
+        }
+    }
+}
+
+/// Connects to an endpoint: its addresses one after the other, the next at once where one refuses and after 2 s where it
+/// does not answer, which it still may then. `patience`: how long all may take behind the last one's start.
 ///
 /// # Errors
-/// The last address's error, where none takes the connection.
+/// What each address said, where none takes the connection.
 pub(crate) async fn connect<N: Net>(
     node: &Node<N>,
     id: EndpointId,
+    patience: Duration,
 ) -> Result<(N::TcpStream, N::Thread), ConnectError> {
     let endpoint = node.endpoints().get(&id).cloned();
     let Some(endpoint) = endpoint else {
         return Err(ConnectError::Away(io::Error::new(io::ErrorKind::NotFound, "the endpoint is gone")));
     };
-    let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
-    for (number, addr) in endpoint.addresses() {
-        let stock = &endpoint.pod.stock;
-        let socket = stock.take(DescriptorKind::TcpUnconnected).await.map_err(ConnectError::Away)?;
-        match timeout(CONNECT_TIMEOUT, node.net.connect_descriptor(socket, addr)).await {
-            Ok(Ok(stream)) => {
+    let patient = endpoint.patient.try_acquire();
+    let patience = if patient.is_ok() { patience } else { patience.min(BRIEFLY) };
+    let mut addresses = endpoint.addresses().collect::<Vec<_>>().into_iter();
+    let mut waiting = Vec::new();
+    let mut attempts = FuturesUnordered::new();
+    let mut reasons = Vec::new();
+    let mut deadline = None;
+    loop {
+        if let Some((number, addr)) = addresses.next() {
+            match endpoint.pod.stock.take(DescriptorKind::TcpUnconnected).await {
+                Ok(socket) => {
+                    waiting.push(addr);
+                    attempts
+                        .push(async move { (number, addr, node.net.connect_descriptor(socket, addr).await) });
+                }
+                Err(error) if attempts.is_empty() && reasons.is_empty() => {
+                    return Err(ConnectError::Away(error));
+                }
+                Err(error) => reasons.push(format!("{addr}: {error}")),
+            }
+        }
+        let until = if addresses.len() > 0 {
+            Instant::now() + BRIEFLY
+        } else {
+            *deadline.get_or_insert_with(|| Instant::now() + patience)
+        };
+        match timeout_at(until, attempts.next()).await {
+            Ok(Some((number, _, Ok(stream)))) => {
                 endpoint.answered(number);
                 return Ok((stream, endpoint.pod.thread.clone()));
             }
-            Ok(Err(error)) => last = io::Error::new(error.kind(), format!("{addr}: {error}")),
-            Err(_) => last = io::Error::new(io::ErrorKind::TimedOut, format!("{addr}: no answer")),
+            Ok(Some((_, addr, Err(error)))) => {
+                waiting.retain(|other| *other != addr);
+                // The kernel's own patience is over.
+                if error.kind() == io::ErrorKind::TimedOut {
+                    waiting.push(addr);
+                } else {
+                    reasons.push(format!("{addr}: {error}"));
+                }
+            }
+            Ok(None) if addresses.len() > 0 => {}
+            Err(_) if addresses.len() > 0 => {}
+            Ok(None) | Err(_) => break,
         }
     }
-    Err(ConnectError::Refused(last))
+    reasons.extend(waiting.iter().map(|addr| format!("{addr}: no answer")));
+    if reasons.is_empty() {
+        reasons.push("it has no address that can be dialled".into());
+    }
+    let reasons = reasons.join("; ");
+    Err(if waiting.is_empty() { ConnectError::Refused(reasons) } else { ConnectError::Silent(reasons) })
 }

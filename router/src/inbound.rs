@@ -9,12 +9,13 @@ use servicekeel_core::admission::{Admission, Network};
 use servicekeel_core::flow::frame::{Cause, Open, Purpose, Refused};
 use servicekeel_core::mesh::outcome::Outcome;
 use servicekeel_core::mesh::table::{Candidate, Consumer};
-use servicekeel_core::name::{Protocol, RouterId};
+use servicekeel_core::name::{Protocol, RouterId, ServicePort};
 use servicekeel_runtime::net::{Listener, Net, PodThread, Stream};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{debug, warn};
 
+use crate::endpoint::{AS_TCP, BRIEFLY};
 use crate::links::{self, LinkError, Met};
 use crate::node::{Node, ROUTE_PATIENCE};
 use crate::peers::{Busy, IDLE_TIMEOUT, Peer, Standing};
@@ -201,7 +202,14 @@ async fn flows<N: Net>(
             continue;
         };
         let busy = Busy::new(peer.clone());
-        let done = match connect(node, &peer.id, &request).await {
+        let connected = tokio::select! {
+            biased;
+            connected = connect(node, &peer.id, &request) => connected,
+            // Before the answer the peer says nothing: it gave up, or broke the rules.
+            _ = channel.recv() => return,
+            () = standing.lost() => return,
+        };
+        let done = match connected {
             Ok((app, candidate, thread)) => {
                 // On the pod's own thread, since the socket is still the pod's.
                 let flow = carry(node.clone(), channel, app, candidate, peer.clone(), standing.clone());
@@ -283,24 +291,54 @@ async fn connect<N: Net>(
         changed.mark_unchanged();
         let mut answered = false;
         let mut reason = String::from("none is there");
-        for candidate in admit(node, peer, request)? {
-            let Candidate::Local(id) = candidate else { continue };
-            match endpoint::connect(node, id).await {
-                Ok((app, thread)) => {
-                    node.report(wanted, &candidate, Outcome::Taken, "");
-                    return Ok((app, candidate, thread));
+        let candidates = admit(node, peer, request)?;
+        let mut slow = None;
+        for candidate in &candidates {
+            let patience = if candidates.len() == 1 { AS_TCP } else { BRIEFLY };
+            match attempt(node, wanted, candidate, patience).await {
+                Ok((app, thread)) => return Ok((app, candidate.clone(), thread)),
+                Err((outcome, text)) => {
+                    answered |= outcome.is_answer();
+                    slow = slow.or(outcome.is_slow().then_some(candidate));
+                    reason = text;
                 }
-                Err(error) => {
-                    reason = error.to_string();
-                    node.report(wanted, &candidate, error.outcome(), &reason);
-                    answered |= error.outcome().is_answer();
-                }
+            }
+        }
+        // As for a flow of this node: where no other takes it, a slow one has its time.
+        if let Some(candidate) = slow.filter(|_| candidates.len() > 1) {
+            match attempt(node, wanted, candidate, AS_TCP).await {
+                Ok((app, thread)) => return Ok((app, candidate.clone(), thread)),
+                Err((_, text)) => reason = text,
             }
         }
         // As for a flow of this node: a sidecar that restarts is a blip.
         if answered || timeout_at(deadline, changed.changed()).await.is_err() {
             let reason = format!("no endpoint of {wanted} at {} takes the connection: {reason}", node.id);
             return Err(Refused { cause: Cause::Unreachable, reason });
+        }
+    }
+}
+
+/// Tries one endpoint, and takes down how it went.
+async fn attempt<N: Net>(
+    node: &Arc<Node<N>>,
+    wanted: &ServicePort,
+    candidate: &Candidate,
+    patience: Duration,
+) -> Result<(N::TcpStream, N::Thread), (Outcome, String)> {
+    let Candidate::Local(id) = candidate else {
+        return Err((Outcome::Away, "it is not of this node".into()));
+    };
+    let trying = endpoint::connect(node, *id, patience);
+    match endpoint::watched(node, wanted, candidate, trying).await {
+        Ok(connected) => {
+            node.report(wanted, candidate, Outcome::Taken, "");
+            Ok(connected)
+        }
+        Err(error) => {
+            let (outcome, reason) = (error.outcome(), error.to_string());
+            node.report(wanted, candidate, outcome, &reason);
+            Err((outcome, reason))
         }
     }
 }

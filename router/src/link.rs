@@ -89,8 +89,7 @@ pub(crate) async fn run<N: Net>(
         Ok(()) => info!(peer = %peer.id, "link closed"),
         Err(error) => {
             warn!(peer = %peer.id, %error, "link down");
-            // Of the same path and no better, whatever other link there is.
-            peer.close_unused();
+            peer.link_broke();
         }
     }
     Ok(())

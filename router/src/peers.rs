@@ -141,6 +141,8 @@ pub(crate) struct Peer<N: Net> {
     news: Notify,
     /// Rises when the flows of before have lost their path for good.
     epoch: latest::Sender<u64>,
+    /// Rises when a link breaks: what waits for an answer of the peer may wait in vain.
+    breaks: latest::Sender<u64>,
     pub(crate) activity: Activity,
     /// What its flows have on their way, and what is held of them.
     pub(crate) owner: Owner,
@@ -178,6 +180,7 @@ impl<N: Net> Peer<N> {
             state: Mutex::new(state),
             news: Notify::new(),
             epoch: latest::Sender::new(0),
+            breaks: latest::Sender::new(0),
             activity: Activity::new(),
             owner: Owner::new(rooms),
             datagrams_in: rooms.datagrams.account(),
@@ -253,6 +256,7 @@ impl<N: Net> Peer<N> {
         // An unused connection is worth nothing behind a path that is gone.
         state.close_unused();
         drop(state);
+        self.breaks.send_modify(|times| *times += 1);
         self.news.notify_waiters();
         let (peer, epoch) = (self.clone(), self.epoch());
         node.tasks.spawn(async move {
@@ -266,10 +270,22 @@ impl<N: Net> Peer<N> {
         });
     }
 
-    /// Closes the connections that carry no flow, and the one for UDP sessions, which loses nothing that a network
-    /// would not: all are made anew at need.
-    pub(crate) fn close_unused(&self) {
+    /// A link broke, whatever other one there is: what went the same way is no better. Closes the connections that carry
+    /// no flow, and the one for UDP sessions, which loses nothing that a network would not: all are made anew at need.
+    pub(crate) fn link_broke(&self) {
         self.lock().close_unused();
+        self.breaks.send_modify(|times| *times += 1);
+    }
+
+    /// How often a link broke.
+    pub(crate) fn breaks(&self) -> u64 {
+        *self.breaks.borrow()
+    }
+
+    /// Resolves when a link has broken since [`Peer::breaks`] said so.
+    pub(crate) async fn broke_since(&self, breaks: u64) {
+        // The sender lives in self, so this ends by the value only.
+        let _ = self.breaks.subscribe().wait_for(|now| *now > breaks).await;
     }
 
     /// Closes the connections that carry no flow.

@@ -6,6 +6,7 @@ mod expiry;
 mod flood;
 mod hidden;
 mod reasons;
+mod slow;
 #[allow(dead_code, reason = "each file takes what it needs")]
 mod stand;
 mod trust;

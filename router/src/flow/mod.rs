@@ -34,6 +34,16 @@ fn malformed(error: frame::PayloadError) -> ChannelError {
 pub async fn open<S: Stream>(channel: &mut Channel<S>, request: &Open) -> Result<Answer, ChannelError> {
     channel.send_message(Kind::Open, 0, request)?;
     channel.flush().await?;
+    answer(channel).await
+}
+
+/// Waits for the answer to what [`open`] has asked, where that was given up in the middle.
+///
+/// Cancel safe.
+///
+/// # Errors
+/// [`ChannelError`]: the connection is of no use any more.
+pub async fn answer<S: Stream>(channel: &mut Channel<S>) -> Result<Answer, ChannelError> {
     let (header, payload) = channel.recv().await?.ok_or(ChannelError::Cut)?;
     match header.kind {
         Kind::Opened => {

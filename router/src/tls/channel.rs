@@ -328,6 +328,11 @@ impl<S: Stream> Channel<S> {
         empty && self.poll_fill(&mut cx).is_pending()
     }
 
+    /// Whether the other side's system has acknowledged all that was sent.
+    pub(crate) fn is_taken(&self) -> bool {
+        self.sent == self.filled && self.stream.is_taken()
+    }
+
     /// Whether what was sent finds no answer, so that the path must be dead.
     pub(crate) fn is_dead(&self) -> bool {
         self.stream.is_dead()

@@ -124,6 +124,11 @@ pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {
     /// An application's stream that is dropped without it is reset, also where the kernel drops it since the process
     /// was killed: an end would tell the application that it had everything.
     fn close(self);
+    /// Resolves when the other side is gone: it reset, or ended and said nothing. One that ended behind a word may still
+    /// want an answer. What came is left to be read. Never, where this can't be told.
+    fn gone(&mut self) -> impl Future<Output = ()> + Send {
+        std::future::pending()
+    }
     /// Whether the other side's system has acknowledged all that was written: a reset does not overtake it then. True
     /// where this can't be told.
     fn is_taken(&self) -> bool {

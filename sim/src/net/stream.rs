@@ -85,6 +85,13 @@ impl Stream for SimStream {
         }
     }
 
+    fn is_taken(&self) -> bool {
+        match &self.path {
+            Path::Local(_) => true,
+            Path::Wire(stream) => stream.is_taken(),
+        }
+    }
+
     fn peer_addr(&self) -> io::Result<SocketAddr> {
         Ok(match &self.path {
             Path::Local(stream) => stream.peer_addr(),

@@ -374,6 +374,12 @@ impl Wire {
         }
     }
 
+    /// Whether what was written has come through, or will.
+    pub(super) fn is_taken(&self) -> bool {
+        let state = self.shared.lock();
+        state.lost.is_none() || state.lanes[self.own].swallowed == 0
+    }
+
     pub(super) fn poll_broken(&self, cx: &mut Context<'_>) -> Poll<io::Error> {
         let mut state = self.shared.lock();
         if state.dead {

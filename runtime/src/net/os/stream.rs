@@ -13,6 +13,7 @@ use servicekeel_core::handoff::DescriptorKind;
 use socket2::{Domain, Protocol, SockRef, TcpKeepalive, Type};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::time::sleep;
 
 use super::descriptor::BACKLOG;
 use super::tcp_info::TcpInfo;
@@ -33,6 +34,9 @@ const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
 const SPURIOUS: u32 = 32;
 /// ... is asked again after this time.
 const SPURIOUS_PAUSE: Duration = Duration::from_millis(10);
+
+/// How often a stream that has something to read is asked whether it was reset.
+const GONE: Duration = Duration::from_secs(1);
 
 /// A TCP stream without Nagle's delay.
 #[derive(Debug)]
@@ -139,8 +143,18 @@ impl Stream for OsStream {
         self.end(|socket| drop(socket.set_linger(None)));
     }
 
+    async fn gone(&mut self) {
+        let Ok(stream) = self.polled() else { return };
+        if matches!(stream.peek(&mut [0]).await, Ok(1..)) {
+            // What waits to be read hides a reset behind it from all but the socket's state, and an end from that too.
+            while !self.is_broken() {
+                sleep(GONE).await;
+            }
+        }
+    }
+
     fn is_taken(&self) -> bool {
-        self.info().is_some_and(|info| info.is_taken())
+        self.info().is_none_or(|info| info.is_taken())
     }
 
     fn is_broken(&self) -> bool {
