@@ -8,9 +8,10 @@ use turmoil::{LinkIter, Protocol, Segment, Sim};
 
 use crate::net::wire::WireTable;
 
-/// How long bytes may stay unacknowledged before a connection breaks: what the routers ask for (TCP_USER_TIMEOUT). It
-/// replaces the count of keepalive probes too, so an idle connection over a cut path breaks at the same time (tcp(7)).
-const USER_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a path may swallow bytes before a connection breaks: the routers ask the kernel for what was sent without an
+/// answer (TCP_INFO), and count an idle connection over a cut path by keepalive probes, which is no later (tcp(7)). A
+/// reader that takes nothing is no such path.
+const DEAD: Duration = Duration::from_secs(60);
 /// The first retransmission of a segment (RTO), and of a SYN; doubled each time, up to [`MAX_RTO`].
 const RTO: Duration = Duration::from_millis(200);
 const SYN_RTO: Duration = Duration::from_secs(1);
@@ -46,7 +47,7 @@ struct Waiting {
 impl Waiting {
     /// When its sender gives up.
     fn given_up(&self) -> Option<Duration> {
-        (!self.syn).then(|| self.since + USER_TIMEOUT)
+        (!self.syn).then(|| self.since + DEAD)
     }
 
     /// The first retransmission at `now` or later.
@@ -148,7 +149,7 @@ impl Network {
             });
         }
         for (&(a, b), link) in links.iter() {
-            if link.cut.is_some_and(|cut| cut + USER_TIMEOUT <= now) {
+            if link.cut.is_some_and(|cut| cut + DEAD <= now) {
                 wires.time_out_all(a, b);
             }
             for (&(from, to), waiting) in &link.waiting {
@@ -158,6 +159,6 @@ impl Network {
             }
         }
         links.retain(|_, link| link.cut.is_some() || !link.waiting.is_empty());
-        wires.tick(now, USER_TIMEOUT, |a, b| links.get(&pair(a, b)).is_some_and(|link| link.cut.is_some()));
+        wires.tick(now, DEAD, |a, b| links.get(&pair(a, b)).is_some_and(|link| link.cut.is_some()));
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! turmoil loses a segment for good where a kernel would send it again. So a cut holds segments
 //! ([`Network`](crate::network::Network) says when they are sent again), and a path that stays cut breaks its
-//! connections as TCP_USER_TIMEOUT does. A connection whose path forgot it (a NAT that restarted) is `lost`: both sides
+//! connections, as routers do by what TCP_INFO says. A connection whose path forgot it (a NAT that restarted) is `lost`: both sides
 //! still send, and nothing comes through. The window is bounded here, below turmoil's own bound.
 
 use std::collections::{BTreeMap, VecDeque};
