@@ -4,8 +4,9 @@
 
 use std::io;
 use std::net::Shutdown;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -16,8 +17,10 @@ use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::select;
+use tokio::time::{sleep, timeout};
 
 use super::OsStream;
+use super::tcp_info::TcpInfo;
 use crate::limit;
 use crate::net::Stream;
 
@@ -34,6 +37,10 @@ const SHARE: usize = 1 << 20;
 const LEAST: usize = 32 << 10;
 /// How long a flow waits where the process can't open another pipe.
 const NO_PIPE: Duration = Duration::from_millis(20);
+/// How long what was said before a reset may take to arrive.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+/// How often it is asked whether it has: at first, and at the least.
+const ASK: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(100));
 
 /// The stock of empty pipes.
 #[derive(Debug)]
@@ -121,7 +128,7 @@ impl Pipes {
                 Ok(pipe) => return pipe,
                 Err(e) => {
                     tracing::debug!(error = %e, "no pipe; the flow waits");
-                    tokio::time::sleep(NO_PIPE).await;
+                    sleep(NO_PIPE).await;
                 }
             }
         }
@@ -169,45 +176,97 @@ pub(super) async fn splice(
     outcome
 }
 
+/// One end of a flow while bytes are carried.
+struct Side<'s> {
+    stream: &'s TcpStream,
+    /// It was reset. The kernel says so once, and calls what came before it an end then.
+    broken: AtomicBool,
+}
+
+impl<'s> Side<'s> {
+    fn new(stream: &'s TcpStream) -> Self {
+        Self { stream, broken: AtomicBool::new(false) }
+    }
+
+    fn is_broken(&self) -> bool {
+        self.broken.load(Ordering::Relaxed)
+    }
+
+    /// Passes an error of it on, and keeps it in mind.
+    fn breaks(&self, error: io::Error) -> io::Error {
+        self.broken.store(true, Ordering::Relaxed);
+        error
+    }
+
+    /// Resolves when its system has acknowledged what was written: a reset does not overtake it then.
+    async fn has_all(&self) {
+        let mut pause = ASK.0;
+        let waits = |info: &TcpInfo| !info.is_taken() && !info.is_closed();
+        while TcpInfo::read(self.stream.as_fd()).is_ok_and(|info| waits(&info)) {
+            sleep(pause).await;
+            pause = (pause * 2).min(ASK.1);
+        }
+    }
+}
+
 async fn both_ways(
     pipes: &Pipes,
     a: &TcpStream,
     b: &TcpStream,
     count: &(impl Fn(u64, u64) + Sync),
 ) -> io::Result<()> {
+    let (a, b) = (&Side::new(a), &Side::new(b));
     let mut forth = pin!(carry(pipes, a, b, |n| count(n, 0)));
     let mut back = pin!(carry(pipes, b, a, |n| count(0, n)));
-    // A side that has ended is not read any more, so only its error tells that it is gone.
-    select! {
+    let (first, is_forth) = select! {
         biased;
-        outcome = &mut forth => {
-            outcome?;
-            select! {
-                biased;
-                outcome = back => outcome,
-                error = broken(a) => Err(error),
+        outcome = &mut forth => (outcome, true),
+        outcome = &mut back => (outcome, false),
+    };
+    let outcome = match (first, is_forth) {
+        // A side that has ended is not read any more, so only its error tells that it is gone.
+        (Ok(()), true) => select! {
+            biased;
+            outcome = back => outcome,
+            error = broken(a.stream) => Err(error),
+        },
+        (Ok(()), false) => select! {
+            biased;
+            outcome = forth => outcome,
+            error = broken(b.stream) => Err(error),
+        },
+        // What a side said before it broke is carried still, such as the answer of a server that did not read on.
+        (Err(error), true) => {
+            if !a.is_broken() {
+                let _ = timeout(LAST_WORDS, back).await;
             }
+            Err(error)
         }
-        outcome = &mut back => {
-            outcome?;
-            select! {
-                biased;
-                outcome = forth => outcome,
-                error = broken(b) => Err(error),
+        (Err(error), false) => {
+            if !b.is_broken() {
+                let _ = timeout(LAST_WORDS, forth).await;
             }
+            Err(error)
         }
+    };
+    if outcome.is_err() {
+        let _ = timeout(LAST_WORDS, async { tokio::join!(a.has_all(), b.has_all()) }).await;
     }
+    outcome
 }
 
 /// Carries bytes one way until `from` ends, and then ends `to`.
-async fn carry(pipes: &Pipes, from: &TcpStream, to: &TcpStream, count: impl Fn(u64)) -> io::Result<()> {
+async fn carry(pipes: &Pipes, from: &Side<'_>, to: &Side<'_>, count: impl Fn(u64)) -> io::Result<()> {
     loop {
-        from.readable().await?;
+        from.stream.readable().await?;
         let mut pipe = pipes.take().await;
         let ended = burst(&mut pipe, from, to, &count).await?;
         pipes.put_back(pipe);
+        if ended && from.is_broken() {
+            return Err(io::ErrorKind::ConnectionReset.into());
+        }
         if ended {
-            return SockRef::from(to).shutdown(Shutdown::Write);
+            return SockRef::from(to.stream).shutdown(Shutdown::Write).map_err(|error| to.breaks(error));
         }
     }
 }
@@ -216,32 +275,26 @@ async fn carry(pipes: &Pipes, from: &TcpStream, to: &TcpStream, count: impl Fn(u
 ///
 /// Bytes are read into an empty pipe only, so EAGAIN has one meaning each time: into the pipe, that `from` has
 /// nothing; out of it, that `to` has no room.
-async fn burst(pipe: &mut Pipe, from: &TcpStream, to: &TcpStream, count: &impl Fn(u64)) -> io::Result<bool> {
+async fn burst(pipe: &mut Pipe, from: &Side<'_>, to: &Side<'_>, count: &impl Fn(u64)) -> io::Result<bool> {
     let mut share = SHARE;
     loop {
-        let filled = from.try_io(Interest::READABLE, || match pipe.fill(from) {
-            Ok(0) => pipe.fill_by_copy(from),
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => pipe.fill_by_copy(from),
+        let filled = from.stream.try_io(Interest::READABLE, || match pipe.fill(from.stream) {
+            Ok(0) => pipe.fill_by_copy(from.stream),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => pipe.fill_by_copy(from.stream),
             filled => filled,
         });
         match filled {
             Ok(0) => return Ok(true),
             Ok(_) => {}
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(false),
-            Err(e) => return Err(e),
+            Err(e) => return Err(from.breaks(e)),
         }
         let filled = pipe.held;
         while pipe.held > 0 {
-            match to.try_io(Interest::WRITABLE, || pipe.drain(to)) {
+            match to.stream.try_io(Interest::WRITABLE, || pipe.drain(to.stream)) {
                 Ok(n) => count(n as u64),
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    select! {
-                        biased;
-                        error = broken(from) => return Err(error),
-                        ready = to.writable() => ready?,
-                    }
-                }
-                Err(e) => return Err(e),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => has_room(from, to).await?,
+                Err(e) => return Err(to.breaks(e)),
             }
         }
         share = share.saturating_sub(filled.max(LEAST));
@@ -250,6 +303,19 @@ async fn burst(pipe: &mut Pipe, from: &TcpStream, to: &TcpStream, count: &impl F
             share = SHARE;
         }
     }
+}
+
+/// Resolves when `to` has room for more. Where `from` has broken, it has a moment for that.
+async fn has_room(from: &Side<'_>, to: &Side<'_>) -> io::Result<()> {
+    if !from.is_broken() {
+        let error = select! {
+            biased;
+            error = broken(from.stream) => error,
+            ready = to.stream.writable() => return ready,
+        };
+        from.breaks(error);
+    }
+    timeout(LAST_WORDS, to.stream.writable()).await.map_err(|_| io::ErrorKind::ConnectionReset)?
 }
 
 /// Resolves when the stream has broken.

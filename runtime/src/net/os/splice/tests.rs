@@ -81,3 +81,60 @@ async fn a_pipe_with_bytes_in_it_is_not_used_again() {
     }
     assert_eq!(pipes.stock.lock().unwrap().len(), STOCK);
 }
+
+/// What comes until the end, and whether that was a reset.
+async fn hear(stream: &mut OsStream) -> (Vec<u8>, bool) {
+    let (mut got, mut buf) = (Vec::new(), vec![0; 64 << 10]);
+    loop {
+        match stream.read(&mut buf).await {
+            Ok(0) => return (got, false),
+            Ok(n) => got.extend_from_slice(&buf[..n]),
+            Err(_) => return (got, true),
+        }
+    }
+}
+
+/// A server answers early and closes, with the request unread; and a client says its last word beside what it did not
+/// read. Direct TCP gets all of these through, and then a reset.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_said_before_a_reset_arrives_before_it() {
+    let mut lost = Vec::new();
+    for round in 0..40 {
+        let Flow { net: _net, mut client, mut server, _between } = flow().await;
+        let answers = async move {
+            server.read_exact(&mut [0; 1000]).await.unwrap();
+            server.write_all(&[4; 2000]).await.unwrap();
+            // Where it closes, the rest is unread: the kernel resets.
+        };
+        // The rest of the request finds nobody.
+        let _ = tokio::join!(answers, client.write_all(&[1; 1_000_000]));
+        let (answer, reset) = hear(&mut client).await;
+        if answer != [4; 2000] || !reset {
+            lost.push((round, "answer", answer.len(), reset));
+        }
+
+        let Flow { net: _net, mut client, mut server, _between } = flow().await;
+        server.write_all(&[2; 600]).await.unwrap();
+        client.read_exact(&mut [0]).await.unwrap();
+        client.write_all(&[3; 8000]).await.unwrap();
+        drop(client);
+        let (word, reset) = hear(&mut server).await;
+        if word != [3; 8000] || !reset {
+            lost.push((round, "last word", word.len(), reset));
+        }
+    }
+    assert!(lost.is_empty(), "{} of 80: {lost:?}", lost.len());
+}
+
+/// One that takes nothing holds up a reset for as long as it may, and no longer.
+#[tokio::test]
+async fn a_reset_waits_for_one_that_reads_nothing_no_longer_than_it_may() {
+    let Flow { net: _net, mut client, server, _between: mut between } = flow().await;
+    let filling =
+        tokio::time::timeout(Duration::from_millis(500), client.write_all(&vec![1; 64 << 20])).await;
+    assert!(filling.is_err(), "the way is full");
+    client.reset();
+    let ended = tokio::time::timeout(3 * LAST_WORDS, between.join_next()).await;
+    assert!(ended.expect("the flow ends").unwrap().unwrap().is_err());
+    drop(server);
+}
