@@ -456,7 +456,7 @@ async fn what_came_before_the_loss_of_the_path_is_offered() {
 /// nothing: what is held for it is bounded, and another peer's flows go on.
 #[tokio::test]
 async fn a_peer_that_never_acknowledges_fills_its_own_part_only() {
-    tokio::task::LocalSet::new().run_until(never_acknowledged()).await;
+    tokio::task::LocalSet::new().run_until(Box::pin(never_acknowledged())).await;
 }
 
 async fn never_acknowledged() {
