@@ -165,6 +165,19 @@ async fn client(
         }
         Shape::Both | Shape::Answer | Shape::ServiceResets => {}
     }
+    if plan.shape == Shape::ServiceResets {
+        let receiving = async {
+            let greeted = greeting(&mut reader, plan.service, oracle).await?;
+            read_out(&mut reader, incoming).await.map(|()| greeted)
+        };
+        // Who can't write any more reads what is there.
+        let (sent, received) = tokio::join!(biased; sending, receiving);
+        if sent.is_ok() && matches!(received, Ok(false)) {
+            oracle.violate(format_args!("flow {number} ends before its service spoke"));
+        }
+        let received = received.map(drop);
+        return end_of_reset(sent, received, incoming, || oracle.reset(number, DOWN, plan.down / 2));
+    }
     let receiving = async {
         greeted(&mut reader, plan.service, oracle).await?;
         if !plan.pause.is_zero() {
@@ -177,21 +190,27 @@ async fn client(
 
 /// The service says first which one it is.
 async fn greeted(reader: &mut ReadHalf<SimStream>, service: Service, oracle: &Oracle) -> io::Result<()> {
+    if greeting(reader, service, oracle).await? {
+        return Ok(());
+    }
+    oracle.violate(format_args!("a flow to {service:?} ends before its service spoke"));
+    Err(io::ErrorKind::UnexpectedEof.into())
+}
+
+/// Whether the service says which one it is, before an end.
+async fn greeting(reader: &mut ReadHalf<SimStream>, service: Service, oracle: &Oracle) -> io::Result<bool> {
     let mut name = [0; 4];
     let mut filled = 0;
     while filled < name.len() {
         match reader.read(&mut name[filled..]).await? {
-            0 => {
-                oracle.violate(format_args!("a flow to {service:?} ends before its service spoke"));
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
+            0 => return Ok(false),
             n => filled += n,
         }
     }
     if u32::from_be_bytes(name) != service.0 {
         oracle.violate(format_args!("a flow to {service:?} is answered by {}", u32::from_be_bytes(name)));
     }
-    Ok(())
+    Ok(true)
 }
 
 async fn send(
@@ -248,6 +267,36 @@ async fn hear(
     }
 }
 
+/// Reads to the end or the reset.
+async fn read_out(reader: &mut ReadHalf<SimStream>, incoming: &mut Incoming<'_>) -> io::Result<()> {
+    let mut block = vec![0; BLOCK];
+    loop {
+        match reader.read(&mut block).await? {
+            0 => return Ok(()),
+            n => incoming.take(&block[..n]),
+        }
+    }
+}
+
+/// Judges a flow that the other side resets. A system tells that once: where the writer was told, the reader finds an end.
+fn end_of_reset(
+    wrote: io::Result<()>,
+    read: io::Result<()>,
+    incoming: &Incoming<'_>,
+    reset: impl FnOnce(),
+) -> io::Result<()> {
+    match (wrote, read) {
+        (Ok(()), Ok(())) => {
+            incoming.end();
+            Ok(())
+        }
+        (Err(error), _) | (_, Err(error)) => {
+            reset();
+            Err(error)
+        }
+    }
+}
+
 /// Serves a Service at an address for ever.
 ///
 /// # Errors
@@ -297,7 +346,12 @@ async fn attend(stream: SimStream, own: Service, oracle: &Oracle) -> io::Result<
             reader.unsplit(writer).reset();
             return Ok(());
         }
-        Shape::Both | Shape::ClientReadsLate | Shape::ClientResets => {
+        Shape::ClientResets => {
+            let saying = say(&mut writer, id, DOWN, down, pace, oracle);
+            let (said, heard) = tokio::join!(biased; saying, read_out(&mut reader, &mut incoming));
+            return end_of_reset(said, heard, &incoming, || oracle.reset(id, UP, up / 2));
+        }
+        Shape::Both | Shape::ClientReadsLate => {
             let (saying, hearing) =
                 if shape == Shape::ClientReadsLate { (Duration::ZERO, pace) } else { (pace, Duration::ZERO) };
             let hearing = hear(&mut reader, &mut incoming, hearing);

@@ -24,6 +24,8 @@ const LOOK: Duration = Duration::from_millis(50);
 pub struct Network {
     wires: WireTable,
     links: BTreeMap<(IpAddr, IpAddr), Link>,
+    /// How long a window may stay closed, where the kernels count that as silence.
+    closed_window: Option<Duration>,
 }
 
 /// A link that is cut, or was cut and has segments that wait to be sent again.
@@ -94,6 +96,11 @@ fn pair_of(sent: &LinkIter<'_>) -> (IpAddr, IpAddr) {
 }
 
 impl Network {
+    /// `user_timeout`: see [`Stage::user_timeout`](crate::stage::Stage::user_timeout).
+    pub(crate) fn new(user_timeout: bool) -> Self {
+        Self { closed_window: user_timeout.then_some(DEAD), ..Self::default() }
+    }
+
     /// What the nodes' sockets share with it.
     pub(crate) fn wires(&self) -> &WireTable {
         &self.wires
@@ -134,7 +141,7 @@ impl Network {
     /// To be called after each step of the simulation.
     pub fn step(&mut self, sim: &Sim<'_>) {
         let now = sim.elapsed();
-        let Self { wires, links } = self;
+        let Self { wires, links, closed_window } = self;
         if !links.is_empty() {
             sim.links(|all| {
                 for sent in all {
@@ -159,6 +166,7 @@ impl Network {
             }
         }
         links.retain(|_, link| link.cut.is_some() || !link.waiting.is_empty());
-        wires.tick(now, DEAD, |a, b| links.get(&pair(a, b)).is_some_and(|link| link.cut.is_some()));
+        let is_cut = |a, b| links.get(&pair(a, b)).is_some_and(|link| link.cut.is_some());
+        wires.tick(now, DEAD, *closed_window, is_cut);
     }
 }

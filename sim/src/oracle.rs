@@ -1,6 +1,7 @@
 //! The oracle: what must hold whatever happens, checked with every byte, datagram, answer and step.
 //!
 //! - A flow's bytes come in order, once, and completely, or it is reset: an end says that all has come.
+//! - What a side wrote before it reset a flow reaches the other one, where that reads and no fault came meanwhile.
 //! - A reader that is slow stops its writer: what is on its way is bounded.
 //! - A flow and a datagram reach the Service that was meant, at most once; a datagram is one that was sent, whole, and
 //!   its answer comes to its sender.
@@ -35,6 +36,7 @@ struct Flow {
     accepted: bool,
     /// Bytes that came, up and down.
     heard: [u64; 2],
+    began: Duration,
 }
 
 struct Datagram {
@@ -62,6 +64,8 @@ pub struct Tally {
     pub datagrams_received: u64,
     /// Answers to them that came back.
     pub datagrams_answered: u64,
+    /// Flows that were reset, and whose bytes before that had to come.
+    pub last_words: u64,
     /// Checks that something quiet works.
     pub probes: u64,
     /// Answers of DNS that gave an address.
@@ -149,7 +153,7 @@ impl Oracle {
         state.next += 1;
         state.tally.flows += 1;
         let number = state.next;
-        state.flows.insert(number, Flow { service, accepted: false, heard: [0; 2] });
+        state.flows.insert(number, Flow { service, accepted: false, heard: [0; 2], began: now() });
         number
     }
 
@@ -191,6 +195,23 @@ impl Oracle {
         };
         if under_way > UNDER_WAY {
             self.violate(format_args!("flow {number}: {under_way} bytes are on their way to a slow reader"));
+        }
+    }
+
+    /// A flow ended by the reset of its sender, who had written so many bytes before it.
+    pub(crate) fn reset(&self, number: u64, direction: u64, written: u64) {
+        let heard = {
+            let mut state = self.lock();
+            let Some(flow) = state.flows.get(&number) else { return };
+            let (heard, quiet) = (flow.heard[direction as usize], state.changed <= flow.began);
+            if !quiet {
+                return;
+            }
+            state.tally.last_words += 1;
+            heard
+        };
+        if heard < written {
+            self.violate(format_args!("flow {number}: reset after {heard} of the {written} bytes before it"));
         }
     }
 
@@ -442,6 +463,18 @@ mod tests {
         oracle.said(number, 0, 101 + UNDER_WAY);
         assert_eq!(seen.more(), 0);
         oracle.said(number, 0, 102 + UNDER_WAY);
+        assert_eq!(seen.more(), 1);
+    }
+
+    #[test]
+    fn last_words_that_are_lost_are_seen() {
+        let (oracle, mut seen, one, _) = watched();
+        let number = oracle.begin_flow(one);
+        let mut incoming = Incoming::new(&oracle, number, 1, 200);
+        incoming.take(Content::new(number, 1).at(0, 99));
+        oracle.reset(number, 1, 99);
+        assert_eq!(seen.more(), 0);
+        oracle.reset(number, 1, 100);
         assert_eq!(seen.more(), 1);
     }
 

@@ -128,7 +128,7 @@ where
         .max_message_latency(least + random.millis(1..60))
         .enable_random_order()
         .build();
-    let mut network = Network::default();
+    let mut network = Network::new(stage.user_timeout);
     let faults = Faults::default();
     let (world, hosts) = World::new(&mut random, stage, &network, &faults, oracle);
     let world = Arc::new(world);

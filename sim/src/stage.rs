@@ -42,6 +42,9 @@ pub struct Stage {
     pub state: bool,
     /// Whether the pods' imports have six addresses only.
     pub narrow: bool,
+    /// Whether the sockets between nodes break after a minute of a closed window, as TCP_USER_TIMEOUT has it (tcp(7)).
+    /// The routers do not ask for it.
+    pub user_timeout: bool,
 }
 
 /// One port of a Service.
@@ -127,6 +130,7 @@ pub fn two_clusters() -> Stage {
         ],
         state: false,
         narrow: false,
+        user_timeout: false,
     }
 }
 
@@ -150,6 +154,7 @@ pub fn three_endpoints() -> Stage {
         ],
         state: false,
         narrow: false,
+        user_timeout: false,
     }
 }
 

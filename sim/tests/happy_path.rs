@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "what these files hold is tests")]
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use hickory_proto::op::ResponseCode;
@@ -12,8 +14,9 @@ use sim::client::USES;
 use sim::flow::{Outcome, SHAPES, Shape};
 use sim::random::{Random, seeds};
 use sim::simulation::simulate;
-use sim::stage::{DATABASE, ECHO, METRICS, SYSLOG, WEB, two_clusters};
+use sim::stage::{DATABASE, ECHO, METRICS, SYSLOG, Stage, WEB, two_clusters};
 use tokio::task::JoinSet;
+use tokio::time::sleep;
 
 #[test]
 fn every_name_resolves_over_udp_and_tcp() {
@@ -197,4 +200,46 @@ fn a_reader_that_pauses_for_ten_minutes_gets_everything() {
             }
         });
     }
+}
+
+#[test]
+fn a_pause_on_sockets_that_take_a_closed_window_for_silence_is_cut() {
+    // So the pause above would be, if the routers asked for TCP_USER_TIMEOUT. Not of every seed: some have wide windows.
+    let is_cut = |seed| {
+        let cut = Arc::new(AtomicBool::new(false));
+        let seen = cut.clone();
+        let stage = Stage { user_timeout: true, ..two_clusters() };
+        simulate(seed, &stage, |world| async move {
+            world.set_up().await;
+            let to = world.locate("client", &WEB).await;
+            let plan = world.plan(&WEB, 1000, 7 << 20).pausing(Duration::from_secs(90));
+            let outcome = world.flow("client", to, plan).await;
+            seen.store(matches!(outcome, Outcome::Reset(_)), Ordering::Relaxed);
+        });
+        cut.load(Ordering::Relaxed)
+    };
+    assert!((0..8).any(is_cut));
+}
+
+#[test]
+fn what_is_written_before_a_reset_arrives() {
+    let mut checked = 0;
+    for seed in seeds(10) {
+        let report = simulate(seed, &two_clusters(), |world| async move {
+            world.set_up().await;
+            let mut random = Random::new(world.random.lock().unwrap().draw());
+            for (pod, port) in [("client", WEB), ("near", WEB), ("near", METRICS)] {
+                let to = world.locate(pod, &port).await;
+                for shape in [Shape::ClientResets, Shape::ServiceResets] {
+                    for most in [2, 3000, 200_000] {
+                        let (up, down) = (random.within(2..most + 1), random.within(2..most + 1));
+                        world.flow(pod, to, world.plan(&port, up, down).shaped(shape)).await;
+                    }
+                }
+            }
+            sleep(Duration::from_secs(1)).await;
+        });
+        checked += report.tally.last_words;
+    }
+    assert!(checked > 0);
 }

@@ -46,6 +46,7 @@ fn stage() -> Stage {
         // The disk's threads have a time of their own, which no seed rules: see sidecar_restart.rs.
         state: false,
         narrow: false,
+        user_timeout: false,
     }
 }
 

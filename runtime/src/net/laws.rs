@@ -45,6 +45,8 @@ macro_rules! net_laws {
                 a_reset_after_an_end_is_passed_on_to_a_silent_side,
                 a_reset_of_a_blocked_sender_is_passed_on,
                 a_receiver_that_closes_resets_the_sender,
+                what_a_sender_said_before_its_reset_is_passed_on,
+                an_early_answer_comes_before_the_reset_of_a_request_that_is_not_read,
                 a_slow_reader_stops_the_writer_and_gets_everything,
                 a_blocked_direction_does_not_hold_up_the_other,
                 a_dropped_splice_resets_both_sides

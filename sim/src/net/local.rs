@@ -176,6 +176,11 @@ impl Local {
         Poll::Pending
     }
 
+    /// Whether it has broken, also where bytes that came before are unread.
+    pub(super) fn is_broken(&self) -> bool {
+        self.lock()[self.own].dead
+    }
+
     /// From now on a drop resets it (SO_LINGER of 0).
     pub(super) fn reset_when_dropped(mut self) -> Self {
         self.resets = true;

@@ -92,6 +92,10 @@ impl Stream for SimStream {
         }
     }
 
+    fn is_broken(&self) -> bool {
+        matches!(&self.path, Path::Local(stream) if stream.is_broken())
+    }
+
     fn peer_addr(&self) -> io::Result<SocketAddr> {
         Ok(match &self.path {
             Path::Local(stream) => stream.peer_addr(),

@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 use turmoil::net::{TcpListener, TcpStream};
 
 use super::kernel::{Counted, Kernel};
+use crate::oracle::now;
 
 /// Bytes of a segment.
 const SEGMENT: usize = 8 << 10;
@@ -53,6 +54,8 @@ struct State {
 struct Lane {
     in_flight: VecDeque<usize>,
     swallowed: usize,
+    /// Since when the receiver's window is closed to bytes that wait.
+    stalled: Option<Duration>,
     /// It was broken off by its sender, not ended.
     reset: bool,
     /// Nobody holds this end any more ...
@@ -75,6 +78,7 @@ impl Lane {
 
     /// The receiver has read this many bytes.
     fn consume(&mut self, mut n: usize) {
+        self.stalled = None;
         while let Some(first) = self.in_flight.front_mut() {
             if n < *first {
                 *first -= n;
@@ -156,16 +160,28 @@ impl WireTable {
         wires.iter().for_each(|wire| wire.time_out());
     }
 
-    /// Time has passed: what was lost for `timeout` is dead, and what was closed is known at the other end unless the
-    /// path between two nodes is cut.
-    pub(crate) fn tick(&self, now: Duration, timeout: Duration, is_cut: impl Fn(IpAddr, IpAddr) -> bool) {
+    /// Time has passed: what was lost for `timeout` is dead, or had a closed window for `closed`, and what was closed is
+    /// known at the other end unless the path between two nodes is cut.
+    pub(crate) fn tick(
+        &self,
+        now: Duration,
+        timeout: Duration,
+        closed: Option<Duration>,
+        is_cut: impl Fn(IpAddr, IpAddr) -> bool,
+    ) {
         let (wires, closing) = {
             let mut table = self.lock();
             let wires: Vec<_> = table.wires.values().filter_map(Weak::upgrade).collect();
             (wires, std::mem::take(&mut table.closing))
         };
         for wire in wires {
-            let late = wire.lock().lost.is_some_and(|since| since + timeout <= now);
+            let late = {
+                let state = wire.lock();
+                let is_stalled = |lane: &Lane| {
+                    lane.stalled.zip(closed).is_some_and(|(since, closed)| since + closed <= now)
+                };
+                state.lost.is_some_and(|since| since + timeout <= now) || state.lanes.iter().any(is_stalled)
+            };
             if late {
                 wire.time_out();
             }
@@ -345,6 +361,7 @@ impl Wire {
             if gone {
                 return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
             }
+            own.stalled.get_or_insert_with(now);
             own.writer = Some(cx.waker().clone());
             return Poll::Pending;
         }

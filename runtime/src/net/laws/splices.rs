@@ -131,6 +131,40 @@ pub async fn a_receiver_that_closes_resets_the_sender(net: impl Net) {
     soon(async { while flow.client.write_all(&[0; 1000]).await.is_ok() {} }).await;
 }
 
+pub async fn what_a_sender_said_before_its_reset_is_passed_on(net: impl Net) {
+    let mut flow = flow(&net).await;
+    let written = fill_up(&mut flow.client).await;
+    let (mut got, mut block) = (Vec::<u8>::new(), vec![0_u8; 32 << 10]);
+    // What its own system still has is lost with it; the rest is the splice's, or waits for the server.
+    while !flow.client.is_taken() {
+        let n = soon(flow.server.read(&mut block)).await.unwrap();
+        got.extend(&block[..n]);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    flow.client.reset();
+    tokio::time::sleep(STILL).await;
+    loop {
+        match soon(flow.server.read(&mut block)).await {
+            Ok(0) => panic!("an end after {} of {written} bytes", got.len()),
+            Ok(n) => got.extend(&block[..n]),
+            Err(_) => break,
+        }
+    }
+    assert_eq!(got.len(), written);
+    assert!(got == pattern(0, written));
+}
+
+pub async fn an_early_answer_comes_before_the_reset_of_a_request_that_is_not_read(net: impl Net) {
+    let mut flow = flow(&net).await;
+    fill_up(&mut flow.client).await;
+    flow.server.write_all(b"413").await.unwrap();
+    flow.server.reset();
+    let mut answer = [0; 3];
+    soon(flow.client.read_exact(&mut answer)).await.unwrap();
+    assert_eq!(&answer, b"413");
+    assert!(is_reset(&mut flow.client).await);
+}
+
 pub async fn a_slow_reader_stops_the_writer_and_gets_everything(net: impl Net) {
     let mut flow = flow(&net).await;
     let written = fill_up(&mut flow.client).await;
