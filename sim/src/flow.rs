@@ -147,6 +147,7 @@ async fn client(
         Shape::ClientResets => {
             greeted(&mut reader, plan.service, oracle).await?;
             sending.await?;
+            oracle.break_off(number);
             reader.unsplit(writer).reset();
             return Ok(());
         }
@@ -343,6 +344,7 @@ async fn attend(stream: SimStream, own: Service, oracle: &Oracle) -> io::Result<
         }
         Shape::ServiceResets => {
             send(&mut writer, id, DOWN, down / 2, pace, oracle).await?;
+            oracle.break_off(id);
             reader.unsplit(writer).reset();
             return Ok(());
         }

@@ -37,6 +37,8 @@ struct Flow {
     /// Bytes that came, up and down.
     heard: [u64; 2],
     began: Duration,
+    /// One of its sides resets it, as it planned. One that was not accepted yet is reset by others.
+    broken_off: bool,
 }
 
 struct Datagram {
@@ -153,7 +155,10 @@ impl Oracle {
         state.next += 1;
         state.tally.flows += 1;
         let number = state.next;
-        state.flows.insert(number, Flow { service, accepted: false, heard: [0; 2], began: now() });
+        state.flows.insert(
+            number,
+            Flow { service, accepted: false, heard: [0; 2], began: now(), broken_off: false },
+        );
         number
     }
 
@@ -198,12 +203,20 @@ impl Oracle {
         }
     }
 
+    /// A side has said half of it and resets the flow.
+    pub(crate) fn break_off(&self, number: u64) {
+        if let Some(flow) = self.lock().flows.get_mut(&number) {
+            flow.broken_off = true;
+        }
+    }
+
     /// A flow ended by the reset of its sender, who had written so many bytes before it.
     pub(crate) fn reset(&self, number: u64, direction: u64, written: u64) {
         let heard = {
             let mut state = self.lock();
             let Some(flow) = state.flows.get(&number) else { return };
-            let (heard, quiet) = (flow.heard[direction as usize], state.changed <= flow.began);
+            let (heard, quiet) =
+                (flow.heard[direction as usize], flow.broken_off && state.changed <= flow.began);
             if !quiet {
                 return;
             }
@@ -472,6 +485,9 @@ mod tests {
         let number = oracle.begin_flow(one);
         let mut incoming = Incoming::new(&oracle, number, 1, 200);
         incoming.take(Content::new(number, 1).at(0, 99));
+        oracle.reset(number, 1, 100);
+        assert_eq!(seen.more(), 0, "nobody meant to reset it");
+        oracle.break_off(number);
         oracle.reset(number, 1, 99);
         assert_eq!(seen.more(), 0);
         oracle.reset(number, 1, 100);
