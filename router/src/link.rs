@@ -11,6 +11,7 @@ use servicekeel_core::mesh::{LinkMessage, Offer};
 use servicekeel_runtime::latest;
 use servicekeel_runtime::net::Net;
 use tokio::sync::mpsc;
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
@@ -22,6 +23,8 @@ use crate::tls::Next;
 
 /// How long changes of exports are gathered: what changes at once is looked at once.
 const GATHER: Duration = Duration::from_millis(20);
+/// The changes that are told before it is read again what the peer says.
+const MAX_CHANGES: usize = 64;
 /// How long the last word may take.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -140,20 +143,30 @@ impl<N: Net> Link<'_, N> {
         let mut lost = std::pin::pin!(lost);
         self.look_at_exports();
         let mut gathered: Option<Instant> = None;
+        let mut suspected = false;
         loop {
             uses.tell(&mut keepalive);
             let now = Instant::now().into_std();
             if keepalive.poll_ping(now) {
                 self.put(&LinkMessage::Ping)?;
             }
-            if keepalive.is_dead(now) {
+            // This task may have waited for its own turn: what has come meanwhile is read before the verdict.
+            let dead = keepalive.is_dead(now);
+            if dead && suspected {
                 return Err(LinkError::Dead);
+            }
+            suspected = dead;
+            if suspected {
+                yield_now().await;
             }
             if gathered.is_some_and(|when| when.into_std() <= now) {
                 gathered = None;
                 self.look_at_exports();
             }
-            self.put_changes()?;
+            if self.put_changes()? {
+                // Others have their turn, and what the peer says is looked for.
+                yield_now().await;
+            }
             let timers =
                 [Some(keepalive.poll_timeout()), gathered.map(Instant::into_std), self.next_change()];
             let timer = timers.into_iter().flatten().min().unwrap_or(now);
@@ -221,10 +234,14 @@ impl<N: Net> Link<'_, N> {
         if self.channel.is_full() { None } else { self.announcer.poll_timeout() }
     }
 
-    fn put_changes(&mut self) -> Result<(), LinkError> {
+    /// Puts what is to be told, up to a bound; says whether there may be more.
+    fn put_changes(&mut self) -> Result<bool, LinkError> {
         let cluster = &self.place.peer.id.cluster;
         let now = Instant::now().into_std();
-        while !self.channel.is_full() {
+        for _ in 0..MAX_CHANGES {
+            if self.channel.is_full() {
+                return Ok(false);
+            }
             let change = {
                 let routes = self.node.routes();
                 self.announcer.poll(now, |port| routes.table.is_open_to(port, cluster))
@@ -233,7 +250,7 @@ impl<N: Net> Link<'_, N> {
                 // Who else may use it is nothing to the peer.
                 Some(Change::Offer(port)) => LinkMessage::Offer(Offer { port, allow: None }),
                 Some(Change::Withdraw(port)) => LinkMessage::Withdraw(port),
-                None if self.synced => return Ok(()),
+                None if self.synced => return Ok(false),
                 None => {
                     self.synced = true;
                     LinkMessage::Synced
@@ -241,7 +258,7 @@ impl<N: Net> Link<'_, N> {
             };
             self.put(&message)?;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Has the announcer look at what has changed of this node's exports.

@@ -142,9 +142,13 @@ async fn refusal(conversation: &Conversation) -> (Option<u64>, String) {
 
 /// All that was said before is handled.
 async fn handled(conversation: &Conversation) {
-    const ODD: u64 = 60_000;
-    conversation.send(&export(ODD, "elsewhere.local", None), Vec::new()).await.unwrap();
-    while refusal(conversation).await.0 != Some(ODD) {}
+    handled_at(conversation, 60_000).await;
+}
+
+/// The same, by an id that may be in use: its export is offered no more.
+async fn handled_at(conversation: &Conversation, id: u64) {
+    conversation.send(&export(id, "elsewhere.local", None), Vec::new()).await.unwrap();
+    while refusal(conversation).await.0 != Some(id) {}
 }
 
 fn runtime() -> Runtime {
@@ -250,5 +254,44 @@ fn an_export_that_flips_in_a_loop_costs_next_to_nothing() {
         let shares = [share(a.cpu(), before[0]), share(b.cpu(), before[1])];
         let flips = flipping.await.unwrap();
         assert!(shares[0] < 0.15 && shares[1] < 0.05, "of a core: {shares:?}, {flips} messages");
+    });
+}
+
+#[test]
+fn pods_with_all_the_exports_that_they_may_have_leave_the_link_up() {
+    const PODS: u64 = 5;
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let pair = pair();
+    let (a, b) = (&pair.a, &pair.b);
+    runtime().block_on(async {
+        let start = Instant::now();
+        while !b.is_linked().await {
+            assert!(start.elapsed() < Duration::from_secs(20), "no link");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let linked = Instant::now();
+        let mut pods = tokio::task::JoinSet::new();
+        for pod in 0..PODS {
+            let conversation = a.greet(&format!("greedy-{pod}")).await;
+            pods.spawn(async move {
+                let first = 1 + pod * MAX_SOCKETS as u64;
+                for id in first..first + MAX_SOCKETS as u64 {
+                    conversation.send(&export(id, "a.local", None), Vec::new()).await.unwrap();
+                }
+                handled_at(&conversation, first).await;
+                conversation
+            });
+        }
+        let _conversations = pods.join_all().await;
+        // As long as a link that is not heard has, twice over.
+        tokio::task::spawn_blocking(|| thread::sleep(Duration::from_secs(8))).await.unwrap();
+        let passed = linked.elapsed().as_secs();
+        for router in [a, b] {
+            let (_, status) = servicekeel_runtime::admin::get(router.admin, "/status").await.unwrap();
+            let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+            let links = status["peers"][0]["links"].as_array().unwrap();
+            let [link] = &links[..] else { panic!("not one link: {links:?}") };
+            assert!(link["seconds"].as_u64().unwrap() + 1 >= passed, "a new one within {passed} s: {link}");
+        }
     });
 }

@@ -16,8 +16,10 @@ pub const FIRST_HOLD: Duration = Duration::from_secs(1);
 pub const LAST_HOLD: Duration = Duration::from_secs(30);
 /// A port that has not changed for this long begins anew.
 pub const CALM: Duration = Duration::from_secs(60);
-/// Ports whose changes are counted before it is looked which of them are calm.
+/// Ports whose changes are counted before it is looked which of them are calm ...
 const MAX_COUNTED: usize = 1024;
+/// ... which is done once in this time at the most: it costs as much as there are.
+const SWEEP: Duration = Duration::from_secs(CALM.as_secs() / 4);
 
 /// What the neighbour is to be told of a port.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,6 +53,10 @@ pub struct Announcer {
     due: BTreeMap<ServicePort, Instant>,
     by_time: BTreeSet<(Instant, ServicePort)>,
     counted: BTreeMap<ServicePort, Changed>,
+    /// When it was last looked which of them are calm.
+    swept: Option<Instant>,
+    #[cfg(test)]
+    looks: usize,
 }
 
 impl Announcer {
@@ -98,7 +104,14 @@ impl Announcer {
     fn count(&mut self, port: &ServicePort, now: Instant) {
         let calm = |changed: &Changed| now.saturating_duration_since(changed.last) >= CALM;
         if self.counted.len() >= MAX_COUNTED && !self.counted.contains_key(port) {
-            self.counted.retain(|_, changed| !calm(changed));
+            if self.swept.is_none_or(|swept| now.saturating_duration_since(swept) >= SWEEP) {
+                self.swept = Some(now);
+                #[cfg(test)]
+                {
+                    self.looks += self.counted.len();
+                }
+                self.counted.retain(|_, changed| !calm(changed));
+            }
             // Who exports so much that changes is counted from the start at the worst.
             if self.counted.len() >= MAX_COUNTED.max(2 * self.told.len()) {
                 self.counted.clear();
@@ -185,6 +198,23 @@ mod tests {
             assert!(announcer.poll(now, |_| false).is_some());
         }
         assert!(announcer.counted.len() <= MAX_COUNTED && announcer.due.is_empty());
+    }
+
+    #[test]
+    fn what_many_ports_cost_grows_with_their_number() {
+        let (mut announcer, start) = (Announcer::default(), Instant::now());
+        // Told within four seconds.
+        for number in 1..=50_000 {
+            let now = start + Duration::from_micros(80 * u64::from(number));
+            announcer.handle_changed(port(number), now);
+            assert!(announcer.poll(now, |_| true).is_some());
+        }
+        assert!(announcer.looks <= 50_000, "looked at {} counts", announcer.looks);
+        // And what is calm goes all the same.
+        let later = start + 2 * CALM;
+        announcer.handle_changed(port(60_000), later);
+        assert!(announcer.poll(later, |_| true).is_some());
+        assert_eq!(announcer.counted.len(), 1);
     }
 
     proptest! {
