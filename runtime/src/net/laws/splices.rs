@@ -143,12 +143,9 @@ pub async fn what_a_sender_said_before_its_reset_is_passed_on(net: impl Net) {
     }
     flow.client.reset();
     tokio::time::sleep(STILL).await;
-    loop {
-        match soon(flow.server.read(&mut block)).await {
-            Ok(0) => panic!("an end after {} of {written} bytes", got.len()),
-            Ok(n) => got.extend(&block[..n]),
-            Err(_) => break,
-        }
+    while let Ok(n) = soon(flow.server.read(&mut block)).await {
+        assert!(n > 0, "an end after {} of {written} bytes", got.len());
+        got.extend(&block[..n]);
     }
     assert_eq!(got.len(), written);
     assert!(got == pattern(0, written));
