@@ -4,7 +4,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroU16;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -36,11 +36,19 @@ pub(crate) struct PodPort<N: Net> {
     last: AtomicUsize,
     /// For flows that wait as long as TCP would.
     patient: Semaphore,
+    /// The log says that it is failing.
+    pub(crate) failure_told: AtomicBool,
 }
 
 impl<N: Net> PodPort<N> {
     pub(crate) fn new(pod: Arc<Pod<N>>, target: NonZeroU16) -> Self {
-        Self { pod, target, last: AtomicUsize::new(0), patient: Semaphore::new(MAX_PATIENT) }
+        Self {
+            pod,
+            target,
+            last: AtomicUsize::new(0),
+            patient: Semaphore::new(MAX_PATIENT),
+            failure_told: AtomicBool::new(false),
+        }
     }
 
     /// The pod's addresses, then its loopback, the one that answered last first; each with its number.

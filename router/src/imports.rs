@@ -22,7 +22,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// How many connections are taken at the last moment, before a socket closes.
 const LAST: usize = 1024;
 
-/// How often it is told that the flows of an import find no endpoint.
+/// How often it is told that the flows of an import find no endpoint, and that its socket fails.
 const TELL: Duration = Duration::from_secs(10);
 
 /// One import.
@@ -30,11 +30,15 @@ pub(crate) struct Import {
     pub(crate) wanted: ServicePort,
     /// For the log: flows, or UDP sessions, that found no endpoint.
     pub(crate) failures: Throttle,
+    /// For the log: its socket fails.
+    pub(crate) faults: Throttle,
 }
 
 impl Import {
-    pub(crate) fn new(wanted: ServicePort) -> Arc<Self> {
-        Arc::new(Self { wanted, failures: Throttle::new(1, TELL) })
+    /// Its lines in the log are its pod's too.
+    pub(crate) fn new(wanted: ServicePort, of_pod: &Arc<Throttle>) -> Arc<Self> {
+        let throttle = || Throttle::new(1, TELL).under(of_pod);
+        Arc::new(Self { wanted, failures: throttle(), faults: throttle() })
     }
 
     /// Says that a UDP session found no endpoint.
@@ -50,26 +54,25 @@ pub(crate) async fn serve<N: Net>(
     node: Arc<Node<N>>,
     listener: N::TcpListener,
     wanted: ServicePort,
+    log: Arc<Throttle>,
     close: oneshot::Receiver<AbortOnDrop>,
 ) {
-    let import = Import::new(wanted);
+    let import = Import::new(wanted, &log);
     let wanted = &import.wanted;
     let mut draining = node.draining.subscribe();
-    let mut failing = false;
     let accept = async {
         loop {
             node.room_for_flow().await;
             match listener.accept().await {
                 Ok((app, _)) => {
-                    failing = false;
                     let Ok(permit) = node.flows.clone().acquire_owned().await else { return };
                     begin(&node, app, &import, permit);
                 }
                 Err(error) => {
                     // Such as EMFILE: what waits stays in the backlog meanwhile.
                     node.relieve();
-                    if !std::mem::replace(&mut failing, true) {
-                        warn!(%wanted, %error, "cannot accept connections; retrying");
+                    if let Some(suppressed) = import.faults.permit() {
+                        warn!(%wanted, %error, suppressed, "cannot accept connections; retrying");
                     }
                     sleep(PAUSE).await;
                 }
@@ -133,8 +136,9 @@ mod tests {
         let node = Node::new(OsNet::new(), id, 1, settings);
         let listener = node.net.listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let addr = listener.local_addr().unwrap();
+        let log = Arc::new(Throttle::new(1, TELL));
         let (close, closing) = oneshot::channel();
-        let task = node.tasks.spawn(serve(node.clone(), listener, wanted, closing));
+        let task = node.tasks.spawn(serve(node.clone(), listener, wanted, log, closing));
         yield_now().await;
         // One thread: the router has no turn between the two.
         let mut app = TcpStream::connect(addr).unwrap();

@@ -76,7 +76,9 @@ pub(crate) async fn run<N: Net>(
     node.count_links();
     let place = Place { node: node.clone(), peer: peer.clone(), id };
     let from = dialled.as_ref().map_or("by the peer", |dialled| &dialled.address);
-    info!(peer = %peer.id, dialled = from, "link up");
+    if let Some(suppressed) = peer.turns.permit() {
+        info!(peer = %peer.id, dialled = from, suppressed, "link up");
+    }
     let link = Link {
         node,
         place: &place,
@@ -88,10 +90,18 @@ pub(crate) async fn run<N: Net>(
         synced: false,
         refusal_told: false,
     };
-    match link.converse(asked).await {
-        Ok(()) => info!(peer = %peer.id, "link closed"),
+    let ended = link.converse(asked).await;
+    let told = peer.turns.permit();
+    match ended {
+        Ok(()) => {
+            if let Some(suppressed) = told {
+                info!(peer = %peer.id, suppressed, "link closed");
+            }
+        }
         Err(error) => {
-            warn!(peer = %peer.id, %error, "link down");
+            if let Some(suppressed) = told {
+                warn!(peer = %peer.id, %error, suppressed, "link down");
+            }
             peer.link_broke();
         }
     }
@@ -277,8 +287,10 @@ impl<N: Net> Link<'_, N> {
 
     /// Says, once, that something of the peer is not taken.
     fn refuse(&mut self, error: &dyn std::fmt::Display) {
-        if !std::mem::replace(&mut self.refusal_told, true) {
-            warn!(peer = %self.place.peer.id, %error, "offer rejected; further rejections on this link are not logged");
+        if !std::mem::replace(&mut self.refusal_told, true)
+            && let Some(suppressed) = self.place.peer.words.permit()
+        {
+            warn!(peer = %self.place.peer.id, %error, suppressed, "offer rejected; further rejections on this link are not logged");
         }
     }
 
@@ -304,12 +316,18 @@ impl<N: Net> Link<'_, N> {
                 debug!(%peer, %port, "withdrawn");
                 self.node.change(|table| table.withdraw(peer, id, &port));
             }
-            LinkMessage::Synced => info!(%peer, "exports synced"),
+            LinkMessage::Synced => {
+                if let Some(suppressed) = self.place.peer.words.permit() {
+                    info!(%peer, suppressed, "exports synced");
+                }
+            }
             LinkMessage::Ping => self.put(&LinkMessage::Pong)?,
             LinkMessage::Pong => {}
             LinkMessage::DialBack { flows, datagrams } => self.dial_back(flows, datagrams),
             LinkMessage::Goodbye => {
-                info!(%peer, "peer is shutting down");
+                if let Some(suppressed) = self.place.peer.words.permit() {
+                    info!(%peer, suppressed, "peer is shutting down");
+                }
                 self.node.change(|table| table.link_down(id));
             }
         }

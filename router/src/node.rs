@@ -65,8 +65,8 @@ pub(crate) struct Node<N: Net> {
     pub(crate) refusals: Throttle,
     /// For the log: handshakes that make room.
     pub(crate) crowds: Throttle,
-    /// For the log: exported endpoints that begin to fail.
-    pub(crate) failures: Throttle,
+    /// For the log: what the imports and exports of all pods bring about; each pod has its own under it.
+    pub(crate) pods_log: Arc<Throttle>,
     /// Pods that went without a word.
     pub(crate) missing: Missing,
     /// For the log: this process has no descriptors for something.
@@ -121,7 +121,7 @@ impl<N: Net> Node<N> {
             most_flows,
             refusals: Throttle::new(10, Duration::from_secs(1)),
             crowds: Throttle::new(1, Duration::from_secs(10)),
-            failures: Throttle::new(10, Duration::from_secs(1)),
+            pods_log: Arc::new(Throttle::new(512, Duration::from_millis(100))),
             missing: Missing::default(),
             shortage: Throttle::new(1, Duration::from_secs(10)),
             relief: Throttle::new(1, shortage::PAUSE),
@@ -219,17 +219,20 @@ impl<N: Net> Node<N> {
         if outcome.health() == Health::Dead {
             self.counters.endpoint_failures.inc();
         }
-        let pod = || self.endpoints().get(id).map(|e| e.pod.claim.name.clone()).unwrap_or_default();
-        match turn {
-            Turn::Fails => {
-                if let Some(suppressed) = self.failures.permit() {
-                    warn!(service = %wanted, pod = pod(), reason, suppressed, "exported endpoint is failing");
-                }
+        if turn == Turn::None {
+            return;
+        }
+        // One that is gone is no news any more.
+        let Some(endpoint) = self.endpoints().get(id).cloned() else { return };
+        let pod = &endpoint.pod.claim.name;
+        if let Turn::Recovers(failures) = turn {
+            // Told where its beginning was.
+            if endpoint.failure_told.swap(false, Ordering::Relaxed) {
+                info!(service = %wanted, %pod, failures, "exported endpoint recovered");
             }
-            Turn::Recovers(failures) => {
-                info!(service = %wanted, pod = pod(), failures, "exported endpoint recovered");
-            }
-            Turn::None => {}
+        } else if let Some(suppressed) = endpoint.pod.log.permit() {
+            endpoint.failure_told.store(true, Ordering::Relaxed);
+            warn!(service = %wanted, %pod, reason, suppressed, "exported endpoint is failing");
         }
     }
 

@@ -45,6 +45,10 @@ const MEMORY: Duration = Duration::from_secs(3600);
 const RENEWAL: Duration = Duration::from_secs(60);
 /// Runs of a peer that are remembered.
 const MAX_RUNS: usize = 8;
+/// So many lines of one kind that a peer brings about are logged at once ...
+const LINES: u32 = 16;
+/// ... and one more in this time.
+const LINE: Duration = Duration::from_secs(2);
 /// How often it is told that two routers have one name.
 const TELL_TWINS: Duration = Duration::from_secs(60);
 
@@ -149,6 +153,10 @@ pub(crate) struct Peer<N: Net> {
     /// Its datagrams that wait for pods of this node, and those that wait for it.
     pub(crate) datagrams_in: Arc<Account>,
     pub(crate) datagrams_out: Arc<Account>,
+    /// For the log: its links come and go.
+    pub(crate) turns: Throttle,
+    /// For the log: what it says on its links.
+    pub(crate) words: Throttle,
     /// For the log: another router of this name.
     pub(crate) twins: Throttle,
     /// For its connections that carry no flow now.
@@ -185,6 +193,8 @@ impl<N: Net> Peer<N> {
             owner: Owner::new(rooms),
             datagrams_in: rooms.datagrams.account(),
             datagrams_out: rooms.datagrams.account(),
+            turns: Throttle::new(LINES, LINE),
+            words: Throttle::new(LINES, LINE),
             twins: Throttle::new(1, TELL_TWINS),
             unused: Arc::new(Semaphore::new(MAX_UNUSED)),
             dial_backs: Arc::new(Semaphore::new(MAX_DIALS)),
@@ -236,7 +246,9 @@ impl<N: Net> Peer<N> {
         state.links.insert(id, link);
         state.down = None;
         if reborn {
-            info!(peer = %self.id, "peer restarted; its flows are reset");
+            if let Some(suppressed) = self.turns.permit() {
+                info!(peer = %self.id, suppressed, "peer restarted; its flows are reset");
+            }
             self.cut(&mut state);
         }
         let epoch = self.epoch();

@@ -9,6 +9,7 @@ use servicekeel_core::handoff::{self, MessageError, SocketId, ToRouter, ToSideca
 use servicekeel_core::pace::{self, Pace};
 use servicekeel_runtime::latest;
 use servicekeel_runtime::net::{Handoff, HandoffListener, NamespaceCookie, Net, PeerCredentials, PodThread};
+use servicekeel_runtime::throttle::Throttle;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
@@ -21,6 +22,10 @@ use crate::successor::{self, GRACE};
 
 /// How long a sidecar may take to read what it is told.
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
+/// So many lines about the sockets of one conversation are logged at once ...
+const LINES: u32 = 32;
+/// ... and one more in this time.
+const LINE: Duration = Duration::from_secs(2);
 /// The most bytes that a claim of a sidecar has in logs and the status.
 const MAX_CLAIM: usize = 253;
 /// How long a connection may take to say who it is.
@@ -42,6 +47,8 @@ pub(crate) struct Pod<N: Net> {
     pub(crate) stock: Stock<N::Descriptor>,
     /// Its datagrams that wait.
     pub(crate) datagrams: Arc<Account>,
+    /// For the log: what its imports and exports bring about.
+    pub(crate) log: Arc<Throttle>,
     /// How the conversation stands.
     pub(crate) state: latest::Sender<State>,
     /// Of its sockets, once the first one came; never where the kernel does not say it.
@@ -183,6 +190,7 @@ async fn session<N: Net>(
         addresses,
         stock: Stock::new(),
         datagrams: node.rooms.datagrams.account(),
+        log: Arc::new(Throttle::new(LINES, LINE).under(&node.pods_log)),
         state: latest::Sender::new(State::Connected),
         namespace: OnceLock::new(),
         imports: Mutex::default(),

@@ -170,7 +170,8 @@ impl<N: Net> Sockets<N> {
             Protocol::Tcp => {
                 let listener = node.net.adopt_listener(descriptor).await?;
                 let (close, closed) = oneshot::channel();
-                let serving = imports::serve(node.clone(), listener, wanted.clone(), closed);
+                let serving =
+                    imports::serve(node.clone(), listener, wanted.clone(), self.pod.log.clone(), closed);
                 let task = node.tasks.spawn(async move {
                     let _ = thread.run(serving).await;
                 });
@@ -178,8 +179,8 @@ impl<N: Net> Sockets<N> {
             }
             Protocol::Udp => {
                 let socket = node.net.adopt_udp(descriptor).await?;
-                let owner = self.pod.datagrams.clone();
-                let serving = datagrams::import::serve(node.clone(), socket, wanted.clone(), owner);
+                let (owner, log) = (self.pod.datagrams.clone(), self.pod.log.clone());
+                let serving = datagrams::import::serve(node.clone(), socket, wanted.clone(), owner, log);
                 let task = node.tasks.spawn(async move {
                     let _ = thread.run(serving).await;
                 });

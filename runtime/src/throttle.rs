@@ -1,7 +1,7 @@
 //! Keeps what happens again and again from filling the log.
 
 use std::num::NonZeroU64;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -11,6 +11,7 @@ use tokio::time::Instant;
 pub struct Throttle {
     burst: u32,
     interval: Duration,
+    whole: Option<Arc<Self>>,
     state: Mutex<State>,
 }
 
@@ -25,7 +26,15 @@ impl Throttle {
     /// So many lines at once, and one more for each interval; a millisecond is the shortest.
     pub fn new(burst: u32, interval: Duration) -> Self {
         let state = State { left: burst, since: Instant::now(), suppressed: 0 };
-        Self { burst, interval, state: Mutex::new(state) }
+        Self { burst, interval, whole: None, state: Mutex::new(state) }
+    }
+
+    /// The same, where a line is one of the `whole`'s too: of many that share one, each has its own, and those that come
+    /// and go write no more than the whole has.
+    #[must_use]
+    pub fn under(mut self, whole: &Arc<Self>) -> Self {
+        self.whole = Some(whole.clone());
+        self
     }
 
     /// Whether a line may be written, with how many were not since the last one: a field that is left out where all
@@ -38,7 +47,7 @@ impl Throttle {
             state.left = state.left.saturating_add(earned).min(self.burst);
             state.since = now;
         }
-        if state.left == 0 {
+        if state.left == 0 || self.whole.as_ref().is_some_and(|whole| whole.permit().is_none()) {
             state.suppressed += 1;
             return None;
         }
@@ -61,5 +70,19 @@ mod tests {
         assert_eq!(told(3), [NonZeroU64::new(15)]);
         tokio::time::advance(interval * 100).await;
         assert_eq!(told(25), [&[NonZeroU64::new(2)][..], &[None; 9]].concat());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn those_that_come_and_go_have_no_more_than_the_whole() {
+        let interval = Duration::from_secs(1);
+        let whole = Arc::new(Throttle::new(5, interval));
+        let renewed = || Throttle::new(2, interval).under(&whole);
+        let told = (0..100).filter(|_| renewed().permit().is_some()).count();
+        assert_eq!(told, 5);
+        // What the whole had no room for is told by whose it was.
+        let one = renewed();
+        assert_eq!((one.permit(), one.permit()), (None, None));
+        tokio::time::advance(interval).await;
+        assert_eq!(one.permit(), Some(NonZeroU64::new(2)));
     }
 }

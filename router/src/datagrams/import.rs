@@ -8,6 +8,7 @@ use servicekeel_core::mesh::table::Candidate;
 use servicekeel_core::name::ServicePort;
 use servicekeel_core::session::Sessions;
 use servicekeel_runtime::net::Net;
+use servicekeel_runtime::throttle::Throttle;
 use tokio::sync::mpsc;
 use tokio::time::{Duration, Instant, sleep, sleep_until};
 use tracing::{debug, warn};
@@ -62,13 +63,13 @@ pub(crate) async fn serve<N: Net>(
     socket: N::UdpSocket,
     wanted: ServicePort,
     owner: Arc<Account>,
+    log: Arc<Throttle>,
 ) {
-    let (socket, import) = (Arc::new(socket), Import::new(wanted));
+    let (socket, import) = (Arc::new(socket), Import::new(wanted, &log));
     let wanted = &import.wanted;
     let mut sessions: Sessions<SocketAddr, Session<N>> = Sessions::new(MAX_SESSIONS, SESSION_IDLE);
     let mut counted = Counted::new(node.clone());
     let crowd = Crowd::new();
-    let mut failing = false;
     loop {
         let now = Instant::now().into_std();
         while let Some((client, session)) = sessions.poll_expired(now) {
@@ -84,13 +85,10 @@ pub(crate) async fn serve<N: Net>(
         let (datagram, client) = tokio::select! {
             biased;
             received = receive(&*socket, &node.buffers) => match received {
-                Ok(received) => {
-                    failing = false;
-                    received
-                }
+                Ok(received) => received,
                 Err(error) => {
-                    if !std::mem::replace(&mut failing, true) {
-                        warn!(%wanted, %error, "cannot receive datagrams for an import; retrying");
+                    if let Some(suppressed) = import.faults.permit() {
+                        warn!(%wanted, %error, suppressed, "cannot receive datagrams for an import; retrying");
                     }
                     sleep(Duration::from_millis(10)).await;
                     continue;
