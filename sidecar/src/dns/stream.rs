@@ -1,6 +1,7 @@
 //! Queries over TCP (RFC 7766).
 //!
-//! So many connections and no more, for so long as they ask. A simulated network serves TCP by it too.
+//! So many connections and no more, for so long as they ask: where there are more, the one goes that was silent for
+//! longest, so that silent ones keep nobody out. A simulated network serves TCP by it too.
 
 use std::io;
 use std::net::SocketAddr;
@@ -9,36 +10,45 @@ use std::time::Duration;
 
 use servicekeel_runtime::net::{Listener, Stream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, yield_now};
 use tokio::time::timeout;
 
+use super::places::{Place, Places};
 use super::{Dns, MAX_UDP, Transport};
 
-/// The most connections at a time. Others wait in the kernel's backlog.
-const MAX_CONNECTIONS: usize = 64;
+/// The most connections that have not asked yet, or not again; one more ends the oldest of them (RFC 7766 §6.2.3).
+const MAX_IDLE: usize = 64;
+/// The most connections whose query is being answered; one more ends the oldest of them.
+const MAX_ASKING: usize = 64;
 /// How long a connection may stand between queries, and take for a packet either way.
 const IDLE: Duration = Duration::from_secs(10);
-/// The same, once half of the connections are taken (RFC 7766 §6.2.3).
-const IDLE_IN_DEMAND: Duration = Duration::from_secs(1);
 /// How long accepting rests after an error that is not of one connection, such as too many open files.
 const REST: Duration = Duration::from_millis(100);
+
+/// For the connections in either state.
+struct Room {
+    idle: Places,
+    asking: Places,
+}
 
 /// Answers what comes over TCP, until dropped.
 ///
 /// # Errors
 /// None that ends it: an accept that fails is tried again.
 pub async fn serve_stream<L: Listener>(listener: L, dns: Dns) -> io::Result<()> {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let room = Arc::new(Room { idle: Places::new(MAX_IDLE), asking: Places::new(MAX_ASKING) });
     let mut connections = JoinSet::new();
     let mut failing = false;
     loop {
         while connections.try_join_next().is_some() {}
-        let place = places.clone().acquire_owned().await.map_err(io::Error::other)?;
         match listener.accept().await {
             Ok((stream, peer)) => {
                 failing = false;
-                connections.spawn(converse(stream, peer, dns.clone(), places.clone(), place));
+                if let Some(place) = room.idle.take() {
+                    connections.spawn(converse(stream, peer, dns.clone(), room.clone(), place));
+                }
+                // Whose place is lost closes before the next one comes.
+                yield_now().await;
             }
             Err(error) => {
                 if !failing {
@@ -51,22 +61,29 @@ pub async fn serve_stream<L: Listener>(listener: L, dns: Dns) -> io::Result<()> 
     }
 }
 
-/// Answers one connection's queries in their order, until it ends, is idle, or sends what is no query.
-async fn converse(
-    mut stream: impl Stream,
-    peer: SocketAddr,
-    dns: Dns,
-    places: Arc<Semaphore>,
-    _place: OwnedSemaphorePermit,
-) {
+/// Answers one connection's queries in their order, until it ends, is idle, sends what is no query, or loses its place.
+async fn converse(mut stream: impl Stream, peer: SocketAddr, dns: Dns, room: Arc<Room>, mut place: Place) {
     loop {
-        let in_demand = places.available_permits() < MAX_CONNECTIONS / 2;
-        let idle = if in_demand { IDLE_IN_DEMAND } else { IDLE };
-        let Ok(Ok(Some(query))) = timeout(idle, read(&mut stream)).await else { return };
-        let Some(answer) = dns.answer(&query, peer, Transport::Tcp).await else { return };
-        if !matches!(timeout(IDLE, write(&mut stream, &answer)).await, Ok(Ok(()))) {
-            return;
-        }
+        let query = tokio::select! {
+            // What has come is answered.
+            biased;
+            query = timeout(IDLE, read(&mut stream)) => query,
+            () = place.lost() => return,
+        };
+        let Ok(Ok(Some(query))) = query else { return };
+        let Some(asking) = room.asking.take() else { return };
+        place = asking;
+        let answered = async {
+            let answer = dns.answer(&query, peer, Transport::Tcp).await?;
+            timeout(IDLE, write(&mut stream, &answer)).await.ok()?.ok()
+        };
+        let answered = tokio::select! {
+            biased;
+            answered = answered => answered,
+            () = place.lost() => return,
+        };
+        let (Some(()), Some(idle)) = (answered, room.idle.take()) else { return };
+        place = idle;
     }
 }
 

@@ -168,21 +168,31 @@ async fn what_a_stream_brings() {
 }
 
 #[tokio::test]
-async fn idle_streams_give_way() {
+async fn silent_streams_keep_nobody_out() {
     let dns = dns(&[]);
     let (addr, _serving) = serve(&dns).await;
-    let mut idle = Vec::new();
-    for _ in 0..64 {
-        idle.push(TcpStream::connect(addr).await.unwrap());
-    }
-    let started = std::time::Instant::now();
-    let mut stream = TcpStream::connect(addr).await.unwrap();
     let packet = query("simple-server", RecordType::A).to_vec().unwrap();
-    stream.write_u16(packet.len() as u16).await.unwrap();
-    stream.write_all(&packet).await.unwrap();
-    let len = timeout(3 * SECOND, stream.read_u16()).await.unwrap().unwrap();
-    assert!(len > 0);
-    assert!(started.elapsed() > SECOND / 2, "the 65th waits for a place");
+    let ask = async |stream: &mut TcpStream| {
+        stream.write_u16(packet.len() as u16).await?;
+        stream.write_all(&packet).await?;
+        let mut answer = vec![0; stream.read_u16().await?.into()];
+        stream.read_exact(&mut answer).await
+    };
+    let mut kept = TcpStream::connect(addr).await.unwrap();
+    let mut silent = Vec::new();
+    for number in 0..300 {
+        silent.push(TcpStream::connect(addr).await.unwrap());
+        // One that goes on asking is not the one that goes.
+        if number % 30 == 0 {
+            timeout(SECOND / 2, ask(&mut kept)).await.expect("it waits").unwrap();
+        }
+    }
+    let mut fresh = TcpStream::connect(addr).await.unwrap();
+    timeout(SECOND / 2, ask(&mut fresh)).await.expect("it waits").unwrap();
+    timeout(SECOND / 2, ask(&mut kept)).await.expect("it waits").unwrap();
+    // The oldest are closed, and no more of them than need be.
+    assert_eq!(timeout(SECOND, silent[0].read(&mut [0])).await.unwrap().unwrap(), 0);
+    assert!(timeout(SECOND / 2, silent[299].read(&mut [0])).await.is_err());
 }
 
 #[tokio::test]
