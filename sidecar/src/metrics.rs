@@ -36,7 +36,7 @@ impl Metrics {
         registry.register("exports", "Exported ports", self.exports.clone());
         registry.register(
             "refused",
-            "Entries of annotations, and annotations as a whole, that are not served",
+            "Entries of annotations, and annotations as a whole, that are not served, and ports that the router refuses",
             self.refused.clone(),
         );
         registry.register(

@@ -68,7 +68,7 @@ fn applied(annotation: Annotation, sidecar: &Sidecar) {
         Annotation::Imports => sidecar.imports().count(),
     };
     let findings = sidecar.findings(annotation);
-    let refused = findings.refused.len() + findings.unserved.len();
+    let refused = findings.refused.len() + findings.unserved.len() + sidecar.rejected(annotation).count();
     info!(%annotation, services, refused, "in service");
     for finding in findings.refused {
         warn!(%annotation, "refused: {finding}");

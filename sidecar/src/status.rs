@@ -94,6 +94,11 @@ impl Shared {
                 message: format!("{service}: {}", reason.at(now)),
             }));
             warnings.extend(findings.warnings.iter().map(|finding| format!("{annotation}: {finding}")));
+            let rejected = sidecar.rejected(annotation);
+            warnings.extend(
+                rejected
+                    .map(|(port, reason)| format!("{annotation}: {port}: rejected by the router: {reason}")),
+            );
         }
         Status {
             pod: PodJson {

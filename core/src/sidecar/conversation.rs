@@ -124,6 +124,11 @@ impl Side {
     pub(super) fn refusal(&self, id: SocketId) -> Option<&str> {
         self.refused.get(&id).map(String::as_str)
     }
+
+    /// What the router refuses, and why.
+    pub(super) fn refusals(&self) -> impl ExactSizeIterator<Item = (SocketId, &str)> {
+        self.refused.iter().map(|(id, reason)| (*id, reason.as_str()))
+    }
 }
 
 #[derive(Debug)]

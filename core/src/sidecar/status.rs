@@ -97,7 +97,7 @@ pub struct Counts {
     pub failed: usize,
     /// Exported ports.
     pub exports: usize,
-    /// Entries, and annotations as a whole, that are refused.
+    /// Entries, and annotations as a whole, that are refused, and ports that the router refuses.
     pub refused: usize,
 }
 
@@ -180,11 +180,21 @@ impl Sidecar {
         Findings { error, refused, warnings, unserved }
     }
 
+    /// The ports of an annotation that the router refuses, and why.
+    pub fn rejected(&self, annotation: Annotation) -> impl Iterator<Item = (&ServicePort, &str)> {
+        let side = match annotation {
+            Annotation::Exports => &self.conversation.exports,
+            Annotation::Imports => &self.conversation.imports,
+        };
+        side.refusals().filter_map(|(id, reason)| Some((self.port(id)?, reason)))
+    }
+
     /// How many there are of what the metrics count.
     pub fn counts(&self) -> Counts {
         let refused = |annotation| {
             let found = self.findings(annotation);
-            usize::from(found.error.is_some()) + found.refused.len() + found.unserved.len()
+            let rejected = self.rejected(annotation).count();
+            usize::from(found.error.is_some()) + found.refused.len() + found.unserved.len() + rejected
         };
         let states = || self.imports.sockets().map(|socket| &socket.state);
         Counts {

@@ -96,8 +96,14 @@ fn what_the_router_refuses_is_kept_for_the_status() {
     assert_eq!(world.notices().len(), 1);
     let state = |world: &World| format!("{:?}", world.sidecar.exports().next().unwrap().ports[0].state);
     assert_eq!(state(&world), "Refused(\"of another cluster\")");
+    assert_eq!(world.sidecar.counts().refused, 1);
+    let rejected: Vec<_> =
+        world.sidecar.rejected(Annotation::Exports).map(|(port, why)| format!("{port}: {why}")).collect();
+    assert_eq!(rejected, ["own.default.b.local:9000/TCP: of another cluster"]);
+    assert_eq!(world.sidecar.rejected(Annotation::Imports).count(), 0);
     world.sidecar.handle_disconnected("it ended".into(), world.now);
     assert_eq!(state(&world), "Held");
+    assert_eq!(world.sidecar.counts().refused, 0);
 }
 
 #[test]
