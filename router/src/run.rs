@@ -41,14 +41,6 @@ pub enum RunError {
         /// The reason.
         reason: std::io::Error,
     },
-    /// The admin port.
-    #[error("can't listen at {addr}: {reason} (listen.admin)")]
-    Admin {
-        /// Its address.
-        addr: std::net::SocketAddr,
-        /// The reason.
-        reason: std::io::Error,
-    },
     /// What accepts, dials or tells has panicked.
     #[error("a fault of the program: what is vital has panicked, and the next start has it anew")]
     Fallen,
@@ -69,7 +61,7 @@ impl<N: Net> Drop for EndAll<N> {
 /// router need different ones.
 ///
 /// # Errors
-/// [`RunError`] where it can't listen, or has a fault. Peers that can't be reached, and settings that turn bad, are no
+/// [`RunError`] where it can't listen, or has a fault. An admin address that is taken, peers that can't be reached, and settings that turn bad, are no
 /// errors: it tries again, and keeps the last good ones.
 pub async fn run<N: Net>(
     mut settings: watch::Receiver<Arc<Settings>>,
@@ -91,10 +83,9 @@ pub async fn run<N: Net>(
     peers.listen().await?;
     if let Some(addr) = config.listen.admin {
         let admin = admin(&node, readiness.clone());
-        let serving = admin::bind(addr, admin).await.map_err(|reason| RunError::Admin { addr, reason })?;
         node.tasks.spawn_vital(async move {
-            if let Err(error) = serving.run().await {
-                error!(%error, "admin endpoint failed");
+            if let Err(error) = admin::serve(addr, admin, "listen.admin").await {
+                error!(%error, "admin endpoint failed; everything else keeps running");
             }
         });
     }
@@ -178,14 +169,10 @@ impl<N: Net> Peers<N> {
         peers
     }
 
-    /// How long until the next sweep: the own certificate's end is not waited past.
+    /// How long until the next sweep.
     fn pause(&self) -> Duration {
-        let left = self
-            .settings
-            .identity
-            .as_ref()
-            .map(|identity| identity.expires().as_secs().saturating_sub(identity.now().as_secs()));
-        left.filter(|left| *left > 0).map_or(SWEEP, |left| SWEEP.min(Duration::from_secs(left + 1)))
+        let identity = self.settings.identity.as_ref();
+        identity.map_or(SWEEP, |identity| pause(identity.expires(), identity.now()))
     }
 
     /// Looks at the dates of certificates, which become wrong by themselves.
@@ -275,6 +262,35 @@ impl<N: Net> Peers<N> {
     fn close(&mut self) {
         if let Some(listening) = self.listening.take() {
             listening.abort();
+        }
+    }
+}
+
+/// How long until the next sweep where the own certificate expires at `expires`: its end is not waited past. It is valid
+/// to the end of that second.
+fn pause(expires: UnixTime, now: UnixTime) -> Duration {
+    let left = expires.as_secs().checked_sub(now.as_secs());
+    left.map_or(SWEEP, |left| SWEEP.min(Duration::from_secs(left + 1)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_the_certificate_is_not_waited_past() {
+        let at = |seconds| UnixTime::since_unix_epoch(Duration::from_secs(seconds));
+        let expires = at(100);
+        for (now, wanted) in [(50, SWEEP), (101, SWEEP), (95, Duration::from_secs(6))] {
+            assert_eq!(pause(expires, at(now)), wanted, "at {now}");
+        }
+        // Sweep after sweep, whatever second the first one is at.
+        for start in 70..=100 {
+            let mut now = start;
+            while now <= expires.as_secs() {
+                now += pause(expires, at(now)).as_secs();
+            }
+            assert_eq!(now, 101, "from {start}");
         }
     }
 }

@@ -45,6 +45,9 @@ const TELL: Duration = Duration::from_secs(10);
 /// Before the next connection is accepted where the system has no room for one.
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// Between two tries to bind the address.
+const BIND_RETRY: Duration = Duration::from_secs(1);
+
 const PATHS: &str = "/livez\n/readyz\n/metrics\n/status\n";
 const TEXT: &str = "text/plain; charset=utf-8";
 const HTML: &str = "text/html; charset=utf-8";
@@ -202,6 +205,32 @@ pub async fn bind(addr: SocketAddr, admin: impl Into<Arc<Admin>>) -> io::Result<
     Ok(Serving { listener, addr, admin: admin.into() })
 }
 
+/// Serves the endpoint, once its address can be had: nothing that a program is for waits for that. `setting` names where
+/// the address was said, for the log.
+///
+/// # Errors
+/// Those of [`Serving::run`].
+pub async fn serve(addr: SocketAddr, admin: impl Into<Arc<Admin>>, setting: &str) -> io::Result<()> {
+    let admin = admin.into();
+    let mut failed = false;
+    let serving = loop {
+        match bind(addr, admin.clone()).await {
+            Ok(serving) => break serving,
+            Err(error) if !failed => tracing::warn!(
+                %addr, %error,
+                "can't serve the admin endpoint; retrying ({setting}; `off` does without)"
+            ),
+            Err(_) => {}
+        }
+        failed = true;
+        sleep(BIND_RETRY).await;
+    };
+    if failed {
+        tracing::info!(%addr, "serving the admin endpoint");
+    }
+    serving.run().await
+}
+
 /// A bound endpoint.
 #[derive(Debug)]
 pub struct Serving {
@@ -255,7 +284,7 @@ impl Serving {
                         }
                         let admin = Arc::clone(&self.admin);
                         let connection = connections.spawn(async move {
-                            serve(stream, admin).await;
+                            exchange(stream, admin).await;
                             id
                         });
                         handles.insert(id, connection);
@@ -276,7 +305,7 @@ fn passes(error: &io::Error) -> bool {
 }
 
 /// One exchange. A peer that speaks no HTTP, or too slowly, concerns nobody else: its connection ends.
-async fn serve(stream: TcpStream, admin: Arc<Admin>) {
+async fn exchange(stream: TcpStream, admin: Arc<Admin>) {
     let from = stream.peer_addr().ok().map(|from| from.ip());
     let answer = service_fn(|request: Request<Incoming>| {
         let answer = admin.answer(&request, from);

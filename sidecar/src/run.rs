@@ -14,7 +14,7 @@ use servicekeel_runtime::net::Net;
 use servicekeel_runtime::ready::Readiness;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{error, info, warn};
 
 use crate::disk::Disk;
@@ -46,9 +46,6 @@ pub enum RunError {
     #[error("DNS ended: {0}")]
     DnsEnded(io::Error),
 }
-
-/// Between two tries to bind the admin endpoint.
-const ADMIN_RETRY: Duration = Duration::from_secs(1);
 
 /// Which task ended.
 enum Ended {
@@ -98,7 +95,7 @@ pub async fn run<N: Net, D: Serve>(
         if settings.private_status {
             admin = admin.private();
         }
-        tasks.spawn(async move { Ended::Admin(serve_admin(addr, admin).await) });
+        tasks.spawn(async move { Ended::Admin(admin::serve(addr, admin, "SIDECAR_ADMIN_ADDR").await) });
     }
 
     let mut driver = Driver::new(net, shared, metrics, Disk::new(store));
@@ -149,28 +146,6 @@ pub async fn run<N: Net, D: Serve>(
     }
     info!("stopped");
     Ok(())
-}
-
-/// Serves the admin endpoint, once its address can be had: names and sockets do not wait for it.
-async fn serve_admin(addr: SocketAddr, admin: Admin) -> io::Result<()> {
-    let admin = Arc::new(admin);
-    let mut failed = false;
-    let serving = loop {
-        match admin::bind(addr, admin.clone()).await {
-            Ok(serving) => break serving,
-            Err(error) if !failed => warn!(
-                %addr, %error,
-                "can't serve the admin endpoint; retrying (SIDECAR_ADMIN_ADDR; `off` does without)"
-            ),
-            Err(_) => {}
-        }
-        failed = true;
-        sleep(ADMIN_RETRY).await;
-    };
-    if failed {
-        info!(%addr, "serving the admin endpoint");
-    }
-    serving.run().await
 }
 
 fn config(settings: &Settings) -> Config {
