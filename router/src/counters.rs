@@ -69,6 +69,8 @@ counters! {
     certificate_ends: Gauge = "certificate_end_timestamp", Unit::Seconds;
     /// Until the router's own certificate expires, negative since it has; 0 where it is not valid yet, NaN where there is none.
     certificate_expires: Gauge<f64, AtomicU64> = "certificate_expires", Unit::Seconds;
+    /// 1 while the config as it is now, or a file that it names, is refused and the one before is in use; else 0.
+    config_refused: Gauge = "config_refused";
     /// Sidecars connected now.
     sidecars_active: Gauge = "sidecars_active";
     /// Conversations with sidecars that were refused or broken off for a violation.

@@ -122,8 +122,12 @@ mod tests {
         let listen = Listen { sidecars: "/nowhere".into(), peers: None, admin: None };
         let (cluster, name) = (id.cluster.clone(), id.node.clone());
         let config = Arc::new(Config { cluster, node: name, listen, peers: Vec::new(), revoked: Vec::new() });
-        let (_, settings) =
-            tokio::sync::watch::channel(Arc::new(Settings { config, identity: None, untimely: None }));
+        let (_, settings) = tokio::sync::watch::channel(Arc::new(Settings {
+            config,
+            identity: None,
+            untimely: None,
+            pending: Default::default(),
+        }));
         let wanted = ServicePort {
             service: ServiceName {
                 name: "web".parse().unwrap(),

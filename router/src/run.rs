@@ -181,6 +181,7 @@ impl<N: Net> Peers<N> {
         let ends = self.settings.certificate_ends();
         counters.certificate_ends.set(ends.unwrap_or(0).try_into().unwrap_or(i64::MAX));
         let untimely = self.settings.untimely();
+        counters.config_refused.set(self.settings.pending.refused.is_some().into());
         let now = self.settings.identity.as_ref().map_or_else(UnixTime::now, |identity| identity.now());
         counters.certificate_expires.set(match (ends, untimely) {
             (Some(ends), _) => ends as f64 - now.as_secs() as f64,

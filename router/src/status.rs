@@ -24,6 +24,9 @@ pub(crate) struct Status {
     /// What keeps it from its work and does not heal by itself. Empty: nothing is known.
     #[serde(default)]
     pub(crate) problems: Vec<String>,
+    /// What is well, and not yet as somebody may expect.
+    #[serde(default)]
+    pub(crate) notes: Vec<String>,
     pub(crate) peers: Vec<PeerStatus>,
     /// The addresses of the config's `peers`.
     pub(crate) dials: Vec<DialStatus>,
@@ -169,8 +172,13 @@ fn lapsed<N: Net>(node: &Node<N>, peer: &Peer<N>) -> Option<String> {
 
 pub(crate) fn read<N: Net>(node: &Arc<Node<N>>) -> Status {
     let now = Instant::now();
-    let untimely = node.settings().untimely().map(|untimely| untimely.to_string());
+    let settings = node.settings();
+    let untimely = settings.untimely().map(|untimely| untimely.to_string());
     let mut problems: Vec<String> = untimely.iter().cloned().collect();
+    problems.extend(settings.pending.refused.as_ref().map(ToString::to_string));
+    let waits = settings.pending.at_next_start.iter();
+    let notes = waits.map(|what| format!("{what} has changed in the config: takes effect at the next start"));
+    let notes = notes.collect();
     let peers = node.all_peers().into_iter().map(|peer| {
         let (links, idle_connections, flows) = peer.describe();
         let lapsed = lapsed(node, &peer);
@@ -273,6 +281,7 @@ pub(crate) fn read<N: Net>(node: &Arc<Node<N>>) -> Status {
         node: node.id.node.to_string(),
         draining: *node.draining.borrow(),
         problems,
+        notes,
         peers,
         dials,
         sidecars,

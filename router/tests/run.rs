@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "what these files hold is tests")]
 
 mod expiry;
+mod files;
 mod flood;
 mod hidden;
 mod reasons;

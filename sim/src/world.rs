@@ -124,6 +124,7 @@ impl World {
                 config: Arc::new(config),
                 identity,
                 untimely: None,
+                pending: Default::default(),
             }));
             let wires = Wires::new(network.wires(), &kernel, *random.pick(&WINDOWS));
             let (random, router) = (Mutex::new(random.fork()), Mutex::default());

@@ -106,7 +106,8 @@ fn start_router(
     let listen = Listen { sidecars: sidecars.clone(), peers, admin: None };
     let seed = u64::from(peers.is_some());
     let config = Config { cluster, node, listen, peers: dials, revoked: Vec::new() };
-    let settings = Settings { config: Arc::new(config), identity, untimely: None };
+    let settings =
+        Settings { config: Arc::new(config), identity, untimely: None, pending: Default::default() };
     let net = net.clone();
     tasks.spawn(async move {
         let (_settings, watched) = tokio::sync::watch::channel(Arc::new(settings));

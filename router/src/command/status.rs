@@ -105,6 +105,9 @@ fn render(status: &Status, now: SystemTime) -> String {
     for problem in &status.problems {
         let _ = writeln!(text, "PROBLEM: {problem}");
     }
+    for note in &status.notes {
+        let _ = writeln!(text, "note: {note}");
+    }
     let f = &status.flows;
     let _ = writeln!(
         text,

@@ -14,8 +14,12 @@ fn node() -> Arc<Node<OsNet>> {
     let RouterId { cluster, node } = id("a.local");
     let listen = Listen { sidecars: "/nowhere".into(), peers: None, admin: None };
     let config = Arc::new(Config { cluster, node, listen, peers: Vec::new(), revoked: Vec::new() });
-    let (_, settings) =
-        tokio::sync::watch::channel(Arc::new(Settings { config, identity: None, untimely: None }));
+    let (_, settings) = tokio::sync::watch::channel(Arc::new(Settings {
+        config,
+        identity: None,
+        untimely: None,
+        pending: Default::default(),
+    }));
     Node::new(OsNet::new(), id("a.local"), 1, settings)
 }
 

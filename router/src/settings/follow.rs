@@ -12,7 +12,7 @@ use tracing::{error, info, warn};
 
 use super::problem::{Problem, Problems};
 use super::read::{Bad, Good, Reading, read};
-use super::{Config, Settings};
+use super::{Config, Pending, Refused, Settings};
 use crate::identity::{Date, Identity, Material, Untimely};
 
 /// How often the end of the own certificate is looked at, at the least.
@@ -35,6 +35,8 @@ pub struct Follow {
     warned: Vec<Problem>,
     /// What was told to wait for a new start.
     waiting: Vec<&'static str>,
+    /// When the files were read that are in use.
+    in_use: SystemTime,
     /// Only the certificate's time is wrong.
     untimely: bool,
     validity: Validity,
@@ -79,6 +81,7 @@ impl Follow {
                     config: Arc::new(Config::clone(&config)),
                     identity: None,
                     untimely: Some(untimely),
+                    pending: Pending::default(),
                 };
                 (settings, (*config, None), Some(problems))
             }
@@ -94,6 +97,7 @@ impl Follow {
             told: Vec::new(),
             warned: reading.warnings,
             waiting: Vec::new(),
+            in_use: SystemTime::now(),
             untimely: untimely.is_some(),
             validity: Validity::Fine,
             watch,
@@ -146,10 +150,12 @@ impl Follow {
                 let untimely = bad.without_identity.map(|(_, untimely)| untimely);
                 self.untimely = untimely.is_some();
                 self.note(untimely);
+                self.refuse(&bad.problems, untimely);
                 return self.tell(bad.problems, "keeping the last good config");
             }
         };
         self.untimely = false;
+        self.in_use = SystemTime::now();
         if !std::mem::take(&mut self.told).is_empty() {
             info!(file = %self.path.display(), "config is valid again");
         }
@@ -162,13 +168,14 @@ impl Follow {
         let Settings { mut identity, .. } = settings;
         self.good = (config.clone(), material);
         if changes.is_empty() {
-            return;
+            return self.pend(Pending { refused: None, at_next_start: self.waiting.clone() });
         }
         let waits = waits(&self.started, &config);
         if waits != self.waiting && !waits.is_empty() {
             warn!(changed = waits.join(", "), "change takes effect after a restart");
         }
         self.waiting = waits;
+        let pending = Pending { refused: None, at_next_start: self.waiting.clone() };
         let Config { cluster, node, listen, .. } = self.started.clone();
         if (&cluster, &node) != (&config.cluster, &config.node) {
             // The new certificate is of a name that the router does not have yet; whom it believes is not.
@@ -177,7 +184,12 @@ impl Follow {
         info!(changed = changes.join(", "), "config reloaded");
         let config = Config { cluster, node, listen, peers: config.peers, revoked: config.revoked };
         let untimely = None;
-        self.sender.send_replace(Arc::new(Settings { config: Arc::new(config), identity, untimely }));
+        self.sender.send_replace(Arc::new(Settings {
+            config: Arc::new(config),
+            identity,
+            untimely,
+            pending,
+        }));
     }
 
     /// The identity in use, with the trust and the revocations of settings for another name.
@@ -200,6 +212,38 @@ impl Follow {
             let news = untimely.is_some() && settings.identity.is_none() && settings.untimely != untimely;
             if news {
                 *settings = Arc::new(Settings { untimely, ..Settings::clone(settings) });
+            }
+            news
+        });
+    }
+
+    /// Keeps what is wrong for the status, beside what is in use.
+    fn refuse(&self, problems: &Problems, untimely: Option<Untimely>) {
+        let (since, alone) = {
+            let settings = self.sender.borrow();
+            (settings.pending.refused.as_ref().map(|refused| refused.since), settings.identity.is_none())
+        };
+        // Where nothing but the certificate's time keeps the own identity away, the status says that already.
+        let refused = match problems.0.as_slice() {
+            [first, more @ ..] if !(untimely.is_some() && alone) => {
+                let more =
+                    if more.is_empty() { String::new() } else { format!(" (and {} more)", more.len()) };
+                Some(Refused {
+                    since: since.unwrap_or_else(SystemTime::now),
+                    in_use: self.in_use,
+                    reason: format!("{first}{more}"),
+                })
+            }
+            _ => None,
+        };
+        self.pend(Pending { refused, at_next_start: self.waiting.clone() });
+    }
+
+    fn pend(&self, pending: Pending) {
+        self.sender.send_if_modified(|settings| {
+            let news = settings.pending != pending;
+            if news {
+                *settings = Arc::new(Settings { pending, ..Settings::clone(settings) });
             }
             news
         });

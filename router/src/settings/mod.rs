@@ -6,7 +6,9 @@ pub mod problem;
 mod read;
 mod text;
 
+use std::fmt;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 pub use config::{Config, DEFAULT_ADMIN, DEFAULT_PATH, Listen, MAX_PEERS, Peer};
 pub use read::{Bad, Good, Reading, read};
@@ -14,7 +16,7 @@ pub(crate) use read::{admin_of, host, read_text};
 pub use text::MAX_CONFIG;
 pub(crate) use text::{explain, options};
 
-use crate::identity::{Identity, Untimely};
+use crate::identity::{Date, Identity, Untimely};
 
 /// Good settings: what the router runs by until the next ones.
 #[derive(Debug, Clone)]
@@ -25,6 +27,35 @@ pub struct Settings {
     pub identity: Option<Arc<Identity>>,
     /// Why there is none, where the config names one whose dates are wrong.
     pub untimely: Option<Untimely>,
+    /// What the files say that is not in use.
+    pub pending: Pending,
+}
+
+/// What the files say that a router which runs does not run by.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Pending {
+    /// The files as they are now can't be used.
+    pub refused: Option<Refused>,
+    /// The settings that differ and take effect at the next start, such as `listen.peers`.
+    pub at_next_start: Vec<&'static str>,
+}
+
+/// Files that can't be used while those from before are in use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    /// When that was found.
+    pub since: SystemTime,
+    /// When the files were read that are in use.
+    pub in_use: SystemTime,
+    /// What is wrong with them: the first problem, and how many more there are.
+    pub reason: String,
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (since, in_use) = (Date::from(self.since), Date::from(self.in_use));
+        write!(f, "the config is refused since {since}: {}; the one of {in_use} is in use", self.reason)
+    }
 }
 
 impl Settings {

@@ -9,7 +9,7 @@ use servicekeel_runtime::file::read_bounded;
 
 use super::config::{self, Config, IdentityFiles, Named, Parsed};
 use super::problem::{Problem, Problems};
-use super::{MAX_CONFIG, Settings};
+use super::{MAX_CONFIG, Pending, Settings};
 use crate::identity::{Identity, IdentityError, Material, Part, TrustBundle, Untimely};
 
 /// The most bytes of a certificate or key file: 16 certificates are a tenth of that.
@@ -101,7 +101,12 @@ fn identity(file: &Path, parsed: Parsed) -> Result<Good, Bad> {
     let Parsed { config, identity, trust, .. } = parsed;
     let Some(files) = identity else {
         return Ok(Good {
-            settings: Settings { config: Arc::new(config), identity: None, untimely: None },
+            settings: Settings {
+                config: Arc::new(config),
+                identity: None,
+                untimely: None,
+                pending: Pending::default(),
+            },
             material: None,
         });
     };
@@ -141,6 +146,7 @@ fn identity(file: &Path, parsed: Parsed) -> Result<Good, Bad> {
                 config: Arc::new(config),
                 identity: Some(Arc::new(identity)),
                 untimely: None,
+                pending: Pending::default(),
             },
             material: Some(material),
         }),

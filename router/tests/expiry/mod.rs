@@ -1,13 +1,10 @@
 //! Certificates that expire: what the tools say of it.
 
-use std::net::SocketAddr;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, SystemTime};
 
-use servicekeel_router::pki::{Authority, Issued};
 use servicekeel_runtime::admin;
 
+use crate::files::{put, started};
 use crate::stand::{Router, Stand, authority, tool, wait_for};
 
 const LIMIT: Duration = Duration::from_secs(25);
@@ -58,39 +55,6 @@ async fn a_certificate_that_expires_while_its_router_runs_is_told_at_both_ends()
     looks_well(&stand.a).await;
 }
 
-struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn put(dir: &Path, issued: &Issued) {
-    for (name, text) in [("node.key", &issued.key), ("node.crt", &issued.certificate)] {
-        servicekeel_runtime::file::replace(&dir.join(name), text.as_bytes()).unwrap();
-    }
-}
-
-/// A router of files, as it is started.
-async fn started(dir: &Path, authority: &Authority, issued: &Issued) -> (Process, SocketAddr) {
-    let free = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let at = free.local_addr().unwrap();
-    drop(free);
-    put(dir, issued);
-    std::fs::write(dir.join("ca.crt"), authority.certificate()).unwrap();
-    let socket = dir.join("router.sock");
-    let config = format!(
-        "cluster: a.local\nnode: n\nlisten: {{ sidecars: {}, peers: off, admin: {at} }}\nidentity: {{ ca: ca.crt, cert: node.crt, key: node.key }}\n",
-        socket.display()
-    );
-    std::fs::write(dir.join("router.yaml"), config).unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_servicekeel-router"));
-    command.arg("--config").arg(dir.join("router.yaml")).stderr(Stdio::null());
-    (Process(command.spawn().unwrap()), at)
-}
-
 #[tokio::test]
 async fn a_router_that_starts_with_an_expired_certificate_says_so_until_it_has_another() {
     let dir = tempfile::tempdir().unwrap();
@@ -130,6 +94,7 @@ async fn a_router_that_starts_with_an_expired_certificate_says_so_until_it_has_a
         put(dir.path(), &wrong);
         tokio::time::sleep(Duration::from_millis(700)).await;
         let (code, said) = tool(at).await;
-        assert!(code == 0 && said.contains("certificate valid until"), "{said}");
+        assert!(code == 1 && said.contains("PROBLEM: the config is refused since "), "{said}");
+        assert!(said.contains("certificate valid until"), "{said}");
     }
 }

@@ -190,6 +190,7 @@ impl Router {
             }),
             identity,
             untimely: None,
+            pending: Default::default(),
         })
     }
 

@@ -86,10 +86,26 @@ async fn good_changes_go_through_and_bad_ones_change_nothing() {
     follow.read();
     assert!(!receiver.has_changed().unwrap());
 
-    for bad in ["peers: [", "peer: []\n", "trust: [ { cluster: b.local, ca: absent.crt } ]\n"] {
+    let used = receiver.borrow().clone();
+    let same = |receiver: &watch::Receiver<Arc<Settings>>| {
+        let now = receiver.borrow();
+        let identities = (now.identity.as_ref().unwrap(), used.identity.as_ref().unwrap());
+        Arc::ptr_eq(&now.config, &used.config) && Arc::ptr_eq(identities.0, identities.1)
+    };
+    let refused = |receiver: &watch::Receiver<Arc<Settings>>| receiver.borrow().pending.refused.clone();
+    assert_eq!(refused(&receiver), None);
+    for bad in [
+        "peers: [",
+        "peer: []\n",
+        "trust: [ { cluster: b.local, ca: absent.crt } ]\n",
+        "revoked: [ nonsense ]\n",
+    ] {
         stand.config(bad);
         follow.read();
-        assert!(!receiver.has_changed().unwrap(), "{bad}");
+        assert!(same(&receiver), "{bad}");
+        let refused = refused(&receiver).unwrap();
+        assert_eq!(refused.in_use, follow.in_use);
+        assert!(refused.reason.contains(&follow.told[0].to_string()), "{refused}");
         assert!(follow.told[0].to_string().contains("router.yaml:4:"), "{:?}", follow.told);
     }
     // A key that is not the certificate's: the valid pair stays.
@@ -97,11 +113,19 @@ async fn good_changes_go_through_and_bad_ones_change_nothing() {
     let other = stand.authority.issue(&name("n"), &[], 20, SystemTime::now()).unwrap();
     stand.put("node.key", &other.key);
     follow.read();
-    assert!(!receiver.has_changed().unwrap() && !follow.told.is_empty());
+    assert!(same(&receiver) && !follow.told.is_empty() && refused(&receiver).is_some());
     // And its certificate: rotated.
     stand.put("node.crt", &other.certificate);
     follow.read();
-    assert!(receiver.has_changed().unwrap() && follow.told.is_empty());
+    assert!(!same(&receiver) && follow.told.is_empty() && refused(&receiver).is_none());
+    // What is as it was before it was refused is no longer refused either.
+    let good = std::fs::read_to_string(stand.path()).unwrap();
+    stand.config("peers: [");
+    follow.read();
+    assert!(refused(&receiver).is_some());
+    stand.put("router.yaml", &good);
+    follow.read();
+    assert_eq!(refused(&receiver), None);
     assert!(!Arc::ptr_eq(&first.client(), &identity(&receiver).client()));
 }
 
@@ -114,6 +138,7 @@ async fn what_needs_a_new_start_waits_and_the_rest_is_applied() {
     assert_eq!(peers(&receiver), ["h:1"]);
     assert_eq!(receiver.borrow().config.listen, follow.started.listen);
     assert_eq!(waits(&follow.started, &follow.good.0), ["listen.peers", "listen.admin"]);
+    assert_eq!(receiver.borrow().pending.at_next_start, ["listen.peers", "listen.admin"]);
     // Another node: the certificate of the new name is not for the router that runs.
     let issued = stand.authority.issue(&name("m"), &[], 20, SystemTime::now()).unwrap();
     stand.put("node.crt", &issued.certificate);
@@ -243,9 +268,15 @@ async fn the_files_are_watched() {
     timeout(limit, receiver.changed()).await.unwrap().unwrap();
     // A config that is gone for a moment, as with a mount.
     std::fs::rename(stand.path(), Path::new(&format!("{}.away", stand.path().display()))).unwrap();
+    let trust = |receiver: &watch::Receiver<Arc<Settings>>| {
+        receiver.borrow().identity.as_ref().map(|identity| identity.trust().count())
+    };
+    timeout(limit, receiver.changed()).await.unwrap().unwrap();
+    assert!(receiver.borrow_and_update().pending.refused.as_ref().unwrap().reason.contains("can't be read"));
+    assert_eq!(trust(&receiver), Some(2));
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert!(!receiver.has_changed().unwrap());
     stand.config("peers: [ { address: \"h:1\" } ]\n");
-    timeout(limit, receiver.changed()).await.unwrap().unwrap();
+    timeout(limit, receiver.wait_for(|settings| settings.pending.refused.is_none())).await.unwrap().unwrap();
     assert_eq!(peers(&receiver), ["h:1"]);
 }
