@@ -53,7 +53,7 @@ fn the_exporters_router_serves_on_when_its_flows_have_ended() -> Result<()> {
         "the sidecar was dropped: {}",
         pair.a.process.log()
     );
-    ensure!(told(&pair.a, "lets few flows through") == 1, "{}", pair.a.process.log());
+    ensure!(told(&pair.a, "allows few concurrent flows") == 1, "{}", pair.a.process.log());
     Ok(())
 }
 

@@ -213,7 +213,7 @@ async fn flows<N: Net>(
             Ok((app, candidate, thread)) => {
                 // On the pod's own thread, since the socket is still the pod's.
                 let flow = carry(node.clone(), channel, app, candidate, peer.clone(), standing.clone());
-                let Some((returned, done)) = thread.run(flow).await else { return };
+                let Some((returned, done)) = thread.run_flow(flow).await else { return };
                 channel = returned;
                 done
             }

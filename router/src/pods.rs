@@ -123,8 +123,10 @@ pub(crate) async fn serve<N: Net>(node: Arc<Node<N>>, listener: N::HandoffListen
         match listener.accept().await {
             Ok((conversation, credentials)) => {
                 failing = false;
-                match node.seats.take(credentials.pid) {
-                    Ok(seat) => {
+                let seat = node.seats.take(credentials.pid);
+                let begun = seat.map(|seat| conversation.with_own_thread().map(|own| (seat, own)));
+                match begun {
+                    Ok(Ok((seat, conversation))) => {
                         let thread = conversation.thread();
                         // What blocks there keeps the seat, so that it is the pod that runs out of them.
                         thread.hold(seat);
@@ -133,6 +135,12 @@ pub(crate) async fn serve<N: Net>(node: Arc<Node<N>>, listener: N::HandoffListen
                         node.tasks.spawn(async move {
                             let _ = thread.run(session).await;
                         });
+                    }
+                    Ok(Err(error)) => {
+                        if let Some(suppressed) = node.shortage.permit() {
+                            warn!(pid = credentials.pid, uid = credentials.uid, %error, suppressed, "cannot serve a sidecar; it will reconnect");
+                        }
+                        node.relieve();
                     }
                     Err(error) => {
                         if let Some(suppressed) = node.refusals.permit() {

@@ -111,6 +111,14 @@ pub trait PodThread: Clone + Send + Sync + 'static {
         &self,
         task: impl Future<Output = T> + Send + 'static,
     ) -> impl Future<Output = Option<T>> + Send;
+    /// As [`PodThread::run`], for a flow: a pod that carries many has more threads than one, and each flow runs on one of
+    /// them.
+    fn run_flow<T: Send + 'static>(
+        &self,
+        task: impl Future<Output = T> + Send + 'static,
+    ) -> impl Future<Output = Option<T>> + Send {
+        self.run(task)
+    }
     /// Keeps something until nothing of the thread is left: no clone, no socket, no call that has not returned.
     fn hold(&self, guest: impl Send + 'static);
 }
@@ -217,7 +225,7 @@ pub struct NamespaceCookie(pub u64);
 pub trait HandoffListener: Send + Sync + 'static {
     /// What it accepts.
     type Handoff: Handoff;
-    /// The next sidecar, with what the kernel says of it.
+    /// The next sidecar, with what the kernel says of it. It waits while too many that were refused can't be closed.
     fn accept(&self) -> impl Future<Output = io::Result<(Self::Handoff, PeerCredentials)>> + Send;
 }
 
@@ -239,6 +247,14 @@ pub trait Handoff: Send + Sync + 'static {
     type Descriptor: Descriptor;
     /// See [`Handoff::thread`].
     type Thread: PodThread;
+    /// Gives a conversation that was accepted a thread of its own. One that is dropped without, since it is refused, is
+    /// closed on a thread that all such share.
+    ///
+    /// # Errors
+    /// There is no thread for it, and it is closed.
+    fn with_own_thread(self) -> io::Result<Self>
+    where
+        Self: Sized;
     /// The thread of the sidecar that was accepted: the conversation is received and dropped there, since what is under
     /// way in it is closed by whoever does that.
     fn thread(&self) -> Self::Thread;

@@ -108,7 +108,8 @@ impl Net for OsNet {
         count: impl Fn(u64, u64) + Send + Sync + 'static,
     ) -> io::Result<()> {
         let thread = b.thread().or(a.thread());
-        on(&thread, splice::splice(self.pipes.clone(), a, b, count)).await
+        let spliced = thread.run_flow(splice::splice(self.pipes.clone(), a, b, count)).await;
+        spliced.unwrap_or_else(panicked)
     }
 }
 
@@ -117,10 +118,11 @@ async fn on<T: Send + 'static>(
     thread: &OsPodThread,
     task: impl Future<Output = io::Result<T>> + Send + 'static,
 ) -> io::Result<T> {
-    thread
-        .run(task)
-        .await
-        .unwrap_or_else(|| Err(io::Error::other("the task on the pod's thread has panicked")))
+    thread.run(task).await.unwrap_or_else(panicked)
+}
+
+fn panicked<T>() -> io::Result<T> {
+    Err(io::Error::other("the task on the pod's thread has panicked"))
 }
 
 /// The error with what was tried before it; its kind stays.

@@ -118,6 +118,10 @@ impl Handoff for SimHandoff {
     type Descriptor = SimDescriptor;
     type Thread = SimPodThread;
 
+    fn with_own_thread(self) -> io::Result<Self> {
+        Ok(self)
+    }
+
     fn thread(&self) -> SimPodThread {
         self.thread.clone()
     }

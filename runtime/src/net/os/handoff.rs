@@ -9,7 +9,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -20,6 +20,7 @@ use rustix::net::{
 use servicekeel_core::handoff::{MAX_DESCRIPTORS, MAX_MESSAGE};
 use tokio::io::Interest;
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::thread::OfPod;
 use super::{OsDescriptor, OsPodThread, while_doing};
@@ -33,6 +34,9 @@ const BACKLOG: i32 = 512;
 const CONNECT_TRIES: u32 = 50;
 /// ... at this interval.
 const CONNECT_INTERVAL: Duration = Duration::from_millis(20);
+/// The most conversations that are refused and not closed: a close may wait for as long as whoever was refused wants
+/// (SO_LINGER of what it sent), and holds a descriptor meanwhile.
+const MAX_REFUSED: usize = 64;
 const CONTROL: usize = rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS));
 
 /// Where sidecars come in. Its file goes when it is dropped, unless another has taken the path.
@@ -41,8 +45,9 @@ pub struct OsHandoffListener {
     // Removed before the socket closes: as long as it is open, no other file can get its inode number.
     _file: path::SocketFile,
     socket: UnixListener,
-    /// Started before there is anything that must be closed on it.
-    next: Mutex<Option<OsPodThread>>,
+    /// Closes what is refused.
+    closing: OsPodThread,
+    refused: Arc<Semaphore>,
 }
 
 impl OsHandoffListener {
@@ -57,7 +62,8 @@ impl OsHandoffListener {
         let file = path::serve(path, &socket, listen)
             .await
             .map_err(while_doing(format_args!("can't listen on {}", path.display())))?;
-        Ok(Self { _file: file, socket: UnixListener::from_std(socket.into())?, next: Mutex::default() })
+        let (closing, refused) = (OsPodThread::start()?, Arc::new(Semaphore::new(MAX_REFUSED)));
+        Ok(Self { _file: file, socket: UnixListener::from_std(socket.into())?, closing, refused })
     }
 }
 
@@ -65,18 +71,13 @@ impl HandoffListener for OsHandoffListener {
     type Handoff = OsHandoff;
 
     async fn accept(&self) -> io::Result<(OsHandoff, PeerCredentials)> {
-        let next = || self.next.lock().unwrap_or_else(PoisonError::into_inner);
-        if next().is_none() {
-            let thread = OsPodThread::start()?;
-            next().get_or_insert(thread);
-        }
+        let permit = self.refused.clone().acquire_owned().await.map_err(io::Error::other)?;
         loop {
             match self.socket.accept().await {
                 Ok((socket, _)) => {
-                    let taken = next().take();
-                    let thread = taken.map_or_else(OsPodThread::start, Ok)?;
-                    let conversation = OsHandoff { socket: OfPod::new(socket, thread) };
-                    let peer = conversation.socket.peer_cred()?;
+                    let held = Held { socket, _permit: Some(permit) };
+                    let conversation = OsHandoff { held: OfPod::new(held, self.closing.clone()) };
+                    let peer = conversation.held.socket.peer_cred()?;
                     let credentials = PeerCredentials { pid: peer.pid().unwrap_or(0), uid: peer.uid() };
                     return Ok((conversation, credentials));
                 }
@@ -90,12 +91,20 @@ impl HandoffListener for OsHandoffListener {
 /// One end of a conversation.
 #[derive(Debug)]
 pub struct OsHandoff {
-    socket: OfPod<UnixStream>,
+    held: OfPod<Held>,
+}
+
+#[derive(Debug)]
+struct Held {
+    socket: UnixStream,
+    /// Of those that may be refused and not closed, until it has a thread of its own. Given back behind the close.
+    _permit: Option<OwnedSemaphorePermit>,
 }
 
 impl OsHandoff {
     fn own(socket: OwnedFd) -> io::Result<Self> {
-        Ok(Self { socket: OfPod::new(UnixStream::from_std(socket.into())?, OsPodThread::default()) })
+        let held = Held { socket: UnixStream::from_std(socket.into())?, _permit: None };
+        Ok(Self { held: OfPod::new(held, OsPodThread::default()) })
     }
 
     pub(super) async fn connect(path: &Path) -> io::Result<Self> {
@@ -122,8 +131,14 @@ impl Handoff for OsHandoff {
     type Descriptor = OsDescriptor;
     type Thread = OsPodThread;
 
+    fn with_own_thread(self) -> io::Result<Self> {
+        let thread = OsPodThread::start()?;
+        let (held, _closing) = self.held.into_parts();
+        Ok(Self { held: OfPod::new(Held { _permit: None, ..held }, thread) })
+    }
+
     fn thread(&self) -> OsPodThread {
-        self.socket.thread().clone()
+        self.held.thread().clone()
     }
 
     async fn send(&self, message: &[u8], descriptors: Vec<OsDescriptor>) -> io::Result<()> {
@@ -138,11 +153,13 @@ impl Handoff for OsHandoff {
                 ),
             ));
         }
-        self.socket.async_io(Interest::WRITABLE, || send(self.socket.as_fd(), message, &descriptors)).await
+        let socket = &self.held.socket;
+        socket.async_io(Interest::WRITABLE, || send(socket.as_fd(), message, &descriptors)).await
     }
 
     async fn recv(&self) -> io::Result<Option<(Vec<u8>, Vec<OsDescriptor>)>> {
-        self.socket.async_io(Interest::READABLE, || recv(self.socket.as_fd(), self.socket.thread())).await
+        let socket = &self.held.socket;
+        socket.async_io(Interest::READABLE, || recv(socket.as_fd(), self.held.thread())).await
     }
 }
 

@@ -343,3 +343,49 @@ async fn errors_name_the_path() {
     assert_eq!(e.kind(), io::ErrorKind::NotFound);
     assert!(e.to_string().contains("absent"), "{e}");
 }
+
+/// A connection with bytes that nobody takes, and an hour for them at its close; and who does not take them.
+fn lingering() -> (OsDescriptor, std::net::TcpStream) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    stream.set_nonblocking(true).unwrap();
+    while std::io::Write::write(&mut stream, &[0; 64 << 10]).is_ok() {}
+    socket2::SockRef::from(&stream).set_linger(Some(Duration::from_secs(3600))).unwrap();
+    (OsDescriptor::from(OwnedFd::from(stream)), listener.accept().unwrap().0)
+}
+
+#[tokio::test]
+async fn what_is_refused_has_no_thread_and_the_closes_that_wait_are_bounded() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("router.sock");
+    let router = OsHandoffListener::listen(&path).await.unwrap();
+    let accept = async || timeout(Duration::from_millis(300), router.accept()).await;
+    let mut closers = Vec::new();
+    let mut deaf = Vec::new();
+    for number in 0..MAX_REFUSED {
+        let sidecar = OsHandoff::connect(&path).await.unwrap();
+        if number == 0 {
+            let (stock, reader) = lingering();
+            sidecar.send(b"x", vec![stock]).await.unwrap();
+            deaf.push(reader);
+        }
+        let (refused, _) = accept().await.expect("there is room").unwrap();
+        closers.push(refused.thread());
+    }
+    // No thread was made for any of them, and the first one's close holds up the others', not this.
+    assert!(closers.iter().all(|thread| *thread == router.closing));
+    let _next = OsHandoff::connect(&path).await.unwrap();
+    assert!(accept().await.is_err(), "more are accepted than can be closed");
+    // Reset by who did not take the bytes, the first one is closed, and then the others.
+    deaf.clear();
+    let (seated, _) = accept().await.expect("all are closed").unwrap();
+    let seated = seated.with_own_thread().unwrap();
+    assert!(seated.thread() != router.closing);
+    // One with a thread of its own counts no more.
+    let all_closed = async {
+        while router.refused.available_permits() < MAX_REFUSED {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    timeout(Duration::from_secs(5), all_closed).await.expect("those that are closed give their place back");
+}
