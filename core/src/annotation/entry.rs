@@ -60,7 +60,13 @@ pub(super) fn entries(
     }
     fields(root, "", ["services"], findings);
     let list = match first.map(|(_, list)| (list, &list.value)) {
-        None | Some((_, Value::Null)) => return Ok(Vec::new()),
+        None => return Ok(Vec::new()),
+        Some((node, Value::Null)) => {
+            let reason =
+                "is empty: nothing is served, and what was is withdrawn; `services: []` says that on purpose";
+            findings.warn(node, "services", reason);
+            return Ok(Vec::new());
+        }
         Some((_, Value::List(list))) => list,
         Some((node, other)) => {
             return Err(finding(

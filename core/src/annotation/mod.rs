@@ -62,6 +62,11 @@ fn parse<T>(
 ) -> Result<Parsed<T>, Finding> {
     let root = tree::Node::read(text)?;
     let mut findings = fields::Findings::default();
+    if matches!(root.value, tree::Value::Null) && text.lines().any(|line| line.trim_start().starts_with('#'))
+    {
+        let reason = "comments alone: nothing is served, and what was is withdrawn; `services: []` says that on purpose";
+        findings.warn(&root, "", reason);
+    }
     let entries = entry::entries(&root, direction, defaults, &mut findings)?;
     let (refused, warnings) = findings.into_parts();
     Ok(Parsed { entries: entries.into_iter().map(make).collect(), refused, warnings })

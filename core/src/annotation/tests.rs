@@ -35,6 +35,23 @@ const CONTRACT: &str = r#"services:
 "#;
 
 #[test]
+fn what_withdraws_all_and_is_hardly_meant_is_warned_of() {
+    for (text, path) in [("services:\n", "services"), ("services: ~", "services"), ("# - name: a\n", "")] {
+        let parsed = exports(text);
+        assert_eq!(
+            (parsed.entries.len(), parsed.refused.len(), parsed.warnings.len()),
+            (0, 0, 1),
+            "{text:?}"
+        );
+        assert_eq!(parsed.warnings[0].path, path);
+        assert!(parsed.warnings[0].reason.contains("withdrawn"), "{}", parsed.warnings[0]);
+    }
+    for text in ["", "\n", "---\n", "services: []\n", "services: [] # none\n", "# none\nservices: []\n"] {
+        assert_eq!(exports(text).warnings, [], "{text:?}");
+    }
+}
+
+#[test]
 fn the_contract_as_it_stands() {
     let parsed = exports(CONTRACT);
     assert_eq!(parsed.refused, []);
