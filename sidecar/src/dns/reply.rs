@@ -65,11 +65,14 @@ pub(super) fn found(query: &Query<'_>, found: &Found, zone: &Zone, limit: u16) -
         let answer = zone.answer(&name.to_name()?, qtype).found();
         answer.or_else(|| if missing { fallback(name) } else { None })
     };
-    if ALIAS_ITSELF.contains(&qtype) || !reply.add_aliases(response, kept.age, ours) {
+    let itself = ALIAS_ITSELF.contains(&qtype);
+    if itself || !reply.add_aliases(response, kept.age, ours) {
         reply.add_response(response, kept.age, query.name());
         let wanted = query.has(flag::AD) || query.edns().is_some_and(|edns| edns.signatures);
         reply.set_validated(wanted && response.is_validated() && kept.age != Age::Stale);
-        if missing && query.name().to_name().is_some_and(|name| zone.is_above_ours(&name)) {
+        // An alias that answers is there itself, whatever it leads to (RFC 6604 §3).
+        let alias = itself && response.aliases().next().is_some();
+        if missing && (alias || query.name().to_name().is_some_and(|name| zone.is_above_ours(&name))) {
             reply.set_code(code::NO_ERROR);
             reply.set_validated(false);
         }

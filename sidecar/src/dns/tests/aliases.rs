@@ -64,6 +64,16 @@ async fn an_alias_that_is_asked_for_is_not_followed() {
 }
 
 #[tokio::test]
+async fn an_alias_that_is_asked_for_is_there_whatever_the_upstream_says_of_its_target() {
+    let upstream = Fake::new(|query, _| vec![chain(query, ResponseCode::NXDomain, &[OURS])]).await;
+    let dns = dns(&[upstream.addr]);
+    for rtype in [RecordType::CNAME, RecordType::ANY] {
+        let answer = ask(&dns, &query("shop.example.com", rtype)).await;
+        assert_eq!((code(&answer), answer.answers.len()), (ResponseCode::NoError, 1), "{rtype}");
+    }
+}
+
+#[tokio::test]
 async fn a_chain_that_goes_round_ends() {
     let upstream = Fake::new(|query, _| {
         vec![chain(query, ResponseCode::NoError, &["a.example", "b.example", "a.example", "b.example"])]
