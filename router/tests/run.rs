@@ -7,6 +7,7 @@ mod files;
 mod flood;
 mod hidden;
 mod reasons;
+mod refused;
 mod slow;
 #[allow(dead_code, reason = "each file takes what it needs")]
 mod stand;

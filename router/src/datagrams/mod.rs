@@ -9,18 +9,17 @@ pub(crate) mod pod;
 pub(crate) mod serve;
 
 use std::fmt::Display;
-use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Poll, ready};
 use std::time::Duration;
 
 use servicekeel_runtime::net::{Datagrams, Net};
 use servicekeel_runtime::throttle::Throttle;
 use tokio::io::ReadBuf;
+use tokio::task::coop::consume_budget;
 use tracing::warn;
 
 use crate::node::Node;
@@ -97,14 +96,22 @@ pub(crate) async fn receive<D: Datagrams>(
     socket: &D,
     buffers: &Arc<BufferPool>,
 ) -> io::Result<(Received, SocketAddr)> {
-    poll_fn(|cx| {
-        let mut received = Received { buffers: buffers.clone(), buffer: buffers.take(), len: 0 };
-        let mut buf = ReadBuf::new(&mut received.buffer);
-        let from = ready!(socket.poll_recv_from(cx, &mut buf))?;
-        received.len = buf.filled().len();
-        Poll::Ready(Ok((received, from)))
-    })
-    .await
+    loop {
+        // A flood is always ready, and other tasks have their turn all the same.
+        consume_budget().await;
+        match try_receive(socket, buffers) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => socket.readable().await?,
+            received => return received,
+        }
+    }
+}
+
+fn try_receive<D: Datagrams>(socket: &D, buffers: &Arc<BufferPool>) -> io::Result<(Received, SocketAddr)> {
+    let mut received = Received { buffers: buffers.clone(), buffer: buffers.take(), len: 0 };
+    let mut buf = ReadBuf::new(&mut received.buffer);
+    let from = socket.try_recv_from(&mut buf)?;
+    received.len = buf.filled().len();
+    Ok((received, from))
 }
 
 /// What the two ends of a session tell one another beside datagrams; a clone is the same.

@@ -20,8 +20,8 @@ use super::{QUEUE, Queued, Signs, receive};
 use crate::node::Node;
 use crate::rooms::Account;
 
-/// How long an endpoint may take to refuse the first datagram, which then goes to the next address.
-const REFUSAL: Duration = Duration::from_secs(1);
+/// How often it is told at most that an endpoint which has answered refuses.
+const TELL: Duration = Duration::from_secs(1);
 
 /// Where the pod's answers go.
 pub(crate) enum Answers<N: Net> {
@@ -63,8 +63,8 @@ pub(crate) async fn run<N: Net>(
         let reason = "the router carries as many flows as it may".into();
         return Err(Refused { cause: Cause::Busy, reason });
     };
-    // Kept until something answers: it is sent again to the next address where one refuses.
-    let Some(first) = queue.recv().await else { return Ok(()) };
+    // The last one, kept until something answers: it is sent again to the next address where one refuses.
+    let Some(mut last) = queue.recv().await else { return Ok(()) };
     let mut reason = String::from("none is there");
     for candidate in candidates {
         let Candidate::Local(id) = candidate else { continue };
@@ -94,7 +94,7 @@ pub(crate) async fn run<N: Net>(
                 }
                 node.report(wanted, &candidate, outcome, reason);
             };
-            match converse(node, &socket, addr, &first.bytes, &mut queue, &answers, health).await {
+            match converse(node, &socket, addr, &mut last, &mut queue, &answers, health).await {
                 Ok(()) => return Ok(()),
                 Err(error) => {
                     debug!(%wanted, %addr, %error, "an address takes no datagrams");
@@ -109,23 +109,37 @@ pub(crate) async fn run<N: Net>(
     Err(Refused { cause: Cause::Unreachable, reason })
 }
 
-/// Carries datagrams both ways; an error before the first answer means that the next address may do better. `report` is
-/// told the first answer, and the first refusal behind an answer.
+/// Carries datagrams both ways. An error before the first answer, however late, means that the next address may do better
+/// with the `last` datagram. `report` is told the first answer, and refusals behind an answer.
 async fn converse<N: Net>(
     node: &Node<N>,
     socket: &N::UdpSocket,
     addr: SocketAddr,
-    first: &[u8],
+    last: &mut Queued,
     queue: &mut mpsc::Receiver<Queued>,
     answers: &Answers<N>,
     report: impl Fn(Outcome, &str),
 ) -> io::Result<()> {
     // An answer came at any time; and it was the last thing that came.
     let (mut heard, mut well) = (false, false);
-    socket.send_to(first, addr).await?;
+    let mut told: Option<Instant> = None;
+    // An ICMP refusal: the port is closed. It comes to whoever asks the socket next, so both ways end here.
+    let mut refuse = |error: io::Error, heard: bool, well: &mut bool| {
+        if !heard {
+            return Err(error);
+        }
+        // One that answered before may only be restarting.
+        debug!(%addr, %error, "an endpoint refuses datagrams");
+        node.counters.datagrams_dropped.inc();
+        let now = Instant::now();
+        if std::mem::replace(well, false) || told.is_none_or(|told| now - told >= TELL) {
+            told = Some(now);
+            report(Outcome::Refused, &format!("{addr}: {error}"));
+        }
+        Ok(())
+    };
+    socket.send_to(&last.bytes, addr).await?;
     node.counters.datagrams.inc();
-    // One that refuses does so at once; what is quiet has taken it, as many protocols never answer.
-    let taken = Instant::now() + REFUSAL;
     loop {
         tokio::select! {
             biased;
@@ -138,25 +152,17 @@ async fn converse<N: Net>(
                     let sent = answers.send(&datagram).await;
                     if sent { node.counters.datagrams.inc() } else { node.counters.datagrams_dropped.inc() };
                 }
-                // An ICMP refusal: the port is closed. One that answered before may only be restarting.
-                Err(error) if heard || Instant::now() > taken => {
-                    debug!(%addr, %error, "an endpoint refuses datagrams");
-                    if std::mem::replace(&mut well, false) {
-                        report(Outcome::Refused, &format!("{addr}: {error}"));
-                    }
-                }
-                Err(error) => return Err(error),
+                Err(error) => refuse(error, heard, &mut well)?,
             },
             datagram = queue.recv() => {
                 let Some(datagram) = datagram else { return Ok(()) };
-                match socket.send_to(&datagram.bytes, addr).await {
-                    Ok(()) => node.counters.datagrams.inc(),
-                    Err(error) if heard || Instant::now() > taken => {
-                        debug!(%addr, %error, "a datagram is dropped");
-                        node.counters.datagrams_dropped.inc()
-                    }
-                    Err(error) => return Err(error),
-                };
+                *last = datagram;
+                match socket.send_to(&last.bytes, addr).await {
+                    Ok(()) => {
+                        node.counters.datagrams.inc();
+                    },
+                    Err(error) => refuse(error, heard, &mut well)?,
+                }
             }
         }
     }

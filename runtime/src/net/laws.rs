@@ -37,7 +37,8 @@ macro_rules! net_laws {
                 a_close_with_unread_bytes_resets,
                 refusals_say_where,
                 a_reserved_name_is_one_programs_at_a_time,
-                datagrams_keep_their_boundaries_and_report_refusals;
+                datagrams_keep_their_boundaries_and_report_refusals,
+                a_refusal_is_told_without_another_datagram;
             splices:
                 bytes_go_both_ways_at_once_and_are_counted,
                 an_end_is_passed_on_and_the_other_direction_of_a_splice_goes_on,

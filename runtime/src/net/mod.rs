@@ -3,7 +3,7 @@
 //! A socket goes through three hands. A sidecar makes it as a [`Net::Descriptor`], which nothing polls; hands it over
 //! a [`Handoff`] connection; and the router turns it into a live listener, connector or socket.
 
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -168,15 +168,31 @@ pub trait Listener: Send + Sync + 'static {
 
 /// A UDP socket.
 pub trait Datagrams: Send + Sync + 'static {
-    /// Receives one datagram, and says who sent it; whoever polls last is woken. After [`Datagrams::connect`] an ICMP
-    /// refusal comes as [`io::ErrorKind::ConnectionRefused`].
-    fn poll_recv_from(&self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<SocketAddr>>;
-    /// As [`Datagrams::poll_recv_from`]: the length and the sender.
+    /// Receives a datagram that is here, and says who sent it. After [`Datagrams::connect`] an ICMP refusal comes as
+    /// [`io::ErrorKind::ConnectionRefused`], once.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::WouldBlock`] where none is here.
+    fn try_recv_from(&self, buf: &mut ReadBuf<'_>) -> io::Result<SocketAddr>;
+    /// Resolves when [`Datagrams::try_recv_from`] may have something, be it a refusal that no further datagram provokes.
+    ///
+    /// # Errors
+    /// Where nothing can come any more.
+    fn readable(&self) -> impl Future<Output = io::Result<()>> + Send;
+    /// Receives one datagram: the length and the sender.
+    ///
+    /// # Errors
+    /// Those of [`Datagrams::try_recv_from`] and [`Datagrams::readable`].
     fn recv_from(&self, buf: &mut [u8]) -> impl Future<Output = io::Result<(usize, SocketAddr)>> + Send {
-        poll_fn(|cx| {
+        async {
             let mut buf = ReadBuf::new(buf);
-            self.poll_recv_from(cx, &mut buf).map_ok(|from| (buf.filled().len(), from))
-        })
+            loop {
+                match self.try_recv_from(&mut buf) {
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.readable().await?,
+                    received => return received.map(|from| (buf.filled().len(), from)),
+                }
+            }
+        }
     }
     /// Sends one datagram.
     fn send_to(&self, buf: &[u8], to: SocketAddr) -> impl Future<Output = io::Result<()>> + Send;
@@ -191,7 +207,7 @@ pub trait Datagrams: Send + Sync + 'static {
             Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
         }
     }
-    /// Takes datagrams from `to` alone from now on.
+    /// Takes datagrams from `to` alone from now on. A refusal of where it was connected before is forgotten.
     fn connect(&self, to: SocketAddr) -> impl Future<Output = io::Result<()>> + Send;
     /// Where it is bound.
     fn local_addr(&self) -> io::Result<SocketAddr>;

@@ -1,10 +1,11 @@
 //! UDP inside a node.
 
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Poll, Waker};
 
 use servicekeel_runtime::net::Datagrams;
 use tokio::io::ReadBuf;
@@ -151,16 +152,25 @@ impl Drop for Udp {
 pub struct SimDatagrams(pub(super) Arc<Udp>);
 
 impl Datagrams for SimDatagrams {
-    fn poll_recv_from(&self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<SocketAddr>> {
+    fn try_recv_from(&self, buf: &mut ReadBuf<'_>) -> io::Result<SocketAddr> {
         self.0.take_refusal()?;
         let mut state = self.0.lock();
-        let Some((bytes, from)) = state.queue.pop_front() else {
-            state.receiver = Some(cx.waker().clone());
-            return Poll::Pending;
-        };
+        let (bytes, from) = state.queue.pop_front().ok_or(io::ErrorKind::WouldBlock)?;
         state.queued -= bytes.len() + OVERHEAD;
         buf.put_slice(&bytes[..bytes.len().min(buf.remaining())]);
-        Poll::Ready(Ok(from))
+        Ok(from)
+    }
+
+    async fn readable(&self) -> io::Result<()> {
+        poll_fn(|cx| {
+            let mut state = self.0.lock();
+            if state.refused || !state.queue.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            state.receiver = Some(cx.waker().clone());
+            Poll::Pending
+        })
+        .await
     }
 
     async fn send_to(&self, buf: &[u8], to: SocketAddr) -> io::Result<()> {
@@ -178,7 +188,7 @@ impl Datagrams for SimDatagrams {
             table.bind(local, &self.0, None)?;
         }
         let mut state = self.0.lock();
-        (state.local, state.peer) = (Some(local), Some(to));
+        (state.local, state.peer, state.refused) = (Some(local), Some(to), false);
         Ok(())
     }
 

@@ -4,6 +4,7 @@ use std::io;
 
 use servicekeel_core::handoff::DescriptorKind;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::sleep;
 
 use super::*;
 use crate::net::{Datagrams, Descriptor, Stream};
@@ -147,6 +148,34 @@ pub async fn datagrams_keep_their_boundaries_and_report_refusals(net: impl Net) 
     client.send_to(b"x", at).await.unwrap();
     let error = soon(client.recv_from(&mut buf)).await.unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+}
+
+pub async fn a_refusal_is_told_without_another_datagram(net: impl Net) {
+    let bound = async || {
+        let socket = net.make_bound(DescriptorKind::UdpBound, loopback()).await.unwrap();
+        net.adopt_udp(socket).await.unwrap()
+    };
+    let closed = bound().await.local_addr().unwrap();
+    let server = bound().await;
+    let open = server.local_addr().unwrap();
+    let client = net.adopt_udp(net.make_unbound(DescriptorKind::UdpUnconnected).unwrap()).await.unwrap();
+    client.connect(closed).await.unwrap();
+    for _ in 0..3 {
+        let mut buf = [0; 9];
+        // Who waits is woken, and a refusal is told once.
+        let (refused, ()) = tokio::join!(soon(client.recv_from(&mut buf)), async {
+            sleep(STILL).await;
+            client.send_to(b"one", closed).await.unwrap();
+        });
+        assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        assert!(timeout(STILL, client.recv_from(&mut buf)).await.is_err(), "it is told twice");
+    }
+    // One that nobody took is none of the address that it is connected to next.
+    client.send_to(b"two", closed).await.unwrap();
+    sleep(STILL).await;
+    client.connect(open).await.unwrap();
+    client.send_to(b"three", open).await.unwrap();
+    assert_eq!(soon(server.recv_from(&mut [0; 9])).await.unwrap().0, 5);
 }
 
 pub async fn a_reserved_name_is_one_programs_at_a_time(net: impl Net) {

@@ -3,7 +3,6 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 
 use rustix::net::{RecvFlags, SendFlags};
 use servicekeel_core::handoff::DescriptorKind;
@@ -19,8 +18,9 @@ use crate::net::{Datagrams, Descriptor};
 /// clients may begin at once.
 const WAITING: usize = 1 << 20;
 
-/// How often in a row a socket may say that it can be read, and then have nothing.
-const SPURIOUS: usize = 16;
+/// What a receiver waits for. An ICMP error is EPOLLERR without EPOLLIN (udp_poll, datagram_poll), and the next receive
+/// takes it.
+const NEWS: Interest = Interest::READABLE.add(Interest::ERROR);
 
 /// A UDP socket. Another program may hold it too, and have it block at any moment: no call here relies on O_NONBLOCK.
 #[derive(Debug)]
@@ -42,27 +42,36 @@ impl OsDatagrams {
 }
 
 impl Datagrams for OsDatagrams {
-    fn poll_recv_from(&self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<SocketAddr>> {
+    fn try_recv_from(&self, buf: &mut ReadBuf<'_>) -> io::Result<SocketAddr> {
         let socket: &UdpSocket = &self.0;
-        for _ in 0..SPURIOUS {
-            ready!(socket.poll_recv_ready(cx))?;
-            let received = socket.try_io(Interest::READABLE, || {
-                let room = buf.initialize_unfilled();
-                let (n, _, from) = rustix::net::recvfrom(socket, room, RecvFlags::DONTWAIT)?;
-                buf.advance(n);
-                let from = from.ok_or(io::ErrorKind::AddrNotAvailable)?;
-                Ok(SocketAddr::try_from(from)?)
-            });
-            match received {
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                received => return Poll::Ready(received),
+        let mut receive = || {
+            let room = buf.initialize_unfilled();
+            let (n, _, from) = rustix::net::recvfrom(socket, room, RecvFlags::DONTWAIT)?;
+            buf.advance(n);
+            let from = from.ok_or(io::ErrorKind::AddrNotAvailable)?;
+            Ok(SocketAddr::try_from(from)?)
+        };
+        // Each clears what it is called for: a try_io of both at once is called for neither.
+        match socket.try_io(Interest::READABLE, &mut receive) {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => socket.try_io(Interest::ERROR, receive),
+            received => received,
+        }
+    }
+
+    async fn readable(&self) -> io::Result<()> {
+        let socket: &UdpSocket = &self.0;
+        // No read takes away a shutdown(2) of another holder: what waits is received still, and then nothing is waited
+        // for.
+        if socket.ready(NEWS).await?.is_read_closed() {
+            let peeked = rustix::net::recv(socket, &mut [0; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT);
+            if peeked == Err(rustix::io::Errno::AGAIN) {
+                return Err(io::Error::new(
+                    io::ErrorKind::BrokenPipe,
+                    "the socket was shut down by another holder",
+                ));
             }
         }
-        // As after a shutdown(2) of another holder, which no read takes away.
-        Poll::Ready(Err(io::Error::new(
-            io::ErrorKind::BrokenPipe,
-            "the socket was shut down by another holder",
-        )))
+        Ok(())
     }
 
     async fn send_to(&self, buf: &[u8], to: SocketAddr) -> io::Result<()> {
@@ -82,7 +91,12 @@ impl Datagrams for OsDatagrams {
 
     async fn connect(&self, to: SocketAddr) -> io::Result<()> {
         let socket = self.0.clone();
-        on(self.0.thread(), async move { socket.connect(to).await }).await
+        let connected = async move {
+            socket.connect(to).await?;
+            // What the address before may have said too late is not this one's.
+            socket.take_error().map(drop)
+        };
+        on(self.0.thread(), connected).await
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {

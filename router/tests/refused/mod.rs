@@ -1,0 +1,90 @@
+//! UDP endpoints that refuse: by ICMP, at one address of the pod or at all.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use servicekeel_core::handoff::{DescriptorKind, Pod, ToRouter};
+use servicekeel_core::name::{Protocol, ServicePort};
+use servicekeel_runtime::net::os::OsNet;
+use servicekeel_runtime::net::{Descriptor, Handoff, Net};
+use tokio::net::UdpSocket;
+use tokio::time::timeout;
+
+use crate::stand::{Conversation, Stand, port, say_hello, stock, wait_for};
+
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// A pod of a.local that exports a UDP port, and has an address besides its loopback where nothing listens; and another
+/// pod's import of it.
+async fn offered(stand: &mut Stand, number: u16, target: u16) -> (Conversation, SocketAddr) {
+    let net = OsNet::new();
+    let wanted = ServicePort { protocol: Protocol::Udp, ..port(number) };
+    let pod = |name: &str| Pod { name: name.into(), namespace: "default".parse().unwrap(), uid: name.into() };
+    let addresses = vec!["127.77.0.1".parse().unwrap()];
+    let conversation = say_hello(&net, stand.a.sidecars(), pod("serves"), addresses).await;
+    let export =
+        ToRouter::Export { id: 1, offered: wanted.clone(), target: target.try_into().unwrap(), allow: None };
+    conversation.send(&export.encode(), Vec::new()).await.unwrap();
+    stand.spawn(stock(net.clone(), conversation));
+    let socket = net.make_bound(DescriptorKind::UdpBound, ([127, 0, 0, 1], 0).into()).await.unwrap();
+    let at = socket.local_addr().unwrap();
+    let importer = say_hello(&net, stand.a.sidecars(), pod("asks"), Vec::new()).await;
+    importer.send(&ToRouter::Import { id: 1, wanted: wanted.clone() }.encode(), vec![socket]).await.unwrap();
+    wait_for(LIMIT, async || {
+        let imports = stand.a.status().await["imports"].as_array().unwrap().clone();
+        imports.iter().any(|i| i["service"] == wanted.to_string() && !i["route"].is_null()).then_some(())
+    })
+    .await;
+    (importer, at)
+}
+
+#[tokio::test]
+async fn a_server_on_loopback_alone_answers_the_first_datagram_of_each_client() {
+    let mut stand = Stand::new().await;
+    let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let target = server.local_addr().unwrap().port();
+    stand.spawn(async move {
+        while let Ok((_, from)) = server.recv_from(&mut [0; 9]).await {
+            let _ = server.send_to(b"here", from).await;
+        }
+    });
+    let (_importer, at) = offered(&mut stand, 91, target).await;
+    for _ in 0..3 {
+        let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        client.send_to(b"once", at).await.unwrap();
+        let answered = timeout(LIMIT, client.recv_from(&mut [0; 9])).await;
+        assert_eq!(answered.expect("it never came").unwrap(), (4, at));
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_is_gone_is_told_and_counted_for_clients_that_retry_slowly() {
+    let mut stand = Stand::new().await;
+    let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let target = server.local_addr().unwrap();
+    drop(server);
+    let (_importer, at) = offered(&mut stand, 92, target.port()).await;
+    let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    for times in 1..=2 {
+        client.send_to(b"once", at).await.unwrap();
+        wait_for(LIMIT, async || {
+            (stand.a.metric("endpoint_failures_total").await >= f64::from(times)).then_some(())
+        })
+        .await;
+        let status = stand.a.status().await;
+        assert!(status["exports"].to_string().contains("Connection refused"), "{status}");
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+    }
+    // It comes up and answers, and goes while its client has a session.
+    let server = UdpSocket::bind(target).await.unwrap();
+    let failures = stand.a.metric("endpoint_failures_total").await;
+    client.send_to(b"once", at).await.unwrap();
+    let (_, from) = timeout(LIMIT, server.recv_from(&mut [0; 9])).await.unwrap().unwrap();
+    server.send_to(b"here", from).await.unwrap();
+    timeout(LIMIT, client.recv_from(&mut [0; 9])).await.unwrap().unwrap();
+    drop(server);
+    client.send_to(b"once", at).await.unwrap();
+    wait_for(LIMIT, async || (stand.a.metric("endpoint_failures_total").await > failures).then_some(()))
+        .await;
+    assert!(stand.a.status().await["exports"].to_string().contains("Connection refused"));
+}
