@@ -373,11 +373,15 @@ impl Stand {
 
     pub(crate) async fn wait_until_it_works(&self) {
         wait_for(Duration::from_secs(20), async || {
-            let mut stream = self.connect().await;
-            stream.write_all(b"ping").await.ok()?;
-            let mut got = [0; 4];
-            stream.read_exact(&mut got).await.ok()?;
-            (got == *b"ping").then_some(())
+            let answer = async {
+                let mut stream = self.connect().await;
+                stream.write_all(b"ping").await.ok()?;
+                let mut got = [0; 4];
+                stream.read_exact(&mut got).await.ok()?;
+                (got == *b"ping").then_some(())
+            };
+            // As a client would: one that waits for ever is no reason not to try again.
+            tokio::time::timeout(Duration::from_secs(5), answer).await.ok()?
         })
         .await;
     }
