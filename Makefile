@@ -5,7 +5,7 @@ CARGO ?= cargo
 PROGRAMS := -p servicekeel-sidecar -p servicekeel-router
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-net soak test-images bench compare lint fmt build-sidecar build-router build-controller clean
+.PHONY: help demo test test-net test-slow test-slow-router test-slow-runtime soak test-images bench compare lint fmt build-sidecar build-router build-controller clean
 
 help: ## Print this list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -14,13 +14,26 @@ demo: ## Show the main job on this machine: two clusters, DNS, TCP and UDP, a cu
 	@$(CARGO) build --locked --profile demo $(PROGRAMS) -p examples
 	@$${CARGO_TARGET_DIR:-target}/demo/demo
 
-test: ## Run every test that needs neither root nor Docker.
+test: ## Run every test that needs neither root nor Docker, except those that take minutes.
 	$(CARGO) build --locked --workspace --bins
 	$(CARGO) test --locked --workspace
 
-test-net: ## Run the tests of the built programs, those that need root (network namespaces) included.
+test-net: ## Run the tests of the built programs, those that need root (network namespaces) included, and test-slow.
 	$(CARGO) build --locked $(PROGRAMS)
 	$(CARGO) test --locked -p e2e -- --include-ignored
+	$(CARGO) test --locked -p servicekeel-router --test shares -- --include-ignored
+	@$(MAKE) --no-print-directory test-slow
+
+# Each waits most of its time, so they run at once.
+test-slow: ## Run the tests that take more than a minute each: 90 s in all.
+	$(CARGO) test --locked --no-run -p servicekeel-router -p servicekeel-runtime
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync test-slow-router test-slow-runtime
+
+test-slow-router:
+	$(CARGO) test --locked -p servicekeel-router --test run -- --ignored
+
+test-slow-runtime:
+	$(CARGO) test --locked -p servicekeel-runtime --lib -- --ignored
 
 # Optimised by one level, a seed takes half of the time; what is not the workspace's is built so already.
 soak: ## Run every scenario of the simulation with many seeds: SEEDS=n FROM=seed SECONDS=limit ONLY=name.

@@ -30,7 +30,7 @@ fn headers(c: &mut Criterion) {
         cluster: "a.local".parse().unwrap(),
     };
     let wanted = ServicePort { service, port: 80.try_into().unwrap(), protocol: Protocol::Tcp };
-    let open = Open { flow: u64::MAX, wanted, namespace: None };
+    let open = Open { flow: u64::MAX, wanted, namespace: None, consumer: None };
     group.bench_function("encode-open", |b| b.iter(|| frame::encode_frame(Kind::Open, 0, black_box(&open))));
     let payload = frame::encode_frame(Kind::Open, 0, &open).unwrap()[frame::HEADER..].to_vec();
     assert_eq!(frame::decode_payload::<Open>(&payload).unwrap(), open);

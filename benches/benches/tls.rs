@@ -6,10 +6,6 @@
     reason = "a bench whose stage is not there has nothing to measure"
 )]
 
-use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
-use std::pin::Pin;
-use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -18,49 +14,11 @@ use servicekeel_core::name::RouterId;
 use servicekeel_router::identity::Identity;
 use servicekeel_router::pki::Authority;
 use servicekeel_router::tls::{BufferPool, Channel, accept, connect};
-use servicekeel_runtime::net::Stream;
-use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf, duplex};
+use tokio::io::{DuplexStream, duplex};
 use tokio::runtime::{Builder, Runtime};
 
 /// Frames that one side sends before the other one reads: they fit the connection's buffer.
 const BATCH: usize = 4;
-
-/// A stream that is memory.
-struct Memory(DuplexStream);
-
-impl AsyncRead for Memory {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Memory {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
-    }
-}
-
-impl Stream for Memory {
-    fn reset(self) {}
-
-    fn close(self) {}
-
-    fn peer_addr(&self) -> io::Result<SocketAddr> {
-        Ok((Ipv4Addr::LOCALHOST, 1).into())
-    }
-}
 
 /// The routers of two clusters that trust each other.
 fn identities() -> (Identity, Identity) {
@@ -75,11 +33,11 @@ fn identities() -> (Identity, Identity) {
     (identity(&a, "a-1", &b), identity(&b, "b-1", &a))
 }
 
-async fn channels(a: &Identity, b: &Identity) -> (Channel<Memory>, Channel<Memory>) {
+async fn channels(a: &Identity, b: &Identity) -> (Channel<DuplexStream>, Channel<DuplexStream>) {
     let (near, far) = duplex(256 * 1024);
     let (dialled, accepted) = tokio::join!(
-        connect(Memory(near), a.client(), BufferPool::new()),
-        accept(Memory(far), b.server(), BufferPool::new()),
+        connect(near, a.client(), BufferPool::new()),
+        accept(far, b.server(), BufferPool::new()),
     );
     (dialled.unwrap().0, accepted.unwrap().0)
 }

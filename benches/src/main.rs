@@ -93,7 +93,7 @@ fn main() -> Result<ExitCode> {
 
     let start = || {
         Paths::start(&programs, rathole.as_deref())
-            .context("the paths can't be laid (compare --help says how the programs are built)")
+            .context("the paths cannot be laid (compare --help says how the programs are built)")
     };
     let memory = if arguments.no_memory {
         Vec::new()

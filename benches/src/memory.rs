@@ -1,4 +1,4 @@
-//! Resident memory of each program: idle, and with 1,000 open flows that carry nothing.
+//! Resident memory of each program: idle, and with 500 open flows that carry nothing.
 
 use std::time::Duration;
 
@@ -7,8 +7,8 @@ use anyhow::{Context, Result, ensure};
 use crate::load;
 use crate::paths::{Kind, Paths, Role};
 
-/// Open flows.
-pub(crate) const FLOWS: usize = 1000;
+/// Open flows: one consumer behind another router may have as many at 20,000 open files and more (docs/architecture.md).
+pub(crate) const FLOWS: usize = 500;
 /// Descriptors that a program may need for them: two sockets a flow, and its own.
 const DESCRIPTORS: u64 = 2 * FLOWS as u64 + 200;
 /// For what opening them left behind to settle.

@@ -90,6 +90,7 @@ fn write(run: &Run<'_>, out: &mut String) -> std::fmt::Result {
 mod tests {
     use super::*;
     use crate::load::Samples;
+    use crate::memory::FLOWS;
     use crate::targets;
 
     #[test]
@@ -102,12 +103,18 @@ mod tests {
             cpu_each_gb: vec![0.5],
         };
         let samples = AllSamples::from([(Kind::Direct, path()), (Kind::SameNode, path())]);
-        let memory = [Memory { name: "router", role: Role::Router, idle: 1 << 20, busy: 11 << 20 }];
+        let memory = [Memory {
+            name: "router",
+            role: Role::Router,
+            idle: 1 << 20,
+            busy: (1 << 20) + FLOWS as u64 * 10 * 1024,
+        }];
         let targets = targets::judge(&samples, &memory);
         let length = Duration::from_secs(3);
         let text = render(&Run { length, rounds: 1, samples: &samples, memory: &memory, targets: &targets });
         assert!(text.contains("| same node | 8.00 | 16.00 | 3000 | 250 | 250 | 0.50 |"), "{text}");
-        assert!(text.contains("| router | 1024 | 11264 | 10.2 |"), "{text}");
+        let router = format!("| router | 1024 | {} | 10.0 |", 1024 + FLOWS * 10);
+        assert!(text.contains(&router), "{text}");
         for table in text.split("\n\n").filter(|part| part.starts_with('|')) {
             let columns = |line: &str| line.matches('|').count();
             assert!(

@@ -159,8 +159,10 @@ mod tests {
             let targets = judge(&AllSamples::new(), &[memory]);
             targets[3..].iter().map(Target::is_met).collect::<Vec<_>>()
         };
-        assert_eq!(met(program(Role::Router, 10_000_000, 49_900_000)), [true]);
-        assert_eq!(met(program(Role::Router, 10_000_000, 50_000_000)), [false]);
+        let router =
+            |each_flow| met(program(Role::Router, 10_000_000, 10_000_000 + FLOWS as u64 * each_flow));
+        assert_eq!(router(39_900), [true]);
+        assert_eq!(router(40_000), [false]);
         assert_eq!(met(program(Role::Sidecar, 7_900_000, 7_950_000)), [true, true]);
         assert_eq!(met(program(Role::Sidecar, 8_000_000, 8_100_000)), [false, false]);
         assert!(met(program(Role::Rathole, 0, u64::MAX)).is_empty());

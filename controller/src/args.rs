@@ -11,25 +11,25 @@ const ABOUT: &str = "Writes what each pod exports to other clusters, from the Se
 const LONG_ABOUT: &str = "\
 Writes what each pod exports to other clusters, from the Services that select it.
 
-It follows Services, namespaces and pods. Where Services select a pod that runs a sidecar, it writes the pod's annotation \
-servicekeel.io/exported-services, which the sidecar reads; when a Service, a selector or a label changes, the annotation \
-follows. It writes nothing else, no other object, and nothing at all where nothing changed.
+It watches Services, namespaces and pods. For each pod with a sidecar that is selected by a Service, it writes the pod \
+annotation servicekeel.io/exported-services, which the sidecar reads, and updates it when a Service, a selector or a \
+label changes. It writes nothing else, and nothing while nothing changes.
 
-A pod runs a sidecar if a container or init container of it has the name servicekeel-sidecar, or if the pod has the \
+A pod has a sidecar if one of its containers or init containers is named servicekeel-sidecar, or if it has the \
 annotation servicekeel.io/sidecar: \"true\".
 
-The annotation is written by server-side apply under the field manager servicekeel-controller. One that another manager \
-owns (written by hand, or in a Deployment's template) is left alone, and the log says so once.
+The annotation is written by server-side apply under the field manager servicekeel-controller. An annotation owned by \
+another manager (written by hand, or from a Deployment's template) is left unchanged, and this is logged once.
 
-Ports of TCP and UDP are exported, headless Services too; a named targetPort is looked up in each pod. ExternalName, \
-Services without a selector and other protocols are left out, and the log says why. On a Service:
+TCP and UDP ports are exported, also those of headless Services; a named targetPort is resolved in each pod. Services of \
+type ExternalName, Services without a selector and other protocols are skipped with a reason in the log. On a Service:
 
   servicekeel.io/export: \"false\"
-      not exported; on a namespace: none of its Services
+      do not export it; on a namespace: do not export any of its Services
   servicekeel.io/allow: \"cluster-b.local,cluster-c.local\"
-      the clusters that may use it, and no other, the own one neither; absent: every member of the mesh";
+      only these clusters may use it (name the own cluster too if it may); without it, every member of the mesh may";
 const EXAMPLES: &str = "\
-It finds the API by KUBECONFIG or ~/.kube/config, else by the pod's service account, which needs:
+It connects to the API server by KUBECONFIG or ~/.kube/config, or else with the pod's service account, which needs:
 
   apiVersion: rbac.authorization.k8s.io/v1
   kind: ClusterRole
@@ -43,24 +43,24 @@ It finds the API by KUBECONFIG or ~/.kube/config, else by the pod's service acco
       resources: [pods]
       verbs: [list, watch, patch]
 
-With --dry-run no `patch`, with --once no `watch`. With --namespace the rules on services and pods may stand in a Role \
-of that namespace; the one on namespaces stays in a ClusterRole, and `resourceNames` may narrow it to that one.
+`patch` is not needed with --dry-run, nor `watch` with --once. With --namespace the rules for services and pods may be in \
+a Role of that namespace; the one for namespaces must be in a ClusterRole, which `resourceNames` may restrict to it.
 
-Run one controller for a namespace: a second one would do the same work again.
+Run one controller per namespace: a second one would only repeat its work.
 
 Examples:
 
-  servicekeel-controller --once --dry-run                   what would be written now, as text on stdout
-  servicekeel-controller --namespace shop --admin off       one namespace, no admin endpoint
+  servicekeel-controller --once --dry-run                   print what would be written now
+  servicekeel-controller --namespace shop --admin off       watch one namespace, without an admin endpoint
 
-SERVICEKEEL_LOG sets what is logged (error, warn, info, debug; default info), SERVICEKEEL_LOG_FORMAT how (text, json).
-Exit code 1: a write failed (--once), the API could not be asked (--once), or the program could not start.";
+SERVICEKEEL_LOG sets the log level (error, warn, info, debug; default info), SERVICEKEEL_LOG_FORMAT the format (text, json).
+Exit code 1: a write failed (--once), the API server was unreachable (--once), or the program could not start.";
 
 /// The flags.
 #[derive(Debug, Parser)]
 #[command(name = "servicekeel-controller", version, about = ABOUT, long_about = LONG_ABOUT, after_long_help = EXAMPLES)]
 pub struct Args {
-    /// Follow this namespace only. Default: all
+    /// Watch this namespace only. Default: all
     #[arg(long, value_name = "NAME", value_parser = label)]
     namespace: Option<Label>,
 
@@ -72,7 +72,7 @@ pub struct Args {
     #[arg(long)]
     dry_run: bool,
 
-    /// Where /livez, /readyz, /metrics and /status (JSON) are served; `off`: nowhere
+    /// Address of /livez, /readyz, /metrics and /status (JSON); `off` disables them
     #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:15021", value_parser = admin)]
     admin: Admin,
 }

@@ -26,8 +26,8 @@ pub(crate) fn of_watch(error: &watcher::Error) -> Option<String> {
 
 fn of_status(status: &Status) -> String {
     let hint = match status.code {
-        401 => "; the credentials are not valid",
-        403 => "; `servicekeel-controller --help` lists the rules that it needs",
+        401 => "; invalid credentials",
+        403 => "; `servicekeel-controller --help` lists the RBAC rules it needs",
         _ => "",
     };
     let message = if status.message.is_empty() { &status.reason } else { &status.message };

@@ -7,7 +7,7 @@ use clap::Parser;
 use kube::config::KubeConfigOptions;
 use kube::{Client, Config};
 use servicekeel_controller::args::Args;
-use servicekeel_runtime::{logs, signal};
+use servicekeel_runtime::{fatal, logs, signal};
 
 /// What look-ups of names that are under way get to end.
 const GRACE: Duration = Duration::from_millis(100);
@@ -20,13 +20,13 @@ fn main() -> ExitCode {
     let shutdown = signal::shutdown();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return failed(&format!("can't start: {error}")),
+        Err(error) => return failed(&format!("cannot start: {error}")),
     };
     let result = runtime.block_on(async {
         let config = cluster().await?;
         let settings = args.settings(config.cluster_url.to_string());
-        let client = Client::try_from(config)
-            .map_err(|error| format!("the cluster's config can't be used: {error}"))?;
+        let client =
+            Client::try_from(config).map_err(|error| format!("cannot use the cluster config: {error}"))?;
         let output = Box::new(std::io::stdout());
         servicekeel_controller::run(settings, client, output, shutdown)
             .await
@@ -40,7 +40,7 @@ fn main() -> ExitCode {
 }
 
 fn failed(why: &str) -> ExitCode {
-    logs::fatal("servicekeel-controller", why);
+    fatal!("servicekeel-controller", why);
     ExitCode::FAILURE
 }
 
@@ -48,9 +48,9 @@ fn failed(why: &str) -> ExitCode {
 async fn cluster() -> Result<Config, String> {
     if let Some(path) = std::env::var_os("KUBECONFIG").filter(|path| !path.is_empty()) {
         let read = Config::from_kubeconfig(&KubeConfigOptions::default()).await;
-        return read.map_err(|error| format!("KUBECONFIG={}: can't be used: {error}", path.display()));
+        return read.map_err(|error| format!("cannot use KUBECONFIG={}: {error}", path.display()));
     }
     Config::infer().await.map_err(|error| {
-        format!("no cluster is known: set KUBECONFIG, or run in a pod that has a service account ({error})")
+        format!("no cluster configured: set KUBECONFIG, or run in a pod with a service account ({error})")
     })
 }

@@ -34,7 +34,7 @@ pub(crate) enum ReconcileError {
     Api(#[from] kube::Error),
     #[error("the API did not answer within {} s", WRITE_TIMEOUT.as_secs())]
     Timeout,
-    #[error("the watch has ended")]
+    #[error("watch ended")]
     Ended,
 }
 
@@ -114,8 +114,8 @@ impl Reconciler {
         let mut counter = |name: &str, help: &str, counter: &Counter| {
             registry.register(format!("servicekeel_controller_{name}"), help, counter.clone());
         };
-        counter("writes", "Annotations written or taken away", &self.writes);
-        counter("write_failures", "Writes that the API refused or did not answer", &self.failures);
+        counter("writes", "Annotations written or removed", &self.writes);
+        counter("write_failures", "Writes that the API server rejected or did not answer", &self.failures);
     }
 
     /// Writes that succeeded, and those that failed.
@@ -207,7 +207,7 @@ impl Reconciler {
         let failure = match answer {
             Ok(Ok(_)) => {
                 self.writes.inc();
-                let text = if wanted.is_some() { "exports written" } else { "exports taken away" };
+                let text = if wanted.is_some() { "exports written" } else { "exports removed" };
                 tracing::info!(parent: None, "{key}: {text}");
                 self.memory().wrote(key, written(pod, &wanted));
                 return Ok(Done::Wrote);
@@ -243,7 +243,7 @@ impl Reconciler {
         if let Some(output) = &self.dry_run {
             let mut output = output.lock().unwrap_or_else(PoisonError::into_inner);
             if let Err(error) = output.write_all(printed(note).as_bytes()).and_then(|()| output.flush()) {
-                tracing::warn!(parent: None, "can't print: {error}");
+                tracing::warn!(parent: None, "cannot print: {error}");
             }
             return;
         }
@@ -292,10 +292,10 @@ pub(crate) fn printed(note: &Note) -> String {
     match note {
         Note::LeftOut { namespace, what } => format!("{namespace}/{what}; not exported\n"),
         Note::LeftAlone { pod, manager } => format!(
-            "{pod}: left alone: field manager {manager} owns {EXPORTED_SERVICES}; remove the annotation to have it kept here\n"
+            "{pod}: skipped: {EXPORTED_SERVICES} is owned by field manager {manager}; remove the annotation to let this controller manage it\n"
         ),
-        Note::Failed(why) => format!("exports can't be written: {why}\n"),
-        Note::Would { pod, write: None } => format!("{pod}: {EXPORTED_SERVICES} would be taken away\n"),
+        Note::Failed(why) => format!("cannot write exports: {why}\n"),
+        Note::Would { pod, write: None } => format!("{pod}: {EXPORTED_SERVICES} would be removed\n"),
         Note::Would { pod, write: Some(text) } => {
             let lines: String = text.lines().map(|line| format!("  {line}\n")).collect();
             format!("{pod}: {EXPORTED_SERVICES} would be\n{lines}")

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::fmt;
-use std::future::{Future, pending, ready};
+use std::future::{Future, ready};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -18,7 +18,7 @@ use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Api, Client, Resource, ResourceExt};
 use prometheus_client::registry::Registry;
 use servicekeel_core::name::Label;
-use servicekeel_runtime::admin::{self, Admin, Serving};
+use servicekeel_runtime::admin::{self, Admin};
 use servicekeel_runtime::ready::Readiness;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
@@ -59,8 +59,6 @@ pub struct Settings {
 /// Why the controller ended.
 #[derive(Debug)]
 pub enum RunError {
-    /// The admin endpoint can't be served.
-    Admin(SocketAddr, io::Error),
     /// One pass: the API at this address did not answer.
     List(String, Box<kube::Error>),
     /// One pass: there is no such namespace.
@@ -72,12 +70,11 @@ pub enum RunError {
 impl fmt::Display for RunError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Admin(addr, error) => write!(f, "can't serve the admin endpoint at {addr}: {error}"),
             Self::List(server, error) => {
-                write!(f, "can't read the cluster at {server}: {}", error::of_call(error))
+                write!(f, "cannot list objects at {server}: {}", error::of_call(error))
             }
-            Self::NoNamespace(name) => write!(f, "there is no namespace {name}"),
-            Self::Failed(pods) => write!(f, "{pods} pods could not be written"),
+            Self::NoNamespace(name) => write!(f, "namespace {name} not found"),
+            Self::Failed(pods) => write!(f, "failed to write the exports of {pods} pods"),
         }
     }
 }
@@ -86,7 +83,8 @@ impl std::error::Error for RunError {}
 
 /// Does what `settings` say until it is done or `shutdown` resolves. A dry run prints to `output`.
 ///
-/// While the API is away it waits, and catches up in one pass when the API is back.
+/// While the API is unreachable it waits, and catches up in one pass when the API is back. An admin address that is taken
+/// is retried; meanwhile everything else goes on.
 ///
 /// # Errors
 /// [`RunError`].
@@ -110,14 +108,12 @@ pub async fn run(
     let reconciler = Arc::new(Reconciler::new(client.clone(), stores.0.clone(), stores.1.clone(), output));
     let readiness = Readiness::new();
     let known = known(&readiness, stores.clone());
-    let serving = match settings.admin {
-        Some(addr) => Some(serve(addr, readiness, &reconciler, stores.2.clone()).await?),
-        None => None,
-    };
+    let serving = settings.admin.map(|addr| serve(addr, readiness, &reconciler, stores.2.clone()));
     let admin = async move {
-        match serving {
-            Some((addr, serving)) => serving.run().await.map_err(|error| RunError::Admin(addr, error)),
-            None => pending().await,
+        if let Some(serving) = serving
+            && let Err(error) = serving.await
+        {
+            tracing::error!(%error, "admin endpoint failed; everything else keeps running");
         }
     };
 
@@ -135,7 +131,7 @@ pub async fn run(
     let mut passes = pin!(passes.for_each(|_| ready(())));
     let mut admin = pin!(admin);
     let mut known = pin!(known);
-    let mut all_known = false;
+    let (mut all_known, mut admin_ended) = (false, false);
     let mut shutdown = pin!(shutdown);
     loop {
         tokio::select! {
@@ -144,7 +140,7 @@ pub async fn run(
                 tracing::info!("shutting down on {signal}");
                 break;
             }
-            result = &mut admin => return result,
+            () = &mut admin, if !admin_ended => admin_ended = true,
             () = &mut known, if !all_known => all_known = true,
             () = &mut passes => break,
         }
@@ -176,24 +172,21 @@ fn known(readiness: &Readiness, (services, namespaces, pods): Stores) -> impl Fu
             async { drop((namespaces.wait_until_ready().await, namespaces_wait)) },
             async { drop((pods.wait_until_ready().await, pods_wait)) },
         );
-        tracing::info!("watching {} Services and {} pods that run a sidecar", services.len(), pods.len());
+        tracing::info!("watching {} Services and {} pods with a sidecar", services.len(), pods.len());
     }
 }
 
-async fn serve(
+fn serve(
     addr: SocketAddr,
     readiness: Readiness,
     reconciler: &Arc<Reconciler>,
     pods: Store<Pod>,
-) -> Result<(SocketAddr, Serving), RunError> {
+) -> impl Future<Output = io::Result<()>> + use<> {
     let mut registry = Registry::default();
     reconciler.register(&mut registry);
     let reconciler = Arc::clone(reconciler);
-    let admin = Admin::new(readiness, registry, move || status(&reconciler, &pods));
-    let serving = admin::bind(addr, admin).await.map_err(|error| RunError::Admin(addr, error))?;
-    let addr = serving.local_addr();
-    tracing::info!("admin endpoint at {addr}");
-    Ok((addr, serving))
+    let admin = Admin::new(readiness, registry, move || std::future::ready(status(&reconciler, &pods)));
+    admin::serve(addr, admin, "--admin")
 }
 
 fn status(reconciler: &Reconciler, pods: &Store<Pod>) -> String {
@@ -291,7 +284,7 @@ async fn pass(settings: &Settings, client: Client, output: Option<Output>) -> Re
         |wanted| results.iter().filter(|result| matches!(result, Ok(done) if *done == wanted)).count();
     let failed = results.iter().filter(|result| result.is_err()).count();
     tracing::info!(
-        "{} pods run a sidecar: {} written, {} would be, {} left alone, {failed} failed, {} as they should be",
+        "{} pods with a sidecar: {} written, {} to be written, {} skipped, {failed} failed, {} unchanged",
         pods.len(),
         count(Done::Wrote),
         count(Done::WouldWrite),

@@ -6,12 +6,18 @@
 //!   namespace: a listening TCP socket, or a bound UDP socket. The router accepts on it from then on.
 //!   [`ToRouter::Unimport`] takes it back.
 //! - For each port of each export it sends [`ToRouter::Export`]; [`ToRouter::Unexport`] withdraws it.
+//! - The router may answer that it does not serve one of them, [`ToSidecar::Refused`], such as for want of room: the
+//!   sidecar sends it again after a while, with the same number.
 //! - The router asks for unconnected sockets with [`ToSidecar::More`]; the sidecar sends them with
 //!   [`ToRouter::Stock`]. The router connects them to the exported ports.
 //! - [`ToRouter::Bye`] says that the sidecar was told to end: with its pod, or to be started again. The router
 //!   withdraws its exports at once and serves its imports for a while, since connections are not to be refused
 //!   in between. A connection that closes without it is a sidecar that restarts: all its sockets are kept for a
 //!   while.
+//!
+//! - A sidecar that has heard nothing for a while sends [`ToRouter::Ping`], and the router answers [`ToSidecar::Pong`]:
+//!   a router that hangs keeps its connections. A router whose Welcome is of a version before [`PINGS`] does not know
+//!   it, and is not asked.
 //!
 //! All sockets of a conversation are of one network namespace; one of another is refused.
 //!
@@ -24,11 +30,16 @@ use std::net::IpAddr;
 use minicbor::{Decode, Encode};
 
 use crate::name::{AllowRule, ClusterName, Label, Protocol, ServicePort};
+use crate::reason;
 use crate::rules;
 pub use crate::rules::MAX_RULES;
 
-/// The version of this conversation. A router speaks with sidecars of its own version and older ones.
-pub const VERSION: u32 = 1;
+/// The version of this conversation, as a router says it in Welcome. It speaks with sidecars of this and older ones.
+pub const VERSION: u32 = 2;
+/// The oldest version of a router that a sidecar can do with, as it says it in Hello.
+pub const LEAST: u32 = 1;
+/// From this version on a router answers [`ToRouter::Ping`].
+pub const PINGS: u32 = 2;
 /// The most bytes in one message.
 pub const MAX_MESSAGE: usize = 16 * 1024;
 /// The most descriptors beside one message (the kernel's SCM_MAX_FD is 253).
@@ -69,7 +80,7 @@ pub enum ToRouter {
     /// The first message.
     #[n(0)]
     Hello {
-        /// [`VERSION`] of the sidecar.
+        /// [`LEAST`] of the sidecar.
         #[n(0)]
         version: u32,
         /// The pod, as it calls itself. A claim, for logs and status.
@@ -132,20 +143,23 @@ pub enum ToRouter {
     /// The sidecar was told to end.
     #[n(6)]
     Bye,
+    /// Whether the router answers. Only to one of version [`PINGS`] or later.
+    #[n(7)]
+    Ping,
 }
 
 /// The pod that a sidecar says it serves.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct Pod {
-    /// Its name; empty where unknown.
-    #[n(0)]
+    /// Its name; empty where unknown. Decoded, as [`reason::shown`].
+    #[cbor(n(0), decode_with = "reason::read")]
     pub name: String,
     /// Its namespace.
     #[n(1)]
     pub namespace: Label,
     /// Its uid; empty where unknown. A sidecar that comes back with the same uid, and sockets of the same network
     /// namespace, takes its place again; where neither has a uid, with the same namespace and name.
-    #[n(2)]
+    #[cbor(n(2), decode_with = "reason::read")]
     pub uid: String,
 }
 
@@ -171,8 +185,8 @@ pub enum ToSidecar {
         /// Its number; `None`: the conversation as a whole, which the router then closes.
         #[n(0)]
         id: Option<SocketId>,
-        /// Why, for the log and the status.
-        #[n(1)]
+        /// Why, for the log and the status. Decoded, as [`reason::shown`].
+        #[cbor(n(1), decode_with = "reason::read")]
         reason: String,
     },
     /// The router wants this many more unconnected sockets, [`MAX_DESCRIPTORS`] at most.
@@ -185,19 +199,22 @@ pub enum ToSidecar {
         #[n(1)]
         udp: u16,
     },
+    /// The answer to Ping.
+    #[n(3)]
+    Pong,
 }
 
 /// Why a message can't be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MessageError {
     /// Longer than [`MAX_MESSAGE`].
-    #[error("a message of {0} bytes; {MAX_MESSAGE} is the most")]
+    #[error("a message of {0} bytes; the limit is {MAX_MESSAGE}")]
     TooLong(usize),
     /// Not a message of this version.
     #[error("not a handoff message: {0}")]
     Malformed(String),
     /// Descriptors that do not fit the message.
-    #[error("a message with {got} descriptors where {want} belong")]
+    #[error("a message with {got} descriptors, expected {want}")]
     Descriptors {
         /// How many came.
         got: usize,
@@ -283,6 +300,20 @@ mod tests {
         };
         let rule = AllowRule { cluster: "a".parse().unwrap(), namespace: None };
         ToRouter::Export { id: 1, offered, target: std::num::NonZeroU16::MIN, allow: Some(vec![rule; rules]) }
+    }
+
+    #[test]
+    fn what_a_pod_calls_itself_is_made_fit_to_be_shown() {
+        let name = "web\n\u{1b}[2J".to_owned() + &"x".repeat(5000);
+        let pod = Pod { name: name.clone(), namespace: "default".parse().unwrap(), uid: name };
+        let hello = ToRouter::Hello { version: LEAST, pod, addresses: Vec::new() };
+        let Ok(ToRouter::Hello { pod, .. }) = ToRouter::decode(&hello.encode(), 0) else { panic!() };
+        for text in [&pod.name, &pod.uid] {
+            assert!(text.starts_with(r"web\n\u{1b}[2Jxxx") && text.len() <= reason::MAX_REASON, "{text:?}");
+        }
+        let refused = ToSidecar::Refused { id: None, reason: "no\rroom".into() };
+        let told = ToSidecar::Refused { id: None, reason: r"no\rroom".into() };
+        assert_eq!(ToSidecar::decode(&refused.encode()), Ok(told));
     }
 
     #[test]

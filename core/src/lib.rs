@@ -15,6 +15,7 @@ pub mod name;
 pub mod near;
 pub mod pace;
 pub mod plan;
+pub mod reason;
 mod rules;
 pub mod session;
 pub mod shares;

@@ -13,7 +13,7 @@ pub enum NameError {
     #[error("is empty")]
     Empty,
     /// Longer than DNS allows: 63 bytes a label, 253 a whole name.
-    #[error("has {0} characters; {1} is the most")]
+    #[error("has {0} characters; the limit is {1}")]
     TooLong(usize, usize),
     /// A character outside of a-z, 0-9 and `-`.
     #[error("has the character {0:?}; letters a-z, digits and '-' are allowed")]

@@ -1,5 +1,7 @@
 //! Which of the known words a misspelt one was meant to be.
 
+use crate::name::ClusterName;
+
 /// The known word that is within two slips of the finger (an insertion, a deletion, a substitution, a swap of
 /// neighbours), one in a word of three letters; upper and lower case are the same. The nearest, and of equals the
 /// first.
@@ -14,6 +16,19 @@ pub fn nearest<'k>(word: &str, known: impl IntoIterator<Item = &'k str>) -> Opti
     let near = known.into_iter().map(|known| (slips(&word, &known.to_lowercase()), known));
     let (distance, meant) = near.min_by_key(|(distance, _)| *distance)?;
     (distance <= bearable(meant)).then_some(meant)
+}
+
+/// The known cluster that was meant by a name: by [`nearest`], or since one is the other with more labels at its end.
+pub fn nearest_cluster<'k>(
+    named: &ClusterName,
+    known: impl IntoIterator<Item = &'k ClusterName>,
+) -> Option<&'k str> {
+    let known: Vec<&str> = known.into_iter().map(ClusterName::as_str).collect();
+    let named = named.as_str();
+    let goes_on =
+        |long: &str, short: &str| long.strip_prefix(short).is_some_and(|rest| rest.starts_with('.'));
+    let longer = known.iter().copied().find(|known| goes_on(known, named) || goes_on(named, known));
+    longer.or_else(|| nearest(named, known))
 }
 
 /// Whether one word is the other after [`nearest`]'s few slips, or begins or ends with it.

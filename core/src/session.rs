@@ -3,6 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+/// How many of the sessions that were idle longest are looked at.
+const FEW: usize = 64;
+
 /// A table of sessions by key. At its bound the one that was idle longest makes room.
 #[derive(Debug)]
 pub struct Sessions<K, V> {
@@ -33,12 +36,7 @@ impl<K: Ord + Clone, V> Sessions<K, V> {
     /// Adds a session; says which one made room for it.
     pub fn insert(&mut self, key: K, value: V, now: Instant) -> Option<(K, V)> {
         self.remove(&key);
-        let evicted = if self.entries.len() >= self.most {
-            let oldest = self.by_use.first().map(|(_, key)| key.clone());
-            oldest.and_then(|key| self.remove(&key).map(|value| (key, value)))
-        } else {
-            None
-        };
+        let evicted = if self.entries.len() >= self.most { self.pop_idle(Duration::ZERO, now) } else { None };
         self.by_use.insert((now, key.clone()));
         self.entries.insert(key, (now, value));
         evicted
@@ -53,11 +51,24 @@ impl<K: Ord + Clone, V> Sessions<K, V> {
 
     /// The next session that was idle for too long, if any.
     pub fn poll_expired(&mut self, now: Instant) -> Option<(K, V)> {
+        self.pop_idle(self.idle, now)
+    }
+
+    /// Ends the session that was idle longest, where that is so long at least.
+    pub fn pop_idle(&mut self, idle: Duration, now: Instant) -> Option<(K, V)> {
         let (used, key) = self.by_use.first()?;
-        if *used + self.idle > now {
+        if now.saturating_duration_since(*used) < idle {
             return None;
         }
         let key = key.clone();
+        self.remove(&key).map(|value| (key, value))
+    }
+
+    /// The same, of those that are `own`: it is looked for among the few that were idle longest.
+    pub fn pop_idle_of(&mut self, idle: Duration, now: Instant, own: impl Fn(&V) -> bool) -> Option<(K, V)> {
+        let of_own = |key: &K| self.entries.get(key).is_some_and(|(_, value)| own(value));
+        let waiting = self.by_use.iter().take_while(|(used, _)| now.saturating_duration_since(*used) >= idle);
+        let key = waiting.take(FEW).find(|(_, key)| of_own(key)).map(|(_, key)| key.clone())?;
         self.remove(&key).map(|value| (key, value))
     }
 

@@ -1,15 +1,17 @@
-//! A bound on bytes that owners share, such that nobody takes another's part.
+//! A bound on what owners share, bytes or things, such that nobody takes another's part. [`ledger`] counts by owner.
 //!
 //! Each owner may hold its least whatever the others hold. Beyond that it may hold a part of what all have left of the
 //! budget, so that something is always left for the next, and so that of several who ask for ever more the one that
 //! holds most is refused first (the dynamic threshold of Choudhury and Hahne, 1998).
 
+pub mod ledger;
+
 /// The bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shares {
-    /// What all owners together may hold beyond the least of each, in bytes.
+    /// What all owners together may hold beyond the least of each.
     pub budget: u64,
-    /// What each owner may hold at any time, in bytes.
+    /// What each owner may hold at any time.
     pub least: u64,
     /// An owner may hold this part of what is left, beyond its least: 1 for all of it, 8 for an eighth.
     pub part: u64,
@@ -21,7 +23,7 @@ impl Shares {
         held.saturating_sub(self.least)
     }
 
-    /// Whether an owner may hold `held` bytes where all owners, it with them, hold `beyond` of the budget then.
+    /// Whether an owner may hold `held` where all owners, it with them, hold `beyond` of the budget then.
     pub const fn allows(&self, held: u64, beyond: u64) -> bool {
         held <= self.least || self.beyond(held) <= self.budget.saturating_sub(beyond) / self.part
     }

@@ -104,6 +104,11 @@ impl Contained {
     /// # Errors
     /// Where it fails or takes more than 20 s; with what it says.
     pub async fn run(&self, words: &[&str]) -> Result<Vec<u8>> {
+        self.run_to(words, &[0]).await
+    }
+
+    /// As [`Self::run`], where other exit codes are an answer too.
+    async fn run_to(&self, words: &[&str], codes: &[i64]) -> Result<Vec<u8>> {
         let run = async {
             let mut exec = self.container.exec(ExecCommand::new(words.iter().copied())).await?;
             let (output, errors) = (exec.stdout_to_vec().await?, exec.stderr_to_vec().await?);
@@ -114,7 +119,11 @@ impl Contained {
                     None => sleep(Duration::from_millis(5)).await,
                 }
             };
-            ensure!(code == 0, "exit {code}: {}", String::from_utf8_lossy(&[&output[..], &errors].concat()));
+            ensure!(
+                codes.contains(&code),
+                "exit {code}: {}",
+                String::from_utf8_lossy(&[&output[..], &errors].concat())
+            );
             Ok(output)
         };
         let done = timeout(LIMIT, run).await.with_context(|| format!("still runs after {LIMIT:?}")).flatten();
@@ -196,7 +205,8 @@ impl Node {
     /// # Errors
     /// Where it says nothing; with its log.
     pub async fn status(&self) -> Result<serde_json::Value> {
-        match self.router.run(&["/servicekeel-router", "status", "--json"]).await {
+        // It exits with 1 where it has a problem to tell.
+        match self.router.run_to(&["/servicekeel-router", "status", "--json"], &[0, 1]).await {
             Ok(status) => Ok(serde_json::from_slice(&status)?),
             Err(error) => Err(error.context(self.router.log().await)),
         }

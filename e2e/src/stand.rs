@@ -67,8 +67,12 @@ pub fn annotation(entries: &[(&str, &str, &str, u16, &str, u16)]) -> String {
         }
         let _ = writeln!(
             text,
-            "    ports:\n      - name: p{port}\n        port: {port}\n        protocol: {protocol}\n        targetport: {target}"
+            "    ports:\n      - name: p{port}\n        port: {port}\n        protocol: {protocol}"
         );
+        // An import has none.
+        if target != port {
+            let _ = writeln!(text, "        targetport: {target}");
+        }
     }
     text
 }

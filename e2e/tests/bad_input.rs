@@ -43,9 +43,9 @@ fn strangers_at_the_peers_port() -> Result<()> {
         let mut stream = TcpStream::connect(pair.peers)?;
         stream.set_read_timeout(Some(LIMIT))?;
         stream.write_all(words)?;
-        stream.shutdown(std::net::Shutdown::Write)?;
         let mut answer = Vec::new();
-        // Closed or reset: both are an end.
+        // Closed or reset: both are an end, which may be there already.
+        let _ = stream.shutdown(std::net::Shutdown::Write);
         let _ = stream.read_to_end(&mut answer);
     }
     wait_for_log(&pair.a.process, "HTTP")?;
@@ -218,7 +218,7 @@ fn a_router_without_descriptors_blames_no_sidecar() -> Result<()> {
     let before = prlimit(pid, Resource::Nofile, Rlimit { current: Some(3), maximum })?;
     let file = std::fs::File::open("/dev/null")?;
     send(&late, &ToRouter::Stock { tcp: 1, udp: 0 }.encode(), &[file.as_fd()])?;
-    wait_for_log(&pair.a.process, "no descriptor left")?;
+    wait_for_log(&pair.a.process, "out of file descriptors")?;
     prlimit(pid, Resource::Nofile, before)?;
     // What it is told is Welcome and perhaps More, and then the end.
     let mut buf = [0; 4096];
@@ -302,12 +302,7 @@ fn datagrams_that_nobody_takes_are_told() -> Result<()> {
     let nobody = wait_for("the import", LIMIT, || Ok(pair.resolve("nobody.default").ok()))?;
     wait_for("nobody in the log", LIMIT, || {
         socket.send_to(b"x", nobody)?;
-        Ok(pair
-            .b
-            .process
-            .log()
-            .contains("no router of a.local that is linked to this one offers it")
-            .then_some(()))
+        Ok(pair.b.process.log().contains("no linked router of a.local offers it").then_some(()))
     })
     .with_context(|| pair.b.process.log())?;
     for log in [pair.a.process.log(), pair.b.process.log()] {

@@ -158,7 +158,7 @@ async fn a_cluster_that_is_not_trusted_reaches_nothing() -> Result<()> {
         Ok(status["dials"][0]["problem"].as_str().map(str::to_owned))
     });
     let problem = problem.await?;
-    ensure!(problem.contains("CertificateUnknown"), "{problem}");
+    ensure!(problem.contains("UnknownCA"), "{problem}");
     let log = clusters.a.router.log().await;
     ensure!(log.contains("cluster-b.local/b-1 is of a cluster that is not trusted"), "{log}");
 
@@ -177,6 +177,6 @@ async fn the_controller_says_what_it_lacks() -> Result<()> {
     let controller = Contained::start(&engine, &image).await?;
     let code = until("the end", async || controller.ended().await).await?;
     let log = controller.log().await;
-    ensure!(code == 1 && log.contains("no cluster is known"), "exit {code}: {log}");
+    ensure!(code == 1 && log.contains("no cluster configured"), "exit {code}: {log}");
     Ok(())
 }

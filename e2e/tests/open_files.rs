@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Echo, Pair, Router, ping, wait_for};
+use e2e::{Echo, Pair, Router, annotation, ping, wait_for};
 
 /// More than a router needs by itself, and far less than what comes.
 const OPEN_FILES: u32 = 80;
@@ -70,5 +70,35 @@ fn at_the_consumers_router_connections_wait_for_one_another() -> Result<()> {
     for (number, mut flow) in flows.into_iter().enumerate() {
         ensure!(is_served(&mut flow), "connection {number} was reset: {}", pair.b.process.log());
     }
+    Ok(())
+}
+
+#[test]
+fn an_import_that_was_refused_is_served_once_there_is_room() -> Result<()> {
+    let mut pair = Pair::start()?;
+    let _echo = Echo::start(pair.service)?;
+    pair.stand.limit_router(&mut pair.b, OPEN_FILES)?;
+    let names: Vec<String> = (0..40).map(|number| format!("other{number}")).collect();
+    let mut entries: Vec<_> = names
+        .iter()
+        .map(|name| (name.as_str(), "default", "a.local", Pair::PORT, "TCP", Pair::PORT))
+        .collect();
+    pair.client.set_imports(&annotation(&entries))?;
+    let refused = |pair: &Pair, name: &str| -> Result<Option<String>> {
+        let status = pair.client.status()?;
+        let warnings = status["warnings"].as_array().context("no warnings in the status")?;
+        let told = warnings.iter().map(ToString::to_string);
+        Ok(told.into_iter().find(|told| told.contains(name) && told.contains("as many as it may")))
+    };
+    wait_for("the last import is refused", LIMIT, || refused(&pair, "other39"))?;
+    entries.push(("web", "default", "a.local", Pair::PORT, "TCP", Pair::PORT));
+    pair.client.set_imports(&annotation(&entries))?;
+    wait_for("web is refused", LIMIT, || refused(&pair, "web.default"))?;
+    pair.client.set_imports(&annotation(&entries[35..]))?;
+    let web = pair.resolve("web.default")?;
+    wait_for("web is served", LIMIT, || Ok(ping(web).ok())).with_context(|| pair.client.process.log())?;
+    wait_for("status knows", LIMIT, || Ok(refused(&pair, "web.default")?.is_none().then_some(())))?;
+    let log = pair.client.process.log();
+    ensure!(log.contains("accepted by the router after retrying"), "{log}");
     Ok(())
 }

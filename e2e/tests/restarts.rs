@@ -218,18 +218,18 @@ fn a_router_says_why_a_flow_has_nowhere_to_go() -> Result<()> {
         })
         .with_context(|| format!("{:?}", router.status().map(|status| status["imports"].to_string())))
     };
-    let here = "no pod of this node exports it";
+    let here = "no pod on this node exports it";
     reasons(
         &pair.b,
         [
             ("web", "offered at 8080/TCP, not at 8081/TCP"),
-            ("other", "no router of a.local that is linked to this one offers it"),
+            ("other", "no linked router of a.local offers it"),
             ("far", "z.local is not in this router's `trust`"),
             ("own", here),
         ],
     )?;
     pair.a.process.kill()?;
-    let down = "no router of a.local is linked to this one: a-1 is down";
+    let down = "no router of a.local is linked: a-1 is down";
     reasons(&pair.b, [("web", down), ("other", down), ("far", "`trust`"), ("own", here)])
 }
 

@@ -32,9 +32,9 @@ fn failing() -> [Command; 3] {
 #[test]
 fn why_a_program_ends_is_always_told() {
     let wanted = [
-        "/nowhere/router.yaml: is not there; name a config with --config FILE (--help shows one)",
+        "/nowhere/router.yaml: not found; pass a config with --config FILE (--help has an example)",
         "SIDECAR_SOURCE=api is not in this version",
-        "KUBECONFIG=/nowhere/kubeconfig: can't be used: ",
+        "cannot use KUBECONFIG=/nowhere/kubeconfig: ",
     ];
     for (mut command, wanted) in failing().into_iter().zip(wanted) {
         let name = command.get_program().to_owned();
@@ -66,7 +66,7 @@ fn the_api_that_does_not_answer_is_named() {
         command
     };
     let told = fails(&mut controller());
-    assert!(told.contains("can't read the cluster at http://127.0.0.1:1/: "), "{told}");
+    assert!(told.contains("cannot list objects at http://127.0.0.1:1/: "), "{told}");
     assert!(!told.contains("kube_client"), "{told}");
     std::fs::write(&config, text.replace("current-context: c", "current-context: other")).unwrap();
     let told = fails(&mut controller());
@@ -95,7 +95,7 @@ fn a_certificate_that_cannot_be_written_leaves_no_empty_key() {
     let mut issue = Command::new("sh");
     issue.args(["-c", "trap '' XFSZ; ulimit -f 0; exec \"$0\" pki issue --node n --dir \"$1\" --out \"$2\""]);
     let told = fails(issue.args([&router, &pki, &out]));
-    assert!(told.contains("can't write") && told.contains("node.key"), "{told}");
+    assert!(told.contains("cannot write") && told.contains("node.key"), "{told}");
     assert_eq!(std::fs::read_dir(&out).unwrap().count(), 0);
 }
 

@@ -162,7 +162,7 @@ fn the_annotations_of_the_readme_are_those_that_check_knows() {
     std::fs::write(&pod, "kind: Pod\nmetadata: { annotations: { servicekeel.io/unknown-to-all: x } }\n")
         .unwrap();
     let said = succeeds("servicekeel-router", &["check", pod.to_str().unwrap()]);
-    let known = said.lines().next().unwrap().split_once("known are ").unwrap().1;
+    let known = said.lines().next().unwrap().split_once("known annotations: ").unwrap().1;
     let known: BTreeSet<String> = known.split(", ").map(str::to_owned).collect();
     assert_eq!(first_column(section(&read("README.md"), "### Annotations")), known);
 }

@@ -1,10 +1,16 @@
 //! What the router counts, for `/metrics` and the status.
 
-use std::sync::atomic::AtomicU64;
+use std::fmt;
+use std::sync::Arc;
 
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::{Registry, Unit};
+use tokio::sync::watch;
+
+use crate::settings::Settings;
 
 macro_rules! counters {
     ($($(#[doc = $help:literal])+ $field:ident: $kind:ty = $name:literal $(, $unit:expr)?;)+) => {
@@ -37,44 +43,46 @@ counters! {
     flows_outbound: Counter = "flows_outbound";
     /// Flows from another router to a pod of this node.
     flows_inbound: Counter = "flows_inbound";
-    /// Flows that found no endpoint and were reset.
+    /// Flows reset because no endpoint accepted them.
     flows_failed: Counter = "flows_failed";
-    /// Flows that lost their path and were reset.
+    /// Flows reset because their path was lost.
     flows_lost: Counter = "flows_lost";
-    /// Flows now.
+    /// Open flows.
     flows_active: Gauge = "flows_active";
-    /// Attempts at a pod of this node that it refused or did not answer.
+    /// Failed attempts to connect to an exported port of a pod of this node.
     endpoint_failures: Counter = "endpoint_failures";
     /// Bytes of TCP flows from clients to services.
     bytes_sent: Counter = "sent", Unit::Bytes;
     /// Bytes of TCP flows from services to clients.
     bytes_received: Counter = "received", Unit::Bytes;
-    /// UDP sessions now.
+    /// Open UDP sessions.
     sessions_active: Gauge = "sessions_active";
-    /// Datagrams carried, both ways.
+    /// Datagrams carried in both directions.
     datagrams: Counter = "datagrams";
-    /// Datagrams dropped: no endpoint, or a bound reached.
+    /// Datagrams dropped for want of an endpoint or because a limit was reached.
     datagrams_dropped: Counter = "datagrams_dropped";
-    /// Links to neighbours now that new flows can be made by.
+    /// Links to other routers that accept new flows.
     links_active: Gauge = "links_active";
-    /// Links that stay up and make no new flows: this router's certificate has expired, or the neighbour's.
+    /// Links that are up but accept no new flows, since this router's certificate or the peer's has expired.
     links_expired: Gauge = "links_expired";
-    /// Connections of peers that were refused: handshake, identity or protocol.
+    /// Peer connections rejected because of the handshake, the identity or the protocol.
     peers_refused: Counter = "peers_refused";
+    /// Offers of peers that were not taken, such as for want of room for their cluster.
+    offers_rejected: Counter = "offers_rejected";
     /// Connections dialled to peers for flows.
     pool_dialled: Counter = "pool_dialled";
-    /// Flows that took a connection from the pool.
+    /// Flows that reused a pooled connection.
     pool_reused: Counter = "pool_reused";
-    /// When the router's own certificate expires, in Unix time; 0 where it has none.
+    /// When the router's certificate expires, in Unix time; 0 without one.
     certificate_ends: Gauge = "certificate_end_timestamp", Unit::Seconds;
-    /// Until the router's own certificate expires, negative since it has; 0 where it is not valid yet, NaN where there is none.
-    certificate_expires: Gauge<f64, AtomicU64> = "certificate_expires", Unit::Seconds;
-    /// 1 while the config as it is now, or a file that it names, is refused and the one before is in use; else 0.
+    /// 1 while the current config, or a file that it names, is invalid and an earlier one is in use; else 0.
     config_refused: Gauge = "config_refused";
-    /// Sidecars connected now.
+    /// Connected sidecars.
     sidecars_active: Gauge = "sidecars_active";
-    /// Conversations with sidecars that were refused or broken off for a violation.
+    /// Sidecar connections rejected, or closed for a protocol violation.
     sidecars_refused: Counter = "sidecars_refused";
+    /// Sidecars that disconnected unexpectedly and did not reconnect in time: their sockets are closed.
+    sidecars_lost: Counter = "sidecars_lost";
 }
 
 impl Counters {
@@ -85,5 +93,26 @@ impl Counters {
                 counter.inc_by(bytes);
             }
         }
+    }
+}
+
+/// How long the router's certificate is valid still: as of the moment in which it is asked.
+#[derive(Debug)]
+pub(crate) struct Expiry(watch::Receiver<Arc<Settings>>);
+
+impl Expiry {
+    /// Registers it beside the counters.
+    pub(crate) fn register(settings: watch::Receiver<Arc<Settings>>, registry: &mut Registry) {
+        let registry = registry.sub_registry_with_prefix("servicekeel_router");
+        registry.register_collector(Box::new(Self(settings)));
+    }
+}
+
+impl Collector for Expiry {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let gauge = ConstGauge::new(self.0.borrow().seconds_left());
+        let help = "Time until the router's certificate expires, negative once it has; 0 if it is not valid yet, NaN without one";
+        let unit = Some(&Unit::Seconds);
+        gauge.encode(encoder.encode_descriptor("certificate_expires", help, unit, gauge.metric_type())?)
     }
 }

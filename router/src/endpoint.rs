@@ -14,19 +14,20 @@ use servicekeel_core::mesh::outcome::Outcome;
 use servicekeel_core::mesh::table::{Candidate, EndpointId};
 use servicekeel_core::name::ServicePort;
 use servicekeel_runtime::net::Net;
-use tokio::sync::Semaphore;
+use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use crate::bounds::{Bound, Owner};
+use crate::guest::Guest;
 use crate::node::{Node, dialable};
 use crate::pods::Pod;
+use crate::successor;
 
 /// How long an address may take to answer before the next is tried beside it, and an endpoint where there is another.
 pub(crate) const BRIEFLY: Duration = Duration::from_secs(2);
 /// How long an endpoint may take where there is no other: as long as TCP itself tries, 127 s by tcp_syn_retries of 6
 /// (tcp(7)). A backlog that is full takes a connection at one of the tries.
 pub(crate) const AS_TCP: Duration = Duration::from_secs(130);
-/// How many flows may wait for one endpoint for longer than [`BRIEFLY`].
-const MAX_PATIENT: usize = 256;
 
 /// The exported port, and where its pod answers.
 pub(crate) struct PodPort<N: Net> {
@@ -34,8 +35,8 @@ pub(crate) struct PodPort<N: Net> {
     target: NonZeroU16,
     /// Which of the addresses took the last flow: tried first.
     last: AtomicUsize,
-    /// For flows that wait as long as TCP would.
-    patient: Semaphore,
+    /// Flows that wait for longer than [`BRIEFLY`].
+    patient: Arc<Bound>,
     /// The log says that it is failing.
     pub(crate) failure_told: AtomicBool,
 }
@@ -46,7 +47,7 @@ impl<N: Net> PodPort<N> {
             pod,
             target,
             last: AtomicUsize::new(0),
-            patient: Semaphore::new(MAX_PATIENT),
+            patient: Bound::of_patience(),
             failure_told: AtomicBool::new(false),
         }
     }
@@ -69,6 +70,18 @@ impl<N: Net> PodPort<N> {
     /// for as long as there are descriptors. Imports have loopback addresses.
     fn is_import(&self, addr: SocketAddr) -> bool {
         addr.ip().is_loopback() && self.pod.imports().values().any(|served| served.at == addr)
+    }
+
+    /// What was not tried, and may be where the application listens.
+    pub(crate) fn not_dialled(&self) -> Option<String> {
+        let address = self.pod.addresses.iter().find(|address| address.is_ipv6())?;
+        Some(format!("{address}: not dialled, pods are dialled over IPv4 only"))
+    }
+
+    /// Whether it is the same port of the same pod, which may have another sidecar by now.
+    pub(crate) fn is_where(&self, earlier: &Self) -> bool {
+        self.target == earlier.target
+            && (Arc::ptr_eq(&self.pod, &earlier.pod) || successor::is_next(&self.pod, &earlier.pod))
     }
 
     pub(crate) fn answered(&self, address: usize) {
@@ -102,10 +115,12 @@ impl ConnectError {
 }
 
 /// Tries a candidate, and takes down meanwhile that it is slow, so that others are tried first and the status has it.
+/// Once it `is_taken`, it goes on for as long as it likes.
 pub(crate) async fn watched<N: Net, T>(
     node: &Node<N>,
     wanted: &ServicePort,
     candidate: &Candidate,
+    is_taken: impl Fn() -> bool,
     trying: impl Future<Output = T>,
 ) -> T {
     let mut trying = std::pin::pin!(trying);
@@ -113,43 +128,97 @@ pub(crate) async fn watched<N: Net, T>(
     match timeout(slow, trying.as_mut()).await {
         Ok(tried) => tried,
         Err(_) => {
-            let reason = format!("no answer for {} s; waiting", slow.as_secs());
-            node.report(wanted, candidate, Outcome::Silent, reason);
+            if !is_taken() {
+                let reason = format!("no answer for {} s; waiting", slow.as_secs());
+                node.report(wanted, candidate, Outcome::Silent, reason);
+            }
             trying.await
         }
     }
 }
 
-/// Connects to an endpoint: its addresses one after the other, the next at once where one refuses and after 2 s where it
-/// does not answer, which it still may then. `patience`: how long all may take behind the last one's start.
+/// How an attempt tells whoever waits for it what came of it.
+pub(crate) struct Reply<T>(oneshot::Sender<io::Result<T>>);
+
+impl<T> Reply<T> {
+    pub(crate) fn new() -> (Self, oneshot::Receiver<io::Result<T>>) {
+        let (sender, outcome) = oneshot::channel();
+        (Self(sender), outcome)
+    }
+
+    /// Says that the flow is taken, and what came of it.
+    pub(crate) fn taken(self, outcome: T) {
+        // Nobody may wait any more.
+        let _ = self.0.send(Ok(outcome));
+    }
+
+    fn failed(self, error: io::Error) {
+        let _ = self.0.send(Err(error));
+    }
+}
+
+/// Connects to an endpoint, and goes on with what waits for that; gives what came of it, or `None` where that panicked.
+/// Both are done on a thread of the endpoint's pod, in one task. The endpoint's addresses are tried one after the other,
+/// the next at once where one refuses and after 2 s where it does not answer, which it still may then. `patience`: how
+/// long all may take behind the last one's start, where not too many flows of the same `owner` wait there already. A
+/// thread that is blocked holds up none of this.
 ///
 /// # Errors
-/// What each address said, where none takes the connection.
-pub(crate) async fn connect<N: Net>(
+/// What each address said, where none takes the connection; the guest still waits then.
+pub(crate) async fn connect<N: Net, T: Send + 'static, R: Send + 'static, F>(
     node: &Node<N>,
     id: EndpointId,
+    owner: &Owner,
     patience: Duration,
-) -> Result<(N::TcpStream, N::Thread), ConnectError> {
+    guest: &Guest<T>,
+    go_on: impl Fn(N::TcpStream, T, Reply<R>) -> F + Clone + Send + 'static,
+) -> Result<Option<R>, ConnectError>
+where
+    F: Future<Output = ()> + Send + 'static,
+{
     let endpoint = node.endpoints().get(&id).cloned();
     let Some(endpoint) = endpoint else {
         return Err(ConnectError::Away(io::Error::new(io::ErrorKind::NotFound, "the endpoint is gone")));
     };
-    let patient = endpoint.patient.try_acquire();
-    let patience = if patient.is_ok() { patience } else { patience.min(BRIEFLY) };
+    let patient = (patience > BRIEFLY).then(|| endpoint.patient.take(owner)).flatten();
+    let patience = if patient.is_some() { patience } else { patience.min(BRIEFLY) };
+    let round = guest.begin(patient);
     let mut addresses = endpoint.addresses().collect::<Vec<_>>().into_iter();
     let mut waiting = Vec::new();
     let mut attempts = FuturesUnordered::new();
     let mut reasons = Vec::new();
     let mut deadline = None;
     loop {
-        if let Some((number, addr)) = addresses.next() {
+        if !round.is_taken()
+            && let Some((number, addr)) = addresses.next()
+        {
             match endpoint.pod.stock.take(DescriptorKind::TcpUnconnected).await {
-                Ok(socket) => {
+                Ok(stocked) => {
+                    let socket = stocked.socket;
                     waiting.push(addr);
-                    attempts
-                        .push(async move { (number, addr, node.net.connect_descriptor(socket, addr).await) });
+                    let (net, port, round, go_on) =
+                        (node.net.clone(), endpoint.clone(), round.clone(), go_on.clone());
+                    let (mut reply, outcome) = Reply::new();
+                    let task = async move {
+                        let connected = tokio::select! {
+                            biased;
+                            connected = net.connect_descriptor(socket, addr) => connected,
+                            () = reply.0.closed() => return,
+                        };
+                        let stream = match connected {
+                            Ok(stream) => stream,
+                            Err(error) => return reply.failed(error),
+                        };
+                        // One that is too late is dropped, which resets it.
+                        let Some(held) = round.take() else { return reply.failed(late()) };
+                        port.answered(number);
+                        go_on(stream, held, reply).await;
+                    };
+                    node.tasks.spawn_flow(&endpoint.pod.thread, true, task);
+                    attempts.push(async move { (addr, outcome.await.ok()) });
                 }
                 Err(error) if attempts.is_empty() && reasons.is_empty() => {
+                    round.end();
                     return Err(ConnectError::Away(error));
                 }
                 Err(error) => reasons.push(format!("{addr}: {error}")),
@@ -161,11 +230,8 @@ pub(crate) async fn connect<N: Net>(
             *deadline.get_or_insert_with(|| Instant::now() + patience)
         };
         match timeout_at(until, attempts.next()).await {
-            Ok(Some((number, _, Ok(stream)))) => {
-                endpoint.answered(number);
-                return Ok((stream, endpoint.pod.thread.clone()));
-            }
-            Ok(Some((_, addr, Err(error)))) => {
+            Ok(Some((_, Some(Ok(done))))) => return Ok(Some(done)),
+            Ok(Some((addr, Some(Err(error))))) => {
                 waiting.retain(|other| *other != addr);
                 // The kernel's own patience is over.
                 if error.kind() == io::ErrorKind::TimedOut {
@@ -174,15 +240,34 @@ pub(crate) async fn connect<N: Net>(
                     reasons.push(format!("{addr}: {error}"));
                 }
             }
-            Ok(None) if addresses.len() > 0 => {}
-            Err(_) if addresses.len() > 0 => {}
-            Ok(None) | Err(_) => break,
+            Ok(Some((addr, None))) => {
+                waiting.retain(|other| *other != addr);
+                reasons.push(format!("{addr}: the attempt panicked"));
+            }
+            Ok(None) | Err(_) if addresses.len() > 0 && !round.is_taken() => {}
+            Ok(None) | Err(_) if round.end() => break,
+            Ok(None) => return Ok(None),
+            // One attempt has it. What it makes of it has no limit, and the others come too late.
+            Err(_) => {
+                while let Some((_, outcome)) = attempts.next().await {
+                    if let Some(Ok(done)) = outcome {
+                        return Ok(Some(done));
+                    }
+                }
+                return Ok(None);
+            }
         }
     }
     reasons.extend(waiting.iter().map(|addr| format!("{addr}: no answer")));
+    reasons.extend(endpoint.not_dialled());
     if reasons.is_empty() {
-        reasons.push("it has no address that can be dialled".into());
+        reasons.push("no address to connect to".into());
     }
     let reasons = reasons.join("; ");
     Err(if waiting.is_empty() { ConnectError::Refused(reasons) } else { ConnectError::Silent(reasons) })
+}
+
+/// Another attempt was first, or nobody waits any more.
+fn late() -> io::Error {
+    io::ErrorKind::TimedOut.into()
 }

@@ -39,10 +39,10 @@ fn of_names(port: &ServicePort) -> usize {
 /// Which bound is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Full {
-    #[error("this pod's imports and exports, with their `allow` rules, hold {} MiB, the most of one pod", MOST >> 20)]
+    #[error("this pod's imports and exports, with their `allow` rules, exceed {} MiB, the limit for one pod", MOST >> 20)]
     OfOne,
     #[error(
-        "all pods' imports and exports hold {} MiB, and this pod's more than the {} KiB that each may hold whatever others do",
+        "the imports and exports of all pods exceed {} MiB, and those of this pod the {} KiB guaranteed to each",
         POOL >> 20,
         SURE >> 10
     )]

@@ -3,11 +3,13 @@
 //! [`run`] is the program; everything that it starts ends when its future is dropped.
 
 mod absence;
+mod bounds;
 pub mod command;
 mod counters;
 mod datagrams;
 mod endpoint;
 pub mod flow;
+mod guest;
 mod held;
 pub mod identity;
 mod imports;
@@ -22,12 +24,12 @@ pub mod pki;
 mod pods;
 mod rooms;
 mod run;
-mod seats;
 pub mod settings;
 mod shortage;
 mod sockets;
 mod status;
 mod stock;
+mod strangers;
 mod successor;
 mod tasks;
 pub mod tls;

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use servicekeel_core::flow::frame::{self, Kind, PayloadError, Purpose};
+use servicekeel_core::flow::frame::{self, Header, Kind, PayloadError, Purpose};
 use servicekeel_core::mesh::announce::{Announcer, Change};
 use servicekeel_core::mesh::keepalive::Keepalive;
-use servicekeel_core::mesh::table::LinkId;
-use servicekeel_core::mesh::{LinkMessage, Offer};
+use servicekeel_core::mesh::table::{LinkId, OfferError};
+use servicekeel_core::mesh::{LinkMessage, NoLink, Offer};
 use servicekeel_runtime::latest;
-use servicekeel_runtime::net::Net;
+use servicekeel_runtime::net::{Net, Stream};
 use tokio::sync::mpsc;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -18,13 +18,19 @@ use tracing::{debug, info, warn};
 use crate::inbound;
 use crate::links::{self, LinkError, Met, PeerChannel};
 use crate::node::Node;
-use crate::peers::{Ask, Dialled, LinkState, MAX_DIALS, NoLink, Peer, Standing};
-use crate::tls::Next;
+use crate::peers::{Ask, Dialled, LinkState, MAX_DIALS, Peer, Standing};
+use crate::tls::{Channel, ChannelError, Next};
 
 /// How long changes of exports are gathered: what changes at once is looked at once.
 const GATHER: Duration = Duration::from_millis(20);
 /// The changes that are told before it is read again what the peer says.
 const MAX_CHANGES: usize = 64;
+/// How often a peer is told that not all of its offers are taken ...
+const DECLINE: Duration = Duration::from_secs(30);
+/// ... and how long one is given that has said so, before it is offered all once more.
+const OFFER_AGAIN: Duration = Duration::from_secs(60);
+/// How long the side that was dialled may take to say its first word: it may have to ask another router first.
+const FIRST_WORD: Duration = Duration::from_secs(3);
 /// How long the last word may take.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -39,11 +45,18 @@ struct Place<N: Net> {
     node: Arc<Node<N>>,
     peer: Arc<Peer<N>>,
     id: LinkId,
+    /// Nothing has ended it yet: dropped, it is this side that does, since nobody is to dial there any more.
+    runs: bool,
 }
 
 impl<N: Net> Drop for Place<N> {
     fn drop(&mut self) {
-        self.node.change(|table| table.link_down(self.id));
+        if self.runs {
+            self.peer.note_end(
+                "this router closed the link when its address was removed from the config's `peers`",
+            );
+        }
+        self.node.link_down(self.id);
         self.peer.link_down(&self.node, self.id);
         self.node.count_links();
     }
@@ -57,24 +70,32 @@ pub(crate) async fn run<N: Net>(
     node: &Arc<Node<N>>,
     met: Met<N>,
     dialled: Option<Dialled>,
-) -> Result<(), NoLink> {
-    let Met { channel, peer, boot, at: met_at, mut standing, .. } = met;
+) -> Result<(), LinkError> {
+    let Met { mut channel, peer, boot, at: met_at, mut standing, place: _connection, .. } = met;
+    // The side that was dialled may not take it: what is not taken never was a link.
+    let first = if dialled.is_some() { Some(first_word(&mut channel).await?) } else { None };
     let id = node.next_id();
     let (ask, asked) = mpsc::channel(16);
-    let state = LinkState { ask, dialled: dialled.clone(), with: met_at.ip(), since: Instant::now() };
-    match peer.link_up(id, boot, state) {
+    let dead = peer.probe(boot).await;
+    let state =
+        LinkState { ask, dialled: dialled.clone(), with: met_at.ip(), since: Instant::now(), declined: None };
+    match peer.link_up(id, boot, state, dead) {
         Ok(epoch) => standing.begins(epoch),
-        Err(error) => {
+        Err(reason) => {
             node.counters.peers_refused.inc();
-            let told = if error == NoLink::Twin { &peer.twins } else { &node.refusals };
+            let told = if reason == NoLink::Twin { &peer.twins } else { &node.refusals };
             if let Some(suppressed) = told.permit() {
-                warn!(peer = %peer.id, at = %met_at, %error, suppressed, "link rejected");
+                warn!(peer = %peer.id, at = %met_at, error = %reason, suppressed, "link rejected");
             }
-            return Err(error);
+            reject(&mut channel, reason).await;
+            return Err(LinkError::NotTaken(reason));
         }
     }
+    if let Some(Dialled { address, .. }) = &dialled {
+        links::linked(node, address);
+    }
     node.count_links();
-    let place = Place { node: node.clone(), peer: peer.clone(), id };
+    let mut place = Place { node: node.clone(), peer: peer.clone(), id, runs: true };
     let from = dialled.as_ref().map_or("by the peer", |dialled| &dialled.address);
     if let Some(suppressed) = peer.turns.permit() {
         info!(peer = %peer.id, dialled = from, suppressed, "link up");
@@ -88,12 +109,22 @@ pub(crate) async fn run<N: Net>(
         announcer: Announcer::default(),
         seen: 0,
         synced: false,
+        said_goodbye: false,
         refusal_told: false,
+        declined: None,
+        offers_again: None,
+        probing: false,
     };
-    let ended = link.converse(asked).await;
+    let ended = link.converse(first, asked).await;
+    place.runs = false;
+    // Others have their turn between the steps; nothing is left to do where the place is dropped.
+    while node.change(|table| table.link_down(id)) {
+        yield_now().await;
+    }
     let told = peer.turns.permit();
     match ended {
-        Ok(()) => {
+        Ok(over) => {
+            over.into_iter().for_each(|how| peer.note_end(how));
             if let Some(suppressed) = told {
                 info!(peer = %peer.id, suppressed, "link closed");
             }
@@ -102,10 +133,48 @@ pub(crate) async fn run<N: Net>(
             if let Some(suppressed) = told {
                 warn!(peer = %peer.id, %error, suppressed, "link down");
             }
+            peer.note_end(format!("the link went down: {error}"));
             peer.link_broke();
         }
     }
     Ok(())
+}
+
+/// What the side that was dialled says first. It takes the link, unless that is [`LinkMessage::Rejected`]: what it exports
+/// follows at once, or that this is nothing.
+async fn first_word<S: Stream>(channel: &mut Channel<S>) -> Result<Event, LinkError> {
+    let frame = timeout(FIRST_WORD, channel.recv()).await.map_err(|_| LinkError::Untaken)??;
+    let (header, payload) = frame.ok_or(LinkError::Unexplained)?;
+    match read(header, payload)? {
+        Event::Message(LinkMessage::Rejected(reason)) => Err(LinkError::Rejected(reason)),
+        event => Ok(event),
+    }
+}
+
+/// Says why a link is not taken. Where it does not go out, the peer finds out by itself.
+async fn reject<S: Stream>(channel: &mut Channel<S>, reason: NoLink) {
+    let last_word = async {
+        channel.send_message(Kind::Message, 0, &LinkMessage::Rejected(reason))?;
+        channel.close().await?;
+        // What is closed with words unread is reset, and the reset may overtake this one.
+        while channel.recv().await?.is_some() {}
+        Ok::<_, ChannelError>(())
+    };
+    let _ = timeout(GOODBYE_TIMEOUT, last_word).await;
+}
+
+fn read(header: Header, payload: &[u8]) -> Result<Event, LinkError> {
+    if header.kind != Kind::Message {
+        return Err(LinkError::Unexpected(header.kind));
+    }
+    Ok(match frame::decode_payload(payload) {
+        Ok(message) => Event::Message(message),
+        Err(error) if error.is_unknown() => {
+            debug!(%error, "message skipped");
+            Event::Unknown
+        }
+        Err(error) => Event::Malformed(error),
+    })
 }
 
 struct Link<'a, N: Net> {
@@ -121,7 +190,15 @@ struct Link<'a, N: Net> {
     seen: u64,
     /// The peer was told that this was all at first.
     synced: bool,
+    /// The peer said that it ends.
+    said_goodbye: bool,
     refusal_told: bool,
+    /// When the peer was last told that not all of its offers are taken.
+    declined: Option<Instant>,
+    /// When it is offered all once more.
+    offers_again: Option<Instant>,
+    /// It is asked whether the peer is alive.
+    probing: bool,
 }
 
 /// What to do next.
@@ -141,7 +218,13 @@ enum Event {
 }
 
 impl<N: Net> Link<'_, N> {
-    async fn converse(mut self, mut asked: mpsc::Receiver<Ask>) -> Result<(), LinkError> {
+    /// Goes on after the `first` word of the peer, where that was heard already. Ok: how it ended, where that is not told
+    /// elsewhere.
+    async fn converse(
+        mut self,
+        mut first: Option<Event>,
+        mut asked: mpsc::Receiver<Ask>,
+    ) -> Result<Option<&'static str>, LinkError> {
         let node = self.node;
         let mut keepalive = Keepalive::new(Instant::now().into_std());
         // Who waits for what the peer is about to tell does not use it yet.
@@ -182,18 +265,9 @@ impl<N: Net> Link<'_, N> {
             let timer = timers.into_iter().flatten().min().unwrap_or(now);
             let event = tokio::select! {
                 biased;
+                Some(event) = std::future::ready(first.take()) => event,
                 next = self.channel.next() => match next? {
-                    Next::Frame(header, _) if header.kind != Kind::Message => {
-                        return Err(LinkError::Unexpected(header.kind));
-                    }
-                    Next::Frame(_, payload) => match frame::decode_payload(payload) {
-                        Ok(message) => Event::Message(message),
-                        Err(error) if error.is_unknown() => {
-                            debug!(peer = %self.place.peer.id, %error, "a message is skipped");
-                            Event::Unknown
-                        }
-                        Err(error) => Event::Malformed(error),
-                    },
+                    Next::Frame(header, payload) => read(header, payload)?,
                     Next::Flushed => Event::Flushed,
                     Next::Closed => Event::Closed,
                 },
@@ -216,19 +290,26 @@ impl<N: Net> Link<'_, N> {
                 }
                 Event::Exports => gathered = Some(Instant::now() + GATHER),
                 Event::Ask(ask) => {
-                    let (flows, datagrams) = match ask {
-                        Ask::Flows(n) => (n, 0),
-                        Ask::Datagrams => (0, 1),
+                    let message = match ask {
+                        Ask::Flows(flows) => LinkMessage::DialBack { flows, datagrams: 0 },
+                        Ask::Datagrams => LinkMessage::DialBack { flows: 0, datagrams: 1 },
+                        Ask::Probe => {
+                            // One that says that it ends is as good as gone.
+                            self.probing = !self.said_goodbye;
+                            LinkMessage::Ping
+                        }
                     };
-                    self.put(&LinkMessage::DialBack { flows, datagrams })?;
+                    self.put(&message)?;
                 }
                 Event::Ends => {
                     self.put(&LinkMessage::Goodbye)?;
                     // Where it does not go out, the peer finds out by itself.
                     let _ = timeout(GOODBYE_TIMEOUT, self.channel.close()).await;
-                    return Ok(());
+                    return Ok(None);
                 }
-                Event::Closed | Event::Lost => return Ok(()),
+                Event::Closed if self.said_goodbye => return Ok(Some("it was shut down")),
+                Event::Closed => return Ok(Some("it closed the link")),
+                Event::Lost => return Ok(None),
                 Event::Flushed | Event::Timer => {}
             }
         }
@@ -294,6 +375,40 @@ impl<N: Net> Link<'_, N> {
         }
     }
 
+    /// Tells the peer that an offer is not taken, and whoever looks at the status.
+    fn decline(&mut self, error: &OfferError) -> Result<(), LinkError> {
+        self.refuse(error);
+        self.node.counters.offers_rejected.inc();
+        let now = Instant::now();
+        if self.declined.is_some_and(|last| now - last < DECLINE) {
+            return Ok(());
+        }
+        self.declined = Some(now);
+        let peer = &self.place.peer;
+        peer.note_declined(self.place.id, format!("not all offers of {} are taken: {error}", peer.id));
+        self.put(&LinkMessage::Declined { reason: error.to_string() })
+    }
+
+    /// The peer does not take all that it is offered.
+    fn declined(&mut self, reason: &str) {
+        let (peer, now) = (&self.place.peer, Instant::now());
+        if self.offers_again.is_some_and(|when| now < when) {
+            return;
+        }
+        if self.offers_again.is_none()
+            && let Some(suppressed) = peer.words.permit()
+        {
+            warn!(peer = %peer.id, %reason, suppressed, "the peer does not take all offers of this router; offering them again from time to time");
+        }
+        peer.note_declined(
+            self.place.id,
+            format!("{} does not take all offers of this router: {reason}", peer.id),
+        );
+        let when = now + OFFER_AGAIN;
+        self.offers_again = Some(when);
+        self.announcer.handle_declined(when.into_std());
+    }
+
     fn handle(&mut self, message: LinkMessage) -> Result<(), LinkError> {
         let (peer, id) = (&self.place.peer.id, self.place.id);
         match message {
@@ -309,26 +424,33 @@ impl<N: Net> Link<'_, N> {
                     Ok(())
                 });
                 if let Err(error) = taken {
-                    self.refuse(&error);
+                    self.decline(&error)?;
                 }
             }
             LinkMessage::Withdraw(port) => {
                 debug!(%peer, %port, "withdrawn");
                 self.node.change(|table| table.withdraw(peer, id, &port));
             }
+            LinkMessage::Declined { reason } => self.declined(&reason),
             LinkMessage::Synced => {
                 if let Some(suppressed) = self.place.peer.words.permit() {
                     info!(%peer, suppressed, "exports synced");
                 }
             }
             LinkMessage::Ping => self.put(&LinkMessage::Pong)?,
-            LinkMessage::Pong => {}
+            LinkMessage::Pong => {
+                if std::mem::take(&mut self.probing) {
+                    self.place.peer.answered();
+                }
+            }
+            LinkMessage::Rejected(reason) => return Err(LinkError::Rejected(reason)),
             LinkMessage::DialBack { flows, datagrams } => self.dial_back(flows, datagrams),
             LinkMessage::Goodbye => {
                 if let Some(suppressed) = self.place.peer.words.permit() {
                     info!(%peer, suppressed, "peer is shutting down");
                 }
-                self.node.change(|table| table.link_down(id));
+                self.said_goodbye = true;
+                self.node.link_down(id);
             }
         }
         Ok(())
@@ -337,7 +459,7 @@ impl<N: Net> Link<'_, N> {
     fn dial_back(&self, flows: u16, datagrams: u16) {
         let peer = &self.place.peer;
         let Some(Dialled { at, .. }) = &self.dialled else {
-            debug!(peer = %peer.id, "asks for a dial back on a link that it dialled");
+            debug!(peer = %peer.id, "dial-back requested on a link that the peer dialled");
             return;
         };
         let wanted = [
@@ -346,21 +468,28 @@ impl<N: Net> Link<'_, N> {
         ];
         for (purpose, n) in wanted {
             for _ in 0..n {
-                if self.node.is_crowded() {
-                    debug!(peer = %peer.id, "no descriptor is left for a dial back");
+                if self.node.holds_back(&peer.holder) {
+                    debug!(peer = %peer.id, "out of file descriptors for a dial-back");
                     return;
                 }
                 let Ok(permit) = peer.dial_backs.clone().try_acquire_owned() else {
-                    debug!(peer = %peer.id, "asks for more dials back than it may");
+                    debug!(peer = %peer.id, "too many dial-backs requested");
                     return;
+                };
+                let place = match links::place(self.node, &peer.holder) {
+                    Ok(place) => place,
+                    Err(error) => {
+                        debug!(peer = %peer.id, %error, "no dial-back");
+                        return;
+                    }
                 };
                 let (node, peer, at) = (self.node.clone(), peer.id.clone(), at.clone());
                 self.node.tasks.spawn(async move {
                     let dialled = links::dial(&node, &at, purpose, Some(&peer)).await;
                     drop(permit);
                     match dialled {
-                        Ok(met) => inbound::serve(&node, met, true).await,
-                        Err(error) => debug!(%peer, %error, "a dial back failed"),
+                        Ok(met) => inbound::serve(&node, Met { place: Some(place), ..met }, true).await,
+                        Err(error) => debug!(%peer, %error, "dial-back failed"),
                     }
                 });
             }

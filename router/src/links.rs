@@ -6,18 +6,25 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::pki_types::CertificateDer;
 use servicekeel_core::flow::frame::{self, Kind, Preface, Purpose};
+use servicekeel_core::mesh::NoLink;
 use servicekeel_core::name::RouterId;
 use servicekeel_runtime::net::{Net, Stream};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::warn;
 
-use crate::identity::{Identity, Untimely};
+use crate::bounds::{Held, Owner};
+use crate::identity::{Identity, PeerError, Untimely};
 use crate::link;
 use crate::node::Node;
-use crate::peers::{Dialled, Distrust, Peer, Standing};
+use crate::peers::{Dialled, Distrust, Peer, Shown, Standing};
 use crate::tls::{self, Channel, ChannelError, HandshakeError};
+
+mod dial;
+
+pub(crate) use dial::Dial;
+use dial::REDIALLING;
 
 /// How long a peer may take to accept a TCP connection: a name with two addresses has time for both.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(11);
@@ -46,43 +53,112 @@ pub(crate) enum LinkError {
     #[error("{0}")]
     Channel(#[from] ChannelError),
     #[error("the certificate: {0}")]
-    Identity(String),
+    Identity(PeerError),
     #[error("this router has no identity: set `identity` in its config")]
     NoIdentity,
     #[error("{0}")]
     Untimely(#[from] Untimely),
-    #[error("said nothing for {} s", PREFACE_TIMEOUT.as_secs())]
+    #[error("sent nothing for {} s", PREFACE_TIMEOUT.as_secs())]
     Silent,
-    #[error("closed before it said who it is")]
+    #[error("closed before identifying itself")]
     Closed,
-    #[error("does not begin with a preface")]
+    #[error("does not start with a preface")]
     NoPreface,
     #[error("a malformed message: {0}")]
     Malformed(String),
     #[error("speaks version {0}; this router speaks {max} and older", max = frame::VERSION)]
     Version(u32),
-    #[error("says that it is {said}, and its certificate {proven}")]
+    #[error("claims to be {said}, but its certificate says {proven}")]
     Liar { said: RouterId, proven: RouterId },
     #[error("is {met}, not {wanted}")]
     Another { wanted: RouterId, met: RouterId },
     #[error(
-        "has this router's own name, {0}: it is this router itself, or one with a certificate of its name"
+        "has this router's own name, {0}: it is this router itself, or another with a certificate of the same name"
     )]
     Ourselves(RouterId),
-    #[error("this router knows as many peers as it may")]
-    TooManyPeers,
-    #[error("shows more different certificates at once than a router needs")]
+    #[error("{0}: as many of its routers are known here as may be beside others")]
+    TooManyPeers(String),
+    #[error("presents too many different certificates at once")]
     TooManyProofs,
     #[error("{0}")]
     Distrusted(#[from] Distrust),
-    #[error("sends {0:?} frames where none belong")]
+    #[error("unexpected {0:?} frame")]
     Unexpected(Kind),
-    #[error("takes nothing for {} s", SEND_TIMEOUT.as_secs())]
+    #[error("accepted no data for {} s", SEND_TIMEOUT.as_secs())]
     Stuck,
-    #[error("does not answer")]
+    #[error("not responding")]
     Dead,
-    #[error("this router has no descriptor left for flows")]
+    #[error("out of file descriptors for flows")]
     Short,
+    #[error("{0} holds {1} connections that carry no flow, as many as it may beside others")]
+    Crowd(String, u64),
+    #[error("did not answer on the link within 3 s")]
+    Untaken,
+    #[error("closed the link before it said a word: see the peer's log")]
+    Unexplained,
+    #[error("the peer rejected the link: {0}")]
+    Rejected(NoLink),
+    /// By this router.
+    #[error("{0}")]
+    NotTaken(NoLink),
+}
+
+impl LinkError {
+    /// What is wrong with the peer's certificate, where it is that.
+    pub(crate) fn certificate(&self) -> Option<&PeerError> {
+        match self {
+            Self::Handshake(HandshakeError::Certificate(error))
+            | Self::Identity(error)
+            | Self::Distrusted(Distrust::Certificate(error)) => Some(error),
+            _ => None,
+        }
+    }
+
+    /// Whether one of the two routers rejects what the other shows.
+    fn is_rejection(&self) -> bool {
+        self.is_alert() || self.certificate().is_some()
+    }
+
+    /// Whether the other side said by an alert that it rejects this one.
+    pub(crate) fn is_alert(&self) -> bool {
+        match self {
+            Self::Handshake(error) => matches!(error, HandshakeError::Alert(_)),
+            Self::Channel(error) => error.is_alert(),
+            _ => false,
+        }
+    }
+
+    /// Whether it is no matter of time: somebody has to change something here or there.
+    fn is_lasting(&self) -> bool {
+        match self {
+            Self::Handshake(error) => match error {
+                HandshakeError::Alert(_)
+                | HandshakeError::Certificate(_)
+                | HandshakeError::Tls(_)
+                | HandshakeError::Http
+                | HandshakeError::NotTls(_)
+                | HandshakeError::Protocol => true,
+                HandshakeError::Timeout
+                | HandshakeError::Io(_)
+                | HandshakeError::Closed(_)
+                | HandshakeError::TooLong
+                | HandshakeError::Record(_) => false,
+            },
+            Self::Channel(error) => error.is_alert(),
+            Self::Identity(_)
+            | Self::NoIdentity
+            | Self::Untimely(_)
+            | Self::NoPreface
+            | Self::Version(_)
+            | Self::Liar { .. }
+            | Self::Another { .. }
+            | Self::Ourselves(_)
+            | Self::Distrusted(_)
+            | Self::Rejected(NoLink::Twin)
+            | Self::NotTaken(NoLink::Twin) => true,
+            _ => false,
+        }
+    }
 }
 
 pub(crate) type PeerChannel<N> = Channel<<N as Net>::TcpStream>;
@@ -95,6 +171,8 @@ pub(crate) struct Met<N: Net> {
     pub(crate) peer: Arc<Peer<N>>,
     /// When that is lost, so is the connection.
     pub(crate) standing: Standing<N>,
+    /// Of the connections that carry no flow; `None` where this side dialled it for itself.
+    pub(crate) place: Option<Held>,
     /// The address of the other side.
     pub(crate) at: SocketAddr,
 }
@@ -111,13 +189,19 @@ pub(crate) async fn dial<N: Net>(
 ) -> Result<Met<N>, LinkError> {
     let mut attempts = FuturesUnordered::new();
     attempts.push(attempt(node, address, purpose, wanted));
-    loop {
+    let met = loop {
         match timeout(STAGGER, attempts.next()).await {
-            Ok(Some(met)) => return met,
+            Ok(Some(met)) => break met,
             // None has met it yet, and there is one at least.
             Ok(None) | Err(_) => attempts.push(attempt(node, address, purpose, wanted)),
         }
+    };
+    if let (Err(error), Some(wanted)) = (&met, wanted)
+        && error.is_rejection()
+    {
+        node.note_rejected(wanted, error.to_string());
     }
+    met
 }
 
 /// One attempt of [`dial`].
@@ -138,13 +222,17 @@ async fn attempt<N: Net>(
     if proven == node.id {
         return Err(LinkError::Ourselves(proven));
     }
-    say_preface(node, &mut channel, purpose).await?;
+    if let Err(error) = say_preface(node, &mut channel, purpose).await {
+        // It has closed, perhaps with an alert that says why: the last step of a handshake is the other side's.
+        let said = hear_preface(node, &mut channel, proven).await;
+        return Err(said.err().filter(|said| said.is_lasting()).unwrap_or(error));
+    }
     let preface = hear_preface(node, &mut channel, proven).await?;
     match wanted {
         Some(wanted) if *wanted != preface.sender => {
             Err(LinkError::Another { wanted: wanted.clone(), met: preface.sender })
         }
-        _ => meet(node, channel, shown, preface, purpose, at),
+        _ => meet(node, channel, shown, preface, purpose, (at, None)),
     }
 }
 
@@ -157,19 +245,26 @@ pub(crate) async fn accept<N: Net>(
     stream: N::TcpStream,
     from: SocketAddr,
 ) -> Result<Met<N>, LinkError> {
-    let identity = own(node)?;
-    let (mut channel, chain) = tls::accept(stream, identity.server(), node.buffers.clone()).await?;
+    // One that has expired is shown all the same: the other side finds that by its own clock, and says so to whoever looks
+    // there. A connection that is closed without a word would say nothing.
+    let identity = node.settings().identity.clone().ok_or(LinkError::NoIdentity)?;
+    let accepted = tls::accept(stream, identity.server(), node.buffers.clone()).await;
+    if let Some(untimely) = identity.untimely() {
+        return Err(untimely.into());
+    }
+    let (mut channel, chain) = accepted?;
     let (proven, shown) = prove(&identity, chain)?;
     let preface = hear_preface(node, &mut channel, proven).await?;
     let purpose = preface.purpose;
-    if purpose == Purpose::Flows && node.is_crowded() {
+    let owner = node.owner(&preface.sender);
+    if purpose == Purpose::Flows && node.holds_back(&owner) {
         return Err(LinkError::Short);
     }
+    let place = place(node, &owner)?;
     say_preface(node, &mut channel, purpose).await?;
-    meet(node, channel, shown, preface, purpose, from)
+    meet(node, channel, shown, preface, purpose, (from, Some(place)))
 }
 
-/// Whom certificates name, by the identity with which the handshake was made.
 /// What this router shows.
 fn own<N: Net>(node: &Node<N>) -> Result<Arc<Identity>, LinkError> {
     let settings = node.settings();
@@ -180,29 +275,45 @@ fn own<N: Net>(node: &Node<N>) -> Result<Arc<Identity>, LinkError> {
     settings.identity.clone().ok_or(LinkError::NoIdentity)
 }
 
+/// Whom certificates name, by the identity with which the handshake was made.
 fn prove(identity: &Identity, chain: Vec<CertificateDer<'static>>) -> Result<(RouterId, Shown), LinkError> {
     let now = identity.now();
-    let proven = identity.peer_at(&chain, now).map_err(|e| LinkError::Identity(e.to_string()))?;
-    Ok((proven, (chain, now)))
+    let proven = identity.prove(&chain, now).map_err(LinkError::Identity)?;
+    let shown = Shown::new(chain, now, &proven, identity);
+    Ok((proven.id, shown))
 }
 
-/// The certificates that a peer has shown, and when they were found valid.
-type Shown = (Vec<CertificateDer<'static>>, UnixTime);
+/// Room for a connection that a peer wants.
+///
+/// # Errors
+/// [`LinkError::Crowd`] where it has as many as it may, [`LinkError::Short`] where this router has fewer than it thought.
+pub(crate) fn place<N: Net>(node: &Node<N>, owner: &Owner) -> Result<Held, LinkError> {
+    if node.relieve() && node.connections.gives_back(owner) {
+        return Err(LinkError::Short);
+    }
+    let place = node.connections.take(owner);
+    place.ok_or_else(|| LinkError::Crowd(owner.of_whom(), node.connections.held_with(owner)))
+}
 
 fn meet<N: Net>(
     node: &Node<N>,
     channel: PeerChannel<N>,
-    (chain, proven_at): Shown,
+    shown: Shown,
     preface: Preface,
     purpose: Purpose,
-    at: SocketAddr,
+    (at, place): (SocketAddr, Option<Held>),
 ) -> Result<Met<N>, LinkError> {
-    let peer = node.peer(&preface.sender).ok_or(LinkError::TooManyPeers)?;
-    let standing = peer.stand(chain, proven_at).ok_or(LinkError::TooManyProofs)?;
+    let peer = node
+        .peer(&preface.sender)
+        .ok_or_else(|| LinkError::TooManyPeers(node.owner(&preface.sender).of_whom()))?;
+    let expires = shown.expires;
+    let standing = peer.stand(shown).ok_or(LinkError::TooManyProofs)?;
     // By the settings of now, once it stands: whatever they no longer trust is either found here or cut off then.
     standing.judge(node.settings().identity.as_deref())?;
+    peer.note_accepted();
     node.proven(&peer.id, at.ip());
-    Ok(Met { channel, purpose, boot: preface.boot, peer, standing, at })
+    node.note_end(expires);
+    Ok(Met { channel, purpose, boot: preface.boot, peer, standing, place, at })
 }
 
 async fn say_preface<N: Net>(
@@ -245,26 +356,33 @@ pub(crate) async fn keep<N: Net>(node: Arc<Node<N>>, address: String) {
     let mut told = None;
     loop {
         let began = Instant::now();
-        let rested = match dial(&node, &address, Purpose::Link, None).await {
+        let linked = match dial(&node, &address, Purpose::Link, None).await {
             Ok(met) => {
-                told = None;
-                set_problem(&node, &address, None);
-                let since = Instant::now();
+                let id = met.peer.id.clone();
+                set(&node, &address, |dial| dial.met = Some(id));
                 let dialled = Dialled { address: address.clone(), at: met.at.to_string() };
-                let problem = match link::run(&node, met, Some(dialled)).await {
-                    Ok(()) => "the link went down; dialling again".into(),
-                    Err(refused) => refused.to_string(),
-                };
-                set_problem(&node, &address, Some(problem));
-                if since.elapsed() >= GOOD_LINK {
-                    pause = BACKOFF.0;
+                let since = Instant::now();
+                link::run(&node, met, Some(dialled)).await.map(|()| since.elapsed())
+            }
+            Err(error) => Err(error),
+        };
+        let rested = match linked {
+            Ok(lived) => {
+                set(&node, &address, |dial| dial.failed(REDIALLING.into(), false));
+                if lived >= GOOD_LINK {
+                    (told, pause) = (None, BACKOFF.0);
+                    set(&node, &address, Dial::held);
                 }
                 Duration::ZERO
             }
             Err(error) => {
                 node.relieve();
                 let reason = error.to_string();
-                set_problem(&node, &address, Some(reason.clone()));
+                let claimed = error.certificate().and_then(PeerError::claims);
+                set(&node, &address, |dial| {
+                    dial.failed(reason.clone(), error.is_lasting());
+                    dial.claimed = claimed.cloned();
+                });
                 // The same reason again is no news.
                 if told.as_ref() != Some(&reason) {
                     warn!(peer = %address, %reason, "peer unreachable; retrying");
@@ -280,9 +398,14 @@ pub(crate) async fn keep<N: Net>(node: Arc<Node<N>>, address: String) {
     }
 }
 
+/// Notes for the status that a link by an address is up.
+pub(crate) fn linked<N: Net>(node: &Node<N>, address: &str) {
+    set(node, address, Dial::linked);
+}
+
 /// Notes for the status how it stands with an address, as long as it is dialled.
-fn set_problem<N: Net>(node: &Node<N>, address: &str, problem: Option<String>) {
-    if let Some(entry) = node.dials().get_mut(address) {
-        *entry = problem;
+fn set<N: Net>(node: &Node<N>, address: &str, change: impl FnOnce(&mut Dial)) {
+    if let Some(dial) = node.dials().get_mut(address) {
+        change(dial);
     }
 }

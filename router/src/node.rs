@@ -7,41 +7,41 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use rustls::pki_types::UnixTime;
 use servicekeel_core::admission::Known;
 use servicekeel_core::mesh::outcome::{Health, Outcome};
-use servicekeel_core::mesh::table::{Candidate, Consumer, EndpointId, Table, Turn};
+use servicekeel_core::mesh::table::{Candidate, Consumer, EndpointId, LinkId, Table, Turn};
 use servicekeel_core::name::{RouterId, ServicePort};
 use servicekeel_core::pace::Bucket;
 use servicekeel_runtime::latest;
 use servicekeel_runtime::net::Net;
 use servicekeel_runtime::throttle::Throttle;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use crate::bounds::{Bound, Limits, Owner};
 use crate::counters::Counters;
 use crate::held;
+use crate::identity::{Date, PeerError};
+use crate::links::Dial;
 use crate::missing::Missing;
 use crate::peers::Peer;
 use crate::pods::Pod;
 use crate::rooms::Rooms;
-use crate::seats::Seats;
 use crate::settings::Settings;
 use crate::shortage;
 use crate::tasks::Tasks;
 use crate::tls::BufferPool;
 
-/// The most flows and sessions that a router carries at once; a further one waits in the kernel's backlog.
-pub(crate) const MAX_FLOWS: usize = 65_536;
-/// The most other routers that are known at once.
-const MAX_PEERS: usize = 4096;
 /// How long a flow without a route waits for one: a blip, not an outage.
 pub(crate) const ROUTE_PATIENCE: Duration = Duration::from_secs(1);
+/// How often unused connections and the dates of certificates are looked through, at the least.
+pub(crate) const SWEEP: Duration = Duration::from_secs(10);
 /// How long flows to a peer outlive the last link to it.
 pub(crate) const FLOW_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Endpoints and neighbours, and how many flows each carries.
-#[derive(Default)]
 pub(crate) struct Routes {
     pub(crate) table: Table,
     load: BTreeMap<Candidate, usize>,
@@ -55,12 +55,26 @@ pub(crate) struct Node<N: Net> {
     pub(crate) boot: u64,
     pub(crate) settings: watch::Receiver<Arc<Settings>>,
     pub(crate) tasks: Tasks,
+    /// Where connections on which peers open flows wait.
+    pub(crate) own_threads: N::Thread,
     pub(crate) counters: Counters,
     pub(crate) buffers: Arc<BufferPool>,
     pub(crate) rooms: Rooms,
-    pub(crate) flows: Arc<Semaphore>,
-    /// What it has while no flow is carried.
-    pub(crate) most_flows: usize,
+    pub(crate) limits: Limits,
+    /// Flows, and UDP sessions with pods of this node, by whoever opens them.
+    pub(crate) flows: Arc<Bound>,
+    /// Other routers that are known, by cluster.
+    pub(crate) names: Arc<Bound>,
+    /// Connections of peers that carry no flow.
+    pub(crate) connections: Arc<Bound>,
+    /// Conversations with sidecars.
+    pub(crate) sidecars: Arc<Bound>,
+    /// Threads of pods beside the one of each conversation.
+    pub(crate) threads: Arc<Bound>,
+    /// Sockets that sidecars handed over and no flow has.
+    pub(crate) sockets: Arc<Bound>,
+    /// What pods export, by the pod.
+    pub(crate) exported: Arc<Bound>,
     /// For the log: peers and sidecars that are refused.
     pub(crate) refusals: Throttle,
     /// For the log: handshakes that make room.
@@ -77,7 +91,6 @@ pub(crate) struct Node<N: Net> {
     pub(crate) relieved: latest::Sender<u64>,
     /// For the log: sidecars that come. All of a node may at once, where the router restarts.
     pub(crate) arrivals: Throttle,
-    pub(crate) seats: Arc<Seats>,
     /// The memory that pods' imports and exports share.
     pub(crate) held: Arc<held::Pool>,
     /// The messages that sidecars share.
@@ -94,8 +107,10 @@ pub(crate) struct Node<N: Net> {
     peers: Mutex<BTreeMap<RouterId, Arc<Peer<N>>>>,
     /// From where peers have proven themselves.
     known: Mutex<Known>,
-    /// The addresses that are dialled, and why there is no link where there is none.
-    dials: Mutex<BTreeMap<String, Option<String>>>,
+    /// The addresses that are dialled, and how it stands with each.
+    dials: Mutex<BTreeMap<String, Dial>>,
+    /// A peer showed a certificate that ends before the next look at the dates.
+    pub(crate) ends_soon: Notify,
     ids: AtomicU64,
     seeds: AtomicU64,
 }
@@ -107,8 +122,10 @@ impl<N: Net> Node<N> {
         seed: u64,
         settings: watch::Receiver<Arc<Settings>>,
     ) -> Arc<Self> {
-        let most_flows = shortage::most_flows(net.most_descriptors());
+        let limits = Limits::new(net.most_descriptors(), net.most_threads());
+        let table = Table::new(id.cluster.clone());
         let mut node = Self {
+            own_threads: net.own_threads(),
             net,
             id,
             boot: 0,
@@ -117,8 +134,14 @@ impl<N: Net> Node<N> {
             counters: Counters::default(),
             buffers: BufferPool::new(),
             rooms: Rooms::default(),
-            flows: Arc::new(Semaphore::new(most_flows)),
-            most_flows,
+            limits,
+            flows: Bound::new(limits.flows),
+            names: Bound::of_names(),
+            connections: Bound::new(limits.connections),
+            sidecars: Bound::of_sidecars(&limits),
+            threads: Bound::new(limits.threads),
+            sockets: Bound::of_sockets(&limits),
+            exported: Bound::of_exports(),
             refusals: Throttle::new(10, Duration::from_secs(1)),
             crowds: Throttle::new(1, Duration::from_secs(10)),
             pods_log: Arc::new(Throttle::new(512, Duration::from_millis(100))),
@@ -127,18 +150,18 @@ impl<N: Net> Node<N> {
             relief: Throttle::new(1, shortage::PAUSE),
             relieved: latest::Sender::new(0),
             arrivals: Throttle::new(512, Duration::from_millis(500)),
-            seats: Arc::default(),
             held: Arc::default(),
             messages: Mutex::new(Bucket::shared(Instant::now().into_std())),
             draining: latest::Sender::new(false),
             pods: Mutex::default(),
             endpoints: Mutex::default(),
-            routes: Mutex::default(),
+            routes: Mutex::new(Routes { table, load: BTreeMap::new() }),
             changed: latest::Sender::new(0),
             exports: latest::Sender::new(0),
             peers: Mutex::default(),
             known: Mutex::default(),
             dials: Mutex::default(),
+            ends_soon: Notify::new(),
             ids: AtomicU64::new(1),
             seeds: AtomicU64::new(seed),
         };
@@ -163,6 +186,68 @@ impl<N: Net> Node<N> {
         self.settings.borrow().clone()
     }
 
+    /// The time, by the clock of this router's identity.
+    pub(crate) fn time(&self) -> UnixTime {
+        self.settings().identity.as_ref().map_or_else(UnixTime::now, |identity| identity.now())
+    }
+
+    /// A peer showed certificates that end then.
+    pub(crate) fn note_end(&self, expires: UnixTime) {
+        if expires.as_secs() <= self.time().as_secs() + SWEEP.as_secs() {
+            self.ends_soon.notify_one();
+        }
+    }
+
+    /// When the next certificate ends by which this router or a peer that is linked proves itself, of those that have not.
+    pub(crate) fn next_end(&self, now: UnixTime) -> Option<UnixTime> {
+        let own = self.settings().identity.as_ref().map(|identity| identity.expires());
+        let peers = self.all_peers().into_iter().filter_map(|peer| peer.expires());
+        peers.chain(own).filter(|expires| *expires >= now).min()
+    }
+
+    /// A connection was refused for the certificate that it showed. What that says of a router is not proven, and is kept
+    /// for the status of one that is known only.
+    pub(crate) fn note_refused(&self, from: IpAddr, error: &PeerError) {
+        if let Some(peer) = error.claims().and_then(|id| self.known_peer(id)) {
+            peer.note_refused(from, error);
+            peer.note_rejected_from(from, &error.to_string());
+        }
+    }
+
+    /// A peer and this router do not accept each other on a new connection.
+    pub(crate) fn note_rejected(&self, id: &RouterId, reason: String) {
+        if let Some(peer) = self.known_peer(id) {
+            peer.note_rejected(reason);
+        }
+    }
+
+    /// Whoever dialled from there does not accept this router: it may be any peer that is linked from there.
+    pub(crate) fn note_alert(&self, from: IpAddr, reason: &str) {
+        self.all_peers().iter().for_each(|peer| peer.note_rejected_from(from, reason));
+    }
+
+    /// Why no new connection to or from a peer comes up, where a certificate has expired: this router's, or the one that
+    /// the peer showed last.
+    pub(crate) fn lapsed(&self, peer: &Peer<N>) -> Option<String> {
+        self.settings().untimely().map(|untimely| untimely.to_string()).or_else(|| self.expired(peer))
+    }
+
+    /// Why there is no link to a peer, as far as that is known.
+    pub(crate) fn trouble(&self, peer: &Peer<N>) -> Option<String> {
+        let dials = self.dials();
+        let dial = dials.iter().find(|(_, dial)| dial.is_of(&peer.id) && dial.failure().is_some());
+        peer.trouble(dial.and_then(|(_, dial)| dial.failure()))
+    }
+
+    /// Why a peer that is linked takes no new connections, where it is its certificate.
+    pub(crate) fn expired(&self, peer: &Peer<N>) -> Option<String> {
+        let expired = Date(peer.expired(self.time())?);
+        Some(format!(
+            "the certificate of {} expired on {expired}: renew it there; new flows to it fail",
+            peer.id
+        ))
+    }
+
     pub(crate) fn routes(&self) -> MutexGuard<'_, Routes> {
         self.routes.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -172,6 +257,11 @@ impl<N: Net> Node<N> {
         let result = change(&mut self.routes().table);
         self.changed.send_modify(|version| *version += 1);
         result
+    }
+
+    /// Forgets what was offered on a link, in steps between which others have the table.
+    pub(crate) fn link_down(&self, link: LinkId) {
+        while self.change(|table| table.link_down(link)) {}
     }
 
     /// Changes what this node exports, and wakes the links that tell it too.
@@ -230,7 +320,7 @@ impl<N: Net> Node<N> {
             if endpoint.failure_told.swap(false, Ordering::Relaxed) {
                 info!(service = %wanted, %pod, failures, "exported endpoint recovered");
             }
-        } else if let Some(suppressed) = endpoint.pod.log.permit() {
+        } else if let Some(suppressed) = endpoint.pod.party.log.permit() {
             endpoint.failure_told.store(true, Ordering::Relaxed);
             warn!(service = %wanted, %pod, reason, suppressed, "exported endpoint is failing");
         }
@@ -245,20 +335,39 @@ impl<N: Net> Node<N> {
 
     /// The peer of a name, made where it is new; `None` at the bound.
     pub(crate) fn peer(&self, id: &RouterId) -> Option<Arc<Peer<N>>> {
-        let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
-        if !peers.contains_key(id) && peers.len() >= MAX_PEERS {
-            return None;
+        let mut peers = self.lock_peers();
+        if let Some(peer) = peers.get(id) {
+            return Some(peer.clone());
         }
-        Some(peers.entry(id.clone()).or_insert_with(|| Arc::new(Peer::new(id.clone(), &self.rooms))).clone())
+        let holder = self.owner(id);
+        let place = self.names.take(&holder).or_else(|| {
+            // The one of its cluster that has been without a link for longest makes room, where nothing of it is here.
+            let unused =
+                peers.values().filter(|peer| peer.id.cluster == id.cluster && Arc::strong_count(peer) == 1);
+            let gone = unused.filter_map(|peer| Some((peer.down()?, peer.id.clone()))).min()?.1;
+            peers.remove(&gone);
+            self.names.take(&holder)
+        })?;
+        let mut peer = Peer::new(id.clone(), holder, &self.rooms);
+        peer.place = Some(place);
+        let peer = Arc::new(peer);
+        peers.insert(id.clone(), peer.clone());
+        Some(peer)
+    }
+
+    /// In whose name a peer's flows are.
+    pub(crate) fn owner(&self, peer: &RouterId) -> Owner {
+        Owner::peer(peer, &self.id.cluster)
     }
 
     /// Closes what was not used for long, and forgets whom it is of no use to remember.
     pub(crate) fn sweep(&self) {
         // Whoever gets hold of a peer does so under this lock, or by one that holds it.
+        let time = self.time();
         self.peers
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .retain(|_, peer| !(peer.sweep() && Arc::strong_count(peer) == 1));
+            .retain(|_, peer| !(peer.sweep(time) && Arc::strong_count(peer) == 1));
         self.pods().values().for_each(|pod| pod.stock.sweep());
         let mut known = self.known();
         let now = Instant::now().into_std();
@@ -289,6 +398,7 @@ impl<N: Net> Node<N> {
         for peer in self.all_peers() {
             let links = peer.links() as i64;
             let lapsed = settings.untimely().is_some()
+                || peer.rejection().is_some()
                 || settings.identity.as_ref().is_some_and(|identity| peer.expired(identity.now()).is_some());
             *(if lapsed { &mut expired } else { &mut active }) += links;
         }
@@ -296,12 +406,20 @@ impl<N: Net> Node<N> {
         self.counters.links_expired.set(expired);
     }
 
-    /// Every peer that was met.
-    pub(crate) fn all_peers(&self) -> Vec<Arc<Peer<N>>> {
-        self.peers.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    fn lock_peers(&self) -> MutexGuard<'_, BTreeMap<RouterId, Arc<Peer<N>>>> {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn dials(&self) -> MutexGuard<'_, BTreeMap<String, Option<String>>> {
+    fn known_peer(&self, id: &RouterId) -> Option<Arc<Peer<N>>> {
+        self.lock_peers().get(id).cloned()
+    }
+
+    /// Every peer that was met.
+    pub(crate) fn all_peers(&self) -> Vec<Arc<Peer<N>>> {
+        self.lock_peers().values().cloned().collect()
+    }
+
+    pub(crate) fn dials(&self) -> MutexGuard<'_, BTreeMap<String, Dial>> {
         self.dials.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -333,7 +451,8 @@ impl<N: Net> Drop for Carrying<N> {
     }
 }
 
-/// Whether an address can be dialled from an IPv4 socket of a pod.
+/// Whether an address can be dialled from a socket of a pod: the sockets in stock are IPv4's, which every
+/// pod has, and a sidecar does not say which family a socket is of.
 pub(crate) fn dialable(addr: &IpAddr) -> bool {
     addr.is_ipv4() && !addr.is_unspecified() && !addr.is_multicast()
 }

@@ -38,10 +38,10 @@ pub enum PkiError {
     #[error("--days is {0}; it must be from 1 to {MAX_DAYS}")]
     Days(u32),
     /// The authority ends before it starts to be of use.
-    #[error("the authority expires in less than a day, it issues nothing more; make another one")]
+    #[error("the authority expires in less than a day and cannot issue certificates; create another one")]
     AuthorityExpired,
     /// Of the library that writes certificates.
-    #[error("can't make a certificate: {0}")]
+    #[error("cannot create a certificate: {0}")]
     Certificate(#[from] rcgen::Error),
 }
 
@@ -101,10 +101,10 @@ impl Authority {
     pub fn from_pem(certificate: &str, key: &str) -> Result<Self, PkiError> {
         let refuse = |reason: &str| PkiError::Authority(reason.to_owned());
         let (cluster, not_after, public) = describe(certificate)?;
-        let key =
-            KeyPair::from_pem(key).map_err(|e| PkiError::Authority(format!("its key can't be read: {e}")))?;
+        let key = KeyPair::from_pem(key)
+            .map_err(|e| PkiError::Authority(format!("its key cannot be read: {e}")))?;
         if rcgen::PublicKeyData::subject_public_key_info(&key) != public {
-            return Err(refuse("the key is not that of the certificate"));
+            return Err(refuse("the key does not match the certificate"));
         }
         let issuer = Issuer::from_ca_cert_pem(certificate, key)?;
         Ok(Self { cluster, issuer, certificate: certificate.to_owned(), not_after })
@@ -189,7 +189,7 @@ fn describe(pem: &str) -> Result<(ClusterName, SystemTime, Vec<u8>), PkiError> {
     let der = CertificateDer::from_pem_slice(pem.as_bytes())
         .map_err(|e| refuse(format!("its certificate is not PEM: {e}")))?;
     let (_, x509) = x509_parser::parse_x509_certificate(&der)
-        .map_err(|e| refuse(format!("its certificate can't be read: {e}")))?;
+        .map_err(|e| refuse(format!("its certificate cannot be read: {e}")))?;
     if !x509.is_ca() {
         return Err(refuse(format!("{} is not an authority's certificate", x509.subject())));
     }
@@ -301,7 +301,7 @@ mod tests {
         let a = Authority::generate(&name("a.local"), 10, now).unwrap();
         let b = Authority::generate(&name("a.local"), 10, now).unwrap();
         let refused = Authority::from_pem(a.certificate(), &b.key()).unwrap_err().to_string();
-        assert!(refused.contains("not that of the certificate"), "{refused}");
+        assert!(refused.contains("does not match the certificate"), "{refused}");
         let node = a.issue(&name("n"), &[], 5, now).unwrap();
         let refused = Authority::from_pem(&node.certificate, &node.key).unwrap_err().to_string();
         assert!(refused.contains("not an authority"), "{refused}");

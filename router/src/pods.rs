@@ -1,6 +1,7 @@
 //! Sidecars: each hands over the sockets of one pod, and takes them back.
 
-use std::collections::BTreeMap;
+use std::any::Any;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -8,16 +9,18 @@ use std::time::Duration;
 use servicekeel_core::handoff::{self, MessageError, SocketId, ToRouter, ToSidecar};
 use servicekeel_core::pace::{self, Pace};
 use servicekeel_runtime::latest;
-use servicekeel_runtime::net::{Handoff, HandoffListener, NamespaceCookie, Net, PeerCredentials, PodThread};
+use servicekeel_runtime::net::{
+    Handoff, HandoffListener, NamespaceCookie, Net, PeerCredentials, Places, PodThread,
+};
 use servicekeel_runtime::throttle::Throttle;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
+use crate::bounds::{Bound, Full, Owner, Party};
 use crate::node::Node;
-use crate::rooms::Account;
 use crate::sockets::{MAX_SOCKETS, Served, Sockets};
-use crate::stock::Stock;
+use crate::stock::{Stock, Stocked};
 use crate::successor::{self, GRACE};
 
 /// How long a sidecar may take to read what it is told.
@@ -26,7 +29,9 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 const LINES: u32 = 32;
 /// ... and one more in this time.
 const LINE: Duration = Duration::from_secs(2);
-/// The most bytes that a claim of a sidecar has in logs and the status.
+/// So many refused sockets of one conversation the log has, each once: the sidecar asks again, and tells all of them.
+const TOLD: usize = 32;
+/// The most characters that a claim of a sidecar has in logs and the status.
 const MAX_CLAIM: usize = 253;
 /// How long a connection may take to say who it is.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
@@ -44,11 +49,9 @@ pub(crate) struct Pod<N: Net> {
     pub(crate) thread: N::Thread,
     /// Where its exports are dialled first.
     pub(crate) addresses: Vec<IpAddr>,
-    pub(crate) stock: Stock<N::Descriptor>,
-    /// Its datagrams that wait.
-    pub(crate) datagrams: Arc<Account>,
-    /// For the log: what its imports and exports bring about.
-    pub(crate) log: Arc<Throttle>,
+    pub(crate) stock: Stock<Stocked<N::Descriptor>>,
+    /// In whose name its sockets and flows are.
+    pub(crate) party: Arc<Party>,
     /// How the conversation stands.
     pub(crate) state: latest::Sender<State>,
     /// Of its sockets, once the first one came; never where the kernel does not say it.
@@ -79,17 +82,17 @@ pub(crate) enum SessionError {
     Io(#[from] std::io::Error),
     #[error("{0}")]
     Message(#[from] MessageError),
-    #[error("does not begin with Hello")]
+    #[error("does not start with Hello")]
     NoHello,
-    #[error("says Hello twice")]
+    #[error("sent Hello twice")]
     SecondHello,
     #[error("speaks version {0} of the handoff; this router speaks {max} and older", max = handoff::VERSION)]
     Version(u32),
-    #[error("said nothing for {} s", HELLO_TIMEOUT.as_secs())]
+    #[error("sent nothing for {} s", HELLO_TIMEOUT.as_secs())]
     Silent,
-    #[error("hands over more than {MAX_SOCKETS} sockets")]
+    #[error("handed over more than {MAX_SOCKETS} sockets")]
     TooMany,
-    #[error("reads nothing for {} s", SEND_TIMEOUT.as_secs())]
+    #[error("read nothing for {} s", SEND_TIMEOUT.as_secs())]
     Stuck,
 }
 
@@ -116,6 +119,59 @@ impl<N: Net> Drop for Conversing<N> {
     }
 }
 
+/// Why a conversation gets no thread.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+enum NoSeat {
+    #[error("its network namespace has {0} conversations with this router, as many as it may beside others")]
+    OfOwner(u64),
+    #[error(
+        "all places for conversations are taken, {0} beside those that are kept for restarts, by the limits of open files and threads: whoever is there keeps its own"
+    )]
+    Any(u64),
+}
+
+impl NoSeat {
+    /// Of an owner that was refused one.
+    fn of(seats: &Bound, owner: &Owner) -> Self {
+        match seats.full(owner) {
+            Full::All(total) => Self::Any(total),
+            _ => Self::OfOwner(seats.held(owner)),
+        }
+    }
+}
+
+/// In whose name a conversation is.
+fn owner<N: Net>(node: &Node<N>, credentials: PeerCredentials) -> Owner {
+    match (credentials.network, credentials.pid) {
+        (Some(NamespaceCookie(number)), _) => Owner::Namespace(number),
+        // Those of other process namespaces have no number here and can't be told apart.
+        (None, 0) => Owner::Conversation(node.next_id()),
+        (None, pid) => Owner::Process(pid),
+    }
+}
+
+/// Gives a conversation a thread. Where there is none to be had, whoever has many is refused, and others share one: who
+/// else has threads is not known, where they are of the same user or of a cgroup that is not seen.
+fn with_thread<N: Net>(node: &Arc<Node<N>>, conversation: N::Handoff, owner: &Owner) -> Option<N::Handoff> {
+    let (threads, pod) = (node.threads.clone(), owner.clone());
+    let places: Places = Arc::new(move || Some(Box::new(threads.take(&pod)?) as Box<dyn Any + Send>));
+    let (conversation, error) = match conversation.with_own_thread(places.clone()) {
+        Ok(conversation) => return Some(conversation),
+        Err(failed) => failed,
+    };
+    let shares = node.sidecars.is_modest(owner);
+    if let Some(suppressed) = node.shortage.permit() {
+        let outcome = if shares { "it shares one with others" } else { "cannot serve it; it will reconnect" };
+        let hint = match error.kind() {
+            std::io::ErrorKind::WouldBlock => "; raise the limits of threads (ulimit -u, pids.max, TasksMax)",
+            _ => "",
+        };
+        warn!(%error, suppressed, "no thread for a sidecar: {outcome}{hint}");
+    }
+    node.relieve();
+    shares.then(|| conversation.with_shared_thread(places))
+}
+
 /// Accepts sidecars for ever.
 pub(crate) async fn serve<N: Net>(node: Arc<Node<N>>, listener: N::HandoffListener) {
     let mut failing = false;
@@ -123,25 +179,21 @@ pub(crate) async fn serve<N: Net>(node: Arc<Node<N>>, listener: N::HandoffListen
         match listener.accept().await {
             Ok((conversation, credentials)) => {
                 failing = false;
-                let seat = node.seats.take(credentials.pid);
-                let begun = seat.map(|seat| conversation.with_own_thread().map(|own| (seat, own)));
+                let owner = owner(&node, credentials);
+                let seat = node.sidecars.take(&owner).ok_or_else(|| NoSeat::of(&node.sidecars, &owner));
+                let begun = seat.map(|seat| with_thread(&node, conversation, &owner).map(|on| (seat, on)));
                 match begun {
-                    Ok(Ok((seat, conversation))) => {
+                    Ok(Some((seat, conversation))) => {
                         let thread = conversation.thread();
                         // What blocks there keeps the seat, so that it is the pod that runs out of them.
                         thread.hold(seat);
                         let counted = Conversing::new(node.clone());
-                        let session = session(node.clone(), conversation, credentials, counted);
+                        let session = session(node.clone(), conversation, credentials, owner, counted);
                         node.tasks.spawn(async move {
                             let _ = thread.run(session).await;
                         });
                     }
-                    Ok(Err(error)) => {
-                        if let Some(suppressed) = node.shortage.permit() {
-                            warn!(pid = credentials.pid, uid = credentials.uid, %error, suppressed, "cannot serve a sidecar; it will reconnect");
-                        }
-                        node.relieve();
-                    }
+                    Ok(None) => {}
                     Err(error) => {
                         if let Some(suppressed) = node.refusals.permit() {
                             warn!(pid = credentials.pid, uid = credentials.uid, %error, suppressed, "sidecar rejected");
@@ -168,6 +220,7 @@ async fn session<N: Net>(
     node: Arc<Node<N>>,
     conversation: N::Handoff,
     credentials: PeerCredentials,
+    owner: Owner,
     counted: Conversing<N>,
 ) {
     let hello = timeout(HELLO_TIMEOUT, hello(&conversation)).await.unwrap_or(Err(SessionError::Silent));
@@ -190,15 +243,15 @@ async fn session<N: Net>(
             return;
         }
     };
+    let log = Arc::new(Throttle::new(LINES, LINE).under(&node.pods_log));
     let pod = Arc::new(Pod {
         session: node.next_id(),
         claim,
         credentials,
         thread: conversation.thread(),
         addresses,
-        stock: Stock::new(),
-        datagrams: node.rooms.datagrams.account(),
-        log: Arc::new(Throttle::new(LINES, LINE).under(&node.pods_log)),
+        stock: Stock::new(node.limits.stock),
+        party: Party::new(owner, &node.rooms, log),
         state: latest::Sender::new(State::Connected),
         namespace: OnceLock::new(),
         imports: Mutex::default(),
@@ -243,14 +296,33 @@ async fn session<N: Net>(
                 GRACE.as_secs()
             ),
             Ok(true) => info!(pod = %name, "sidecar shut down; exports withdrawn"),
-            _ if kept => {
-                info!(pod = %name, "sidecar disconnected; keeping its sockets for {} s", GRACE.as_secs())
-            }
+            _ if kept => warn!(
+                pod = %name,
+                imports = pod.imports().len(),
+                exports = sockets.exports(),
+                "sidecar disconnected unexpectedly; its imports and exports are served for another {} s, and longer only \
+                 if it reconnects",
+                GRACE.as_secs()
+            ),
             _ => info!(pod = %name, "sidecar disconnected; it had handed over no sockets"),
         }
     }
     if kept {
-        successor::keep(&node, &pod, &mut sockets, said_nothing).await;
+        let (imports, exports) = (pod.imports().len(), sockets.exports());
+        let is_back = successor::keep(&node, &pod, &mut sockets, said_nothing).await;
+        if said_nothing && !is_back {
+            node.counters.sidecars_lost.inc();
+            if told.is_some() {
+                warn!(
+                    pod = %name,
+                    imports,
+                    exports,
+                    "sidecar did not reconnect within {} s; connections to its imports are refused and its exports are \
+                     withdrawn until it does",
+                    GRACE.as_secs()
+                );
+            }
+        }
     }
     drop(sockets);
 }
@@ -262,17 +334,17 @@ async fn hello<H: Handoff>(conversation: &H) -> Result<Option<(handoff::Pod, Vec
         ToRouter::Hello { mut addresses, mut pod, .. } => {
             addresses.truncate(MAX_ADDRESSES);
             addresses.shrink_to_fit();
-            pod.name = shown(&pod.name);
-            pod.uid = shown(&pod.uid);
+            pod.name = cut(&pod.name);
+            pod.uid = cut(&pod.uid);
             Ok(Some((pod, addresses)))
         }
         _ => Err(SessionError::NoHello),
     }
 }
 
-/// A claim as it may stand in a log: no line of its own, and not longer than a name.
-fn shown(claim: &str) -> String {
-    claim.chars().flat_map(char::escape_debug).take(MAX_CLAIM).collect()
+/// A claim, not longer than a name. What else makes it fit for a log was done where it was decoded.
+fn cut(claim: &str) -> String {
+    claim.chars().take(MAX_CLAIM).collect()
 }
 
 async fn refuse<H: Handoff>(conversation: &H, reason: String) {
@@ -310,7 +382,7 @@ fn is_gone(error: &std::io::Error) -> bool {
 /// Waits until the sidecar should be asked for sockets: for how many at once.
 async fn asked<N: Net>(node: &Node<N>, pod: &Pod<N>) -> usize {
     pod.stock.low().await;
-    node.room_for_sockets().await
+    node.room_for_sockets(&pod.party.owner).await
 }
 
 /// Whether a message gives what this router wants, which is no more than its flows need.
@@ -353,6 +425,7 @@ async fn converse<N: Net>(
     };
     words.say(&welcome).await?;
     let mut pace = Pace::new(Instant::now().into_std());
+    let mut told = BTreeSet::new();
     loop {
         let (bytes, descriptors) = tokio::select! {
             biased;
@@ -379,14 +452,42 @@ async fn converse<N: Net>(
         match message {
             ToRouter::Bye => return Ok(true),
             ToRouter::Hello { .. } => return Err(SessionError::SecondHello),
+            ToRouter::Ping => {
+                // That this thread lives says little of the others.
+                node.tasks.at_home(async {}).await;
+                words.say(&ToSidecar::Pong).await?;
+            }
             message => {
                 if let Some((id, reason)) = sockets.handle(message, descriptors).await? {
-                    if let Some(suppressed) = node.refusals.permit() {
+                    if told.len() < TOLD
+                        && told.insert(id)
+                        && let Some(suppressed) = node.refusals.permit()
+                    {
                         warn!(pod = %pod.claim.name, id, %reason, suppressed, "socket from a sidecar rejected");
                     }
                     words.say(&ToSidecar::Refused { id: Some(id), reason }).await?;
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use servicekeel_core::shares::Shares;
+
+    use super::*;
+
+    #[test]
+    fn a_conversation_that_is_refused_is_told_whose_bound_it_is() {
+        let (pod, newcomer) = (Owner::Namespace(0), Owner::Namespace(100));
+        let seats = Bound::with_most(Shares { budget: 8, least: 1, part: 1 }, 10);
+        let own: Vec<_> = std::iter::repeat_with(|| seats.take(&pod)).map_while(|seat| seat).collect();
+        assert_eq!(NoSeat::of(&seats, &pod), NoSeat::OfOwner(own.len() as u64));
+        let others: Vec<_> = (1..100).map_while(|other| seats.take(&Owner::Namespace(other))).collect();
+        assert_eq!(own.len() + others.len(), 10);
+        assert!(seats.take(&newcomer).is_none());
+        let told = NoSeat::of(&seats, &newcomer).to_string();
+        assert!(told.starts_with("all places for conversations are taken, 10 beside"), "{told}");
     }
 }

@@ -1,11 +1,15 @@
 //! What the bytes that this router holds for others count against: each by its owner, so that who holds too much is
 //! refused alone.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use servicekeel_core::flow::machine::WINDOW;
+use servicekeel_core::name::{ClusterName, RouterId};
 use servicekeel_core::shares::Shares;
+
+use crate::bounds::Owner;
 
 /// Bytes that flows have on their way unacknowledged, by peer, beside what each flow has of its own: the other
 /// router holds them where its application does not read.
@@ -21,11 +25,32 @@ pub(crate) struct Rooms {
     pub(crate) on_way: Arc<Room>,
     pub(crate) held: Arc<Room>,
     pub(crate) datagrams: Arc<Room>,
+    /// Those of pods' datagrams: all conversations of one owner have one.
+    of_pods: Mutex<BTreeMap<Owner, Weak<Account>>>,
 }
 
 impl Default for Rooms {
     fn default() -> Self {
-        Self { on_way: Room::new(ON_WAY), held: Room::new(HELD), datagrams: Room::new(DATAGRAMS) }
+        Self {
+            on_way: Room::new(ON_WAY),
+            held: Room::new(HELD),
+            datagrams: Room::new(DATAGRAMS),
+            of_pods: Mutex::default(),
+        }
+    }
+}
+
+impl Rooms {
+    /// The account of a pod's datagrams.
+    pub(crate) fn datagrams_of(&self, pod: &Owner) -> Arc<Account> {
+        let mut accounts = self.of_pods.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(account) = accounts.get(pod).and_then(Weak::upgrade) {
+            return account;
+        }
+        accounts.retain(|_, account| account.strong_count() > 0);
+        let account = self.datagrams.account();
+        accounts.insert(pod.clone(), Arc::downgrade(&account));
+        account
     }
 }
 
@@ -34,16 +59,32 @@ impl Default for Rooms {
 pub(crate) struct Room {
     shares: Shares,
     beyond: AtomicU64,
+    /// What all routers of another cluster hold.
+    clusters: Mutex<BTreeMap<ClusterName, Weak<Account>>>,
 }
 
 impl Room {
     pub(crate) fn new(shares: Shares) -> Arc<Self> {
-        Arc::new(Self { shares, beyond: AtomicU64::new(0) })
+        Arc::new(Self { shares, beyond: AtomicU64::new(0), clusters: Mutex::default() })
     }
 
     /// The account of one more owner.
     pub(crate) fn account(self: &Arc<Self>) -> Arc<Account> {
-        Arc::new(Account { room: self.clone(), held: AtomicU64::new(0) })
+        Arc::new(Account { room: self.clone(), held: AtomicU64::new(0), around: None })
+    }
+
+    /// The account of a router. All routers of one other cluster are within one, where each has half the part of that.
+    pub(crate) fn account_of(self: &Arc<Self>, router: &Owner) -> Arc<Account> {
+        let Owner::Foreign(RouterId { cluster, .. }, _) = router else { return self.account() };
+        let mut clusters = self.clusters.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = clusters.get(cluster).and_then(Weak::upgrade);
+        let around = known.unwrap_or_else(|| {
+            clusters.retain(|_, account| account.strong_count() > 0);
+            let account = self.account();
+            clusters.insert(cluster.clone(), Arc::downgrade(&account));
+            account
+        });
+        Arc::new(Account { room: self.clone(), held: AtomicU64::new(0), around: Some(around) })
     }
 }
 
@@ -52,12 +93,30 @@ impl Room {
 pub(crate) struct Account {
     room: Arc<Room>,
     held: AtomicU64,
+    /// What it holds counts there.
+    around: Option<Arc<Account>>,
 }
 
 impl Account {
+    fn shares(&self) -> Shares {
+        let shares = self.room.shares;
+        if self.around.is_some() { Shares { part: 2 * shares.part, ..shares } } else { shares }
+    }
+
     /// Takes so many bytes, where the owner may hold them.
     pub(crate) fn take(&self, n: u64) -> bool {
-        let shares = &self.room.shares;
+        let shares = self.shares();
+        if let Some(around) = &self.around {
+            if !around.take(n) {
+                return false;
+            }
+            let held = self.held.fetch_add(n, Relaxed) + n;
+            let allowed = shares.allows(held, self.room.beyond.load(Relaxed));
+            if !allowed {
+                self.give(n);
+            }
+            return allowed;
+        }
         // Each step sees a state of its own, so the sum of what is added and taken away is what is held.
         let held = self.held.fetch_add(n, Relaxed) + n;
         let more = shares.beyond(held) - shares.beyond(held - n);
@@ -70,8 +129,11 @@ impl Account {
     }
 
     pub(crate) fn give(&self, n: u64) {
-        let shares = &self.room.shares;
         let held = self.held.fetch_sub(n, Relaxed);
+        if let Some(around) = &self.around {
+            return around.give(n);
+        }
+        let shares = &self.room.shares;
         self.room.beyond.fetch_sub(shares.beyond(held) - shares.beyond(held - n), Relaxed);
     }
 
@@ -87,9 +149,10 @@ impl Account {
 
     /// How many more bytes the owner could take now.
     pub(crate) fn left(&self) -> u64 {
-        let shares = &self.room.shares;
+        let shares = self.shares();
         let left = shares.budget.saturating_sub(self.room.beyond.load(Relaxed)) / shares.part;
-        (shares.least + left).saturating_sub(self.held())
+        let around = self.around.as_ref().map_or(u64::MAX, |around| around.left());
+        (shares.least + left).saturating_sub(self.held()).min(around)
     }
 }
 
@@ -127,6 +190,46 @@ mod tests {
             }
         });
         assert_eq!(room.beyond.load(Relaxed), 0);
+    }
+
+    #[test]
+    fn the_conversations_of_one_pod_have_one_account() {
+        let rooms = Rooms::default();
+        let [first, second, other] = [1, 1, 2].map(|pod| rooms.datagrams_of(&Owner::Namespace(pod)));
+        while first.take(65_000) {}
+        assert!(!second.take(65_000) && other.take(65_000));
+        drop((first, second));
+        assert_eq!(rooms.datagrams_of(&Owner::Namespace(1)).held(), 0);
+        assert_eq!(rooms.of_pods.lock().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn many_names_of_another_cluster_hold_no_more_than_one_owner() {
+        let home = "a.local".parse().unwrap();
+        let router = |cluster: &str, n: usize| {
+            let node = format!("n{n}").parse().unwrap();
+            Owner::peer(&RouterId { cluster: cluster.parse().unwrap(), node }, &home)
+        };
+        for shares in [ON_WAY, HELD, DATAGRAMS] {
+            let room = Room::new(shares);
+            let names: Vec<_> = (0..200).map(|n| room.account_of(&router("m.local", n))).collect();
+            let first = (0..).take_while(|_| names[0].take(16_384)).count();
+            names[1..].iter().for_each(|name| while name.take(16_384) {});
+            let held: u64 = names.iter().map(|name| name.held()).sum();
+            assert!(held <= shares.least + shares.equal_part(1) + 16_384, "{held} of {shares:?}");
+            assert!(held > first as u64 * 16_384, "one name has all that its cluster may have");
+            assert!(names.iter().all(|name| name.left() < 2 * 16_384));
+            // Routers of the own cluster and of others have theirs.
+            for other in [router("a.local", 1), router("b.local", 1)] {
+                let other = room.account_of(&other);
+                while other.take(16_384) {}
+                assert!(other.held() + 16_384 > shares.least, "{}", other.held());
+            }
+            drop(names);
+            assert!(room.account_of(&router("m.local", 0)).left() >= shares.least);
+            let again = room.account_of(&router("m.local", 1));
+            assert_eq!(again.around.as_ref().unwrap().held(), 0);
+        }
     }
 
     #[test]

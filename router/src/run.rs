@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,36 +14,31 @@ use servicekeel_runtime::net::Net;
 use servicekeel_runtime::ready::{Pending, Readiness};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{error, info, warn};
 
+use crate::counters::Expiry;
 use crate::identity::Untimely;
-use crate::node::Node;
+use crate::links::Dial;
+use crate::node::{Node, SWEEP};
 use crate::settings::Settings;
 use crate::tasks::AbortOnDrop;
 use crate::{inbound, links, pods, status};
 
 /// How long flows may go on after the order to end. Short: meanwhile new connections wait in the sidecars' backlogs.
 const DRAIN: Duration = Duration::from_millis(1500);
-/// How often unused connections are looked through.
-const SWEEP: Duration = Duration::from_secs(10);
+
+/// How often it is tried again to listen for peers.
+const LISTEN_AGAIN: Duration = Duration::from_secs(1);
 
 /// Why the router can't start.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     /// The sidecars' socket.
-    #[error("no sidecar can be served (listen.sidecars): {0}")]
+    #[error("cannot listen for sidecars: {0} (listen.sidecars)")]
     Sidecars(std::io::Error),
-    /// The port for peers.
-    #[error("can't listen for peers at {addr}: {reason} (listen.peers)")]
-    Peers {
-        /// Its address.
-        addr: std::net::SocketAddr,
-        /// The reason.
-        reason: std::io::Error,
-    },
     /// What accepts, dials or tells has panicked.
-    #[error("a fault of the program: what is vital has panicked, and the next start has it anew")]
+    #[error("internal error: a vital task panicked")]
     Fallen,
 }
 
@@ -61,8 +57,9 @@ impl<N: Net> Drop for EndAll<N> {
 /// router need different ones.
 ///
 /// # Errors
-/// [`RunError`] where it can't listen, or has a fault. An admin address that is taken, peers that can't be reached, and settings that turn bad, are no
-/// errors: it tries again, and keeps the last good ones.
+/// [`RunError`] where it can't listen for sidecars, or has a fault. An address for peers or for the admin endpoint that
+/// is taken, peers that can't be reached, and settings that turn bad, are no errors: it tries again, and keeps the last
+/// good ones.
 pub async fn run<N: Net>(
     mut settings: watch::Receiver<Arc<Settings>>,
     net: N,
@@ -80,7 +77,7 @@ pub async fn run<N: Net>(
     let sidecars = node.net.handoff_listen(path).await.map_err(RunError::Sidecars)?;
     let readiness = Readiness::new();
     let mut peers = Peers::new(node.clone(), first, readiness.clone());
-    peers.listen().await?;
+    peers.listen().await;
     if let Some(addr) = config.listen.admin {
         let admin = admin(&node, readiness.clone());
         node.tasks.spawn_vital(async move {
@@ -94,6 +91,7 @@ pub async fn run<N: Net>(
     info!(router = %node.id, sidecars = %path.display(), "serving");
 
     let mut shutdown = std::pin::pin!(shutdown);
+    let mut sweep = Instant::now() + peers.pause();
     loop {
         tokio::select! {
             biased;
@@ -101,17 +99,20 @@ pub async fn run<N: Net>(
             Ok(()) = settings.changed() => {
                 let new = settings.borrow_and_update().clone();
                 peers.follow(new).await;
+                sweep = sweep.min(Instant::now() + peers.pause());
             }
             () = node.tasks.fallen() => return Err(RunError::Fallen),
-            () = sleep(peers.pause()) => {
+            () = node.ends_soon.notified() => sweep = sweep.min(Instant::now() + peers.pause()),
+            () = sleep_until(sweep) => {
                 node.sweep();
                 peers.observe();
+                sweep = Instant::now() + peers.pause();
             }
         }
     }
 
     info!(flows = node.counters.flows_active.get(), "draining");
-    let _ending = readiness.wait_for("the next router: this one ends");
+    let _ending = readiness.wait_for("a restart: this router is shutting down");
     accepting.abort();
     peers.close();
     node.draining.send_replace(true);
@@ -138,10 +139,14 @@ pub async fn run<N: Net>(
 fn admin<N: Net>(node: &Arc<Node<N>>, readiness: Readiness) -> Admin {
     let mut registry = Registry::default();
     node.counters.register(&mut registry);
+    Expiry::register(node.settings.clone(), &mut registry);
     let node = node.clone();
     let status = move || {
-        serde_json::to_string(&status::read(&node))
-            .unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}"))
+        let node = node.clone();
+        async move {
+            serde_json::to_string(&status::read(&node).await)
+                .unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}"))
+        }
     };
     Admin::new(readiness, registry, status).with_page(include_str!("page.html"))
 }
@@ -171,8 +176,8 @@ impl<N: Net> Peers<N> {
 
     /// How long until the next sweep.
     fn pause(&self) -> Duration {
-        let identity = self.settings.identity.as_ref();
-        identity.map_or(SWEEP, |identity| pause(identity.expires(), identity.now()))
+        let now = self.node.time();
+        self.node.next_end(now).map_or(SWEEP, |expires| pause(expires, now))
     }
 
     /// Looks at the dates of certificates, which become wrong by themselves.
@@ -182,50 +187,57 @@ impl<N: Net> Peers<N> {
         counters.certificate_ends.set(ends.unwrap_or(0).try_into().unwrap_or(i64::MAX));
         let untimely = self.settings.untimely();
         counters.config_refused.set(self.settings.pending.refused.is_some().into());
-        let now = self.settings.identity.as_ref().map_or_else(UnixTime::now, |identity| identity.now());
-        counters.certificate_expires.set(match (ends, untimely) {
-            (Some(ends), _) => ends as f64 - now.as_secs() as f64,
-            (None, Some(_)) => 0.0,
-            (None, None) => f64::NAN,
-        });
         if untimely != self.untimely.as_ref().map(|(untimely, _)| *untimely) {
             self.untimely = untimely.map(|untimely| {
                 let what = match untimely {
                     Untimely::Expired(_) => "a new certificate: this router's own has expired",
-                    Untimely::NotYetValid(_) => "the day from which this router's certificate is valid",
+                    Untimely::NotYetValid(_) => "this router's certificate to become valid",
                 };
                 (untimely, self.readiness.wait_for(what))
             });
         }
-        self.node.all_peers().iter().for_each(|peer| peer.look_for_renewal(&self.node, now));
+        self.node.all_peers().iter().for_each(|peer| peer.look_for_renewal(&self.node, self.node.time()));
         self.node.count_links();
     }
 
     /// Listens, once there is an identity to show.
-    async fn listen(&mut self) -> Result<(), RunError> {
+    async fn listen(&mut self) {
         match (self.settings.config.listen.peers, &self.settings.identity) {
             _ if self.listening.is_some() => {}
             (Some(addr), Some(_)) => {
-                let listener =
-                    self.node.net.listen(addr).await.map_err(|reason| RunError::Peers { addr, reason })?;
-                self.listening =
-                    Some(self.node.tasks.spawn_vital(inbound::listen(self.node.clone(), listener)));
-                info!(%addr, "listening for peers");
+                let node = self.node.clone();
+                self.listening = Some(match node.net.listen(addr).await {
+                    Ok(listener) => {
+                        info!(%addr, "listening for peers");
+                        self.node.tasks.spawn_vital(inbound::listen(node, listener))
+                    }
+                    Err(error) => {
+                        warn!(%addr, %error, "cannot listen for peers; retrying (listen.peers)");
+                        let waits = self
+                            .readiness
+                            .wait_for("the address for peers (listen.peers): it cannot be listened at");
+                        self.node.tasks.spawn_vital(async move {
+                            let listener = listen_again(&node, addr).await;
+                            drop(waits);
+                            info!(%addr, "listening for peers");
+                            inbound::listen(node, listener).await;
+                        })
+                    }
+                });
             }
             (_, identity) => {
                 let why = match identity {
                     None if self.settings.untimely.is_some() => {
-                        "this router's certificate is not valid now: it serves its own node only until there is a valid one"
+                        "this router's certificate is not valid now: serving this node only until it has a valid one"
                     }
-                    None => "no `identity` in the config: this router serves its own node only",
-                    Some(_) => "listen.peers is off: peers can't dial this router",
+                    None => "no `identity` in the config: serving this node only",
+                    Some(_) => "listen.peers is off: peers cannot dial this router",
                 };
                 if self.told.replace(why) != Some(why) {
                     info!("{why}");
                 }
             }
         }
-        Ok(())
     }
 
     /// Dials the peers of the settings, and no others any more.
@@ -239,7 +251,7 @@ impl<N: Net> Peers<N> {
         for address in wanted {
             let node = &self.node;
             self.dialling.entry(address.clone()).or_insert_with(|| {
-                node.dials().insert(address.clone(), None);
+                node.dials().insert(address.clone(), Dial::new());
                 AbortOnDrop(node.tasks.spawn_vital(links::keep(node.clone(), address)))
             });
         }
@@ -252,11 +264,10 @@ impl<N: Net> Peers<N> {
         for peer in self.node.all_peers() {
             if let Err(reason) = peer.judge(self.settings.identity.as_deref()) {
                 warn!(peer = %peer.id, %reason, "peer no longer trusted; disconnected");
+                peer.note_end(reason.to_string());
             }
         }
-        if let Err(error) = self.listen().await {
-            error!(%error, "cannot listen for peers");
-        }
+        self.listen().await;
         self.dial();
     }
 
@@ -267,7 +278,17 @@ impl<N: Net> Peers<N> {
     }
 }
 
-/// How long until the next sweep where the own certificate expires at `expires`: its end is not waited past. It is valid
+/// Listens at an address that could not be had, once it can.
+async fn listen_again<N: Net>(node: &Node<N>, addr: SocketAddr) -> N::TcpListener {
+    loop {
+        sleep(LISTEN_AGAIN).await;
+        if let Ok(listener) = node.net.listen(addr).await {
+            return listener;
+        }
+    }
+}
+
+/// How long until the next sweep where the next certificate expires at `expires`: its end is not waited past. It is valid
 /// to the end of that second.
 fn pause(expires: UnixTime, now: UnixTime) -> Duration {
     let left = expires.as_secs().checked_sub(now.as_secs());

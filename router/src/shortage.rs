@@ -1,42 +1,37 @@
-//! Where descriptors run short: flows wait, and what nobody uses is closed, so that links, sidecars and the admin
-//! endpoint go on.
+//! Where descriptors run short: the flows of whoever has most of them wait, and what nobody uses is closed, so that links,
+//! sidecars and the admin endpoint go on.
 
 use std::time::Duration;
 
-use servicekeel_core::handoff::MAX_DESCRIPTORS;
 use servicekeel_runtime::net::Net;
 use tokio::time::sleep;
 use tracing::warn;
 
-use crate::node::{MAX_FLOWS, Node};
+use crate::bounds::Owner;
+use crate::node::Node;
 
-/// Descriptors that a flow takes: two sockets, and a pipe while one side of a flow on this node is slow.
-const PER_FLOW: u64 = 4;
 /// Fewer flows at once than this are told at the start.
-const FEW_FLOWS: usize = 1024;
+const FEW_FLOWS: u64 = 1024;
+/// Fewer sidecars than this, which are twice as many as Kubernetes has pods on a node by default.
+const FEW_SIDECARS: u64 = 220;
 /// How often it is looked whether there is room again.
 pub(crate) const PAUSE: Duration = Duration::from_millis(200);
 
-/// The most flows at once where there may be so many descriptors: a quarter is left for all else.
-pub(crate) fn most_flows(descriptors: Option<u64>) -> usize {
-    let flows = descriptors.map_or(u64::MAX, |limit| limit / 4 * 3 / PER_FLOW);
-    flows.clamp(1, MAX_FLOWS as u64) as usize
-}
-
-/// The most sockets that a sidecar is asked for at once.
-fn most_asked(descriptors: Option<u64>) -> usize {
-    descriptors.map_or(MAX_DESCRIPTORS, |limit| (limit / 16).clamp(1, MAX_DESCRIPTORS as u64) as usize)
-}
-
 impl<N: Net> Node<N> {
-    /// Says, at the start, that the limit of open files is so low that flows will wait for one another.
+    /// Says, at the start, that the limit of open files is so low that flows will wait for one another, or the limits of
+    /// threads so low that some sidecars may find no place.
     pub(crate) fn tell_limit(&self) {
-        if self.most_flows < FEW_FLOWS {
+        let flows = self.limits.flows.budget;
+        if flows < FEW_FLOWS {
             let limit = self.net.most_descriptors();
+            warn!(limit, flows, "the open file limit allows few concurrent flows; raise it");
+        }
+        let sidecars = self.limits.most_sidecars;
+        if let Some(threads) = self.net.most_threads().filter(|threads| threads / 2 < FEW_SIDECARS) {
             warn!(
-                limit,
-                flows = self.most_flows,
-                "the open file limit allows few concurrent flows; raise it"
+                threads,
+                sidecars,
+                "the limits of threads (ulimit -u, pids.max, TasksMax) allow few sidecars; raise them"
             );
         }
     }
@@ -58,19 +53,18 @@ impl<N: Net> Node<N> {
         short
     }
 
-    /// Whether what would be kept for long has to wait. Where nothing is carried it has not: nothing would end that wait.
-    pub(crate) fn is_crowded(&self) -> bool {
-        let carries =
-            self.flows.available_permits() < self.most_flows || self.counters.sessions_active.get() > 0;
-        self.relieve() && carries
+    /// Whether what would be kept for long has to wait in this owner's name: whoever carries most waits first, and whoever
+    /// carries nothing does not, since nothing would end that wait.
+    pub(crate) fn holds_back(&self, owner: &Owner) -> bool {
+        self.relieve() && self.flows.held(owner) > 0 && self.flows.gives_way(owner)
     }
 
-    /// Waits until one more flow may begin.
-    pub(crate) async fn room_for_flow(&self) {
+    /// Waits until an owner may begin one more flow. It is not taken while nothing comes: there may be more imports than
+    /// flows.
+    pub(crate) async fn room_for_flow(&self, owner: &Owner) {
         loop {
-            // A permit is not held while nothing comes: there may be more imports than flows.
-            drop(self.flows.acquire().await);
-            if !self.is_crowded() {
+            self.flows.room(owner).await;
+            if !self.holds_back(owner) {
                 return;
             }
             sleep(PAUSE).await;
@@ -78,28 +72,15 @@ impl<N: Net> Node<N> {
     }
 
     /// Waits until there is room for sockets of a sidecar, and says how many it may be asked for at once.
-    pub(crate) async fn room_for_sockets(&self) -> usize {
-        while self.is_crowded() {
+    pub(crate) async fn room_for_sockets(&self, owner: &Owner) -> usize {
+        loop {
+            self.sockets.room(owner).await;
+            let short = self.relieve() && self.flows.total() > 0;
+            if !(short && self.sockets.gives_way(owner)) {
+                break;
+            }
             sleep(PAUSE).await;
         }
-        most_asked(self.net.most_descriptors())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_low_limit_lets_fewer_flows_in() {
-        for (limit, flows, asked) in [
-            (None, MAX_FLOWS, MAX_DESCRIPTORS),
-            (Some(1 << 20), MAX_FLOWS, MAX_DESCRIPTORS),
-            (Some(1024), 192, MAX_DESCRIPTORS),
-            (Some(80), 15, 5),
-            (Some(3), 1, 1),
-        ] {
-            assert_eq!((most_flows(limit), most_asked(limit)), (flows, asked), "{limit:?}");
-        }
+        self.sockets.left(owner, self.limits.asked as u64).max(1) as usize
     }
 }

@@ -4,22 +4,31 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
 use std::sync::Arc;
+use std::time::Duration;
 
 use servicekeel_core::handoff::{SocketId, ToRouter};
 use servicekeel_core::mesh::table::{Endpoint, EndpointId};
 use servicekeel_core::name::{AllowRule, Protocol, ServicePort};
 use servicekeel_runtime::net::{Descriptor, Net, PodThread};
 use tokio::sync::oneshot;
+use tokio::time::timeout;
+use tracing::warn;
 
+use crate::bounds::Bound;
 use crate::endpoint::PodPort;
 use crate::held::{Held, Share};
 use crate::node::Node;
 use crate::pods::{Pod, SessionError};
+use crate::stock::Stocked;
+use crate::successor::OVERLAP;
 use crate::tasks::AbortOnDrop;
-use crate::{datagrams, held, imports, successor};
+use crate::{bounds, datagrams, held, imports, strangers, successor};
 
 /// The most imports, and the most exports, of one sidecar.
 pub(crate) const MAX_SOCKETS: usize = 4096;
+
+/// Within this time what is to close is closed.
+const MOMENT: Duration = Duration::from_secs(1);
 
 /// One import in service. Dropped, its socket is closed at once; its flows go on.
 pub(crate) struct Served {
@@ -29,7 +38,7 @@ pub(crate) struct Served {
     task: AbortOnDrop,
     /// For a listener, which then takes first what waits.
     close: Option<oneshot::Sender<AbortOnDrop>>,
-    _share: Share,
+    _room: (Share, bounds::Held),
 }
 
 impl Served {
@@ -41,6 +50,20 @@ impl Served {
         }
     }
 }
+
+/// Why a socket is refused.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the router holds {0} sockets of this network namespace, as many as it may beside those of others, by its limit of open files"
+)]
+struct TooMany(u64);
+
+/// Why an export is refused.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the router offers {0} exports of this network namespace, as many as it may beside those of others, by what one link tells"
+)]
+struct TooManyExports(u64);
 
 /// The sockets. Dropped, all of them are closed and withdrawn.
 pub(crate) struct Sockets<N: Net> {
@@ -54,6 +77,7 @@ pub(crate) struct Sockets<N: Net> {
 struct Export {
     endpoint: EndpointId,
     _share: Share,
+    room: bounds::Held,
 }
 
 impl<N: Net> Sockets<N> {
@@ -65,6 +89,11 @@ impl<N: Net> Sockets<N> {
     /// Whether there is nothing that could be kept for the pod's next sidecar.
     pub(crate) fn is_empty(&self) -> bool {
         self.exports.is_empty() && self.pod.imports().is_empty()
+    }
+
+    /// How many exports are offered.
+    pub(crate) fn exports(&self) -> usize {
+        self.exports.len()
     }
 
     /// Takes a message, on the pod's thread; says which socket is refused, and why, where one is.
@@ -93,7 +122,11 @@ impl<N: Net> Sockets<N> {
                     Ok(share) => share,
                     Err(full) => return Ok(Some((id, full.to_string()))),
                 };
-                if let Err(error) = self.import(id, wanted, descriptor, share).await {
+                let Some(held) = self.room(&self.node.sockets).await else {
+                    let held = self.node.sockets.held(&self.pod.party.owner);
+                    return Ok(Some((id, TooMany(held).to_string())));
+                };
+                if let Err(error) = self.import(id, wanted, descriptor, (share, held)).await {
                     return Ok(Some((id, error.to_string())));
                 }
             }
@@ -105,7 +138,18 @@ impl<N: Net> Sockets<N> {
                 if self.exports.len() >= MAX_SOCKETS && !self.exports.contains_key(&id) {
                     return Err(SessionError::TooMany);
                 }
-                if let Err(reason) = self.export(id, offered, target, allow) {
+                // What is free for what comes in its place.
+                let (earlier, kept) =
+                    self.exports.remove(&id).map(|export| (export.endpoint, export.room)).unzip();
+                let room = match kept {
+                    Some(room) => Some(room),
+                    None => self.room(&self.node.exported).await,
+                };
+                let Some(room) = room else {
+                    let held = self.node.exported.held(&self.pod.party.owner);
+                    return Ok(Some((id, TooManyExports(held).to_string())));
+                };
+                if let Err(reason) = self.export(id, (earlier, room), offered, target, allow) {
                     return Ok(Some((id, reason)));
                 }
             }
@@ -119,29 +163,47 @@ impl<N: Net> Sockets<N> {
                     return Err(error.into());
                 }
                 let udp = descriptors.split_off(usize::from(tcp).min(descriptors.len()));
-                self.pod.stock.put(descriptors, udp);
+                // What there is no room for is closed, and asked for again after a while.
+                let stocked = |socket| {
+                    let held = self.node.sockets.take(&self.pod.party.owner)?;
+                    Some(Stocked { socket, _held: held })
+                };
+                let [tcp, udp] =
+                    [descriptors, udp].map(|sockets| sockets.into_iter().filter_map(stocked).collect());
+                self.pod.stock.put(tcp, udp);
             }
-            ToRouter::Hello { .. } | ToRouter::Bye => {}
+            ToRouter::Hello { .. } | ToRouter::Bye | ToRouter::Ping => {}
         }
         Ok(None)
+    }
+
+    /// Room for one more socket or export of the pod. What an earlier sidecar of it left counts for a moment beside what its
+    /// next one has: that is waited for, since a socket that is refused comes again only after a while.
+    async fn room(&self, bound: &Arc<Bound>) -> Option<bounds::Held> {
+        let owner = &self.pod.party.owner;
+        let held = bound.take(owner);
+        let is_left = || self.node.pods().values().any(|old| old.came_before(&self.pod));
+        if held.is_some() || !is_left() {
+            return held;
+        }
+        timeout(OVERLAP + MOMENT, bound.taken(owner)).await.ok()
     }
 
     /// Offers a port, or says why not; what it replaces is offered no more in either case.
     fn export(
         &mut self,
         id: SocketId,
+        (earlier, room): (Option<EndpointId>, bounds::Held),
         offered: ServicePort,
         target: NonZeroU16,
         allow: Option<Vec<AllowRule>>,
     ) -> Result<(), String> {
-        // Its share is free for what comes in its place.
-        let earlier = self.exports.remove(&id).map(|export| export.endpoint);
         let (theirs, ours) = (&offered.service.cluster, &self.node.id.cluster);
         let share = if theirs == ours {
             let bytes = held::of_export(&offered, allow.as_deref());
             self.held.share(bytes).map_err(|full| full.to_string())
         } else {
-            Err(format!("{offered} is of the cluster {theirs}; this router serves {ours}"))
+            Err(format!("{offered} belongs to cluster {theirs}; this router serves {ours}"))
         };
         let share = match share {
             Ok(share) => share,
@@ -150,8 +212,15 @@ impl<N: Net> Sockets<N> {
                 return Err(reason);
             }
         };
+        let strangers = self.node.settings().mesh().map(|mesh| strangers::of(allow.as_deref(), &mesh));
+        for reason in strangers.into_iter().flatten() {
+            if let Some(suppressed) = self.pod.party.log.permit() {
+                let pod = &self.pod.claim.name;
+                warn!(service = %offered, %pod, suppressed, "`allow` of an export: {reason}");
+            }
+        }
         let endpoint = earlier.unwrap_or_else(|| self.node.next_id());
-        self.exports.insert(id, Export { endpoint, _share: share });
+        self.exports.insert(id, Export { endpoint, _share: share, room });
         self.node.endpoints().insert(endpoint, Arc::new(PodPort::new(self.pod.clone(), target)));
         self.node.change_exports(|table| table.add(endpoint, Endpoint { port: offered, target, allow }));
         Ok(())
@@ -162,7 +231,7 @@ impl<N: Net> Sockets<N> {
         id: SocketId,
         wanted: ServicePort,
         descriptor: N::Descriptor,
-        share: Share,
+        room: (Share, bounds::Held),
     ) -> std::io::Result<()> {
         let at = descriptor.local_addr()?;
         let (node, thread) = (self.node.clone(), self.pod.thread.clone());
@@ -170,8 +239,8 @@ impl<N: Net> Sockets<N> {
             Protocol::Tcp => {
                 let listener = node.net.adopt_listener(descriptor).await?;
                 let (close, closed) = oneshot::channel();
-                let serving =
-                    imports::serve(node.clone(), listener, wanted.clone(), self.pod.log.clone(), closed);
+                let (party, on) = (self.pod.party.clone(), thread.clone());
+                let serving = imports::serve(node.clone(), listener, wanted.clone(), party, on, closed);
                 let task = node.tasks.spawn(async move {
                     let _ = thread.run(serving).await;
                 });
@@ -179,15 +248,15 @@ impl<N: Net> Sockets<N> {
             }
             Protocol::Udp => {
                 let socket = node.net.adopt_udp(descriptor).await?;
-                let (owner, log) = (self.pod.datagrams.clone(), self.pod.log.clone());
-                let serving = datagrams::import::serve(node.clone(), socket, wanted.clone(), owner, log);
+                let party = self.pod.party.clone();
+                let serving = datagrams::import::serve(node.clone(), socket, wanted.clone(), party);
                 let task = node.tasks.spawn(async move {
                     let _ = thread.run(serving).await;
                 });
                 (task, None)
             }
         };
-        let served = Served { wanted: wanted.clone(), at, task: AbortOnDrop(task), close, _share: share };
+        let served = Served { wanted: wanted.clone(), at, task: AbortOnDrop(task), close, _room: room };
         self.pod.imports().insert(id, served);
         // Those whose end is not seen yet look at what is served here when it is.
         for old in self.node.pods().values().filter(|old| old.came_before(&self.pod)) {

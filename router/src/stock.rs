@@ -8,16 +8,24 @@ use servicekeel_core::handoff::DescriptorKind;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
+use crate::bounds::Held;
+
 /// TCP and UDP sockets kept for a pod that is hardly used.
 const FIRST_TARGET: (usize, usize) = (8, 2);
-/// The most sockets kept for a pod, of each kind.
-const LAST_TARGET: usize = 512;
+/// The most sockets kept for a pod, of each kind, where there are descriptors enough: see [`crate::bounds::Limits`].
+pub(crate) const LAST_TARGET: usize = 512;
 /// How long a flow waits for a socket that the sidecar was asked for.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// A sidecar that did not give what it was asked for within this time is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
 /// How long a stock that did not run low stays as large as it is.
 const SHRINK: Duration = Duration::from_secs(60);
+
+/// A socket of the stock, which counts against its pod as long as it lies there.
+pub(crate) struct Stocked<D> {
+    pub(crate) socket: D,
+    pub(crate) _held: Held,
+}
 
 struct Shelf<D> {
     held: Vec<D>,
@@ -75,6 +83,8 @@ impl<D> Shelf<D> {
 struct Shelves<D> {
     tcp: Shelf<D>,
     udp: Shelf<D>,
+    /// The most of each kind.
+    most: usize,
     closed: bool,
 }
 
@@ -94,9 +104,10 @@ pub(crate) struct Stock<D> {
 }
 
 impl<D> Stock<D> {
-    pub(crate) fn new() -> Self {
+    /// A stock that grows to `most` of each kind where it is needed.
+    pub(crate) fn new(most: usize) -> Self {
         let (tcp, udp) = FIRST_TARGET;
-        let shelves = Shelves { tcp: Shelf::new(tcp), udp: Shelf::new(udp), closed: false };
+        let shelves = Shelves { tcp: Shelf::new(tcp), udp: Shelf::new(udp), most, closed: false };
         Self { shelves: Mutex::new(shelves), arrived: Notify::new(), low: Notify::new() }
     }
 
@@ -115,14 +126,14 @@ impl<D> Stock<D> {
             arrived.as_mut().enable();
             {
                 let mut shelves = self.lock();
-                let closed = shelves.closed;
+                let (closed, most) = (shelves.closed, shelves.most);
                 let shelf = match kind {
                     DescriptorKind::UdpBound | DescriptorKind::UdpUnconnected => &mut shelves.udp,
                     DescriptorKind::TcpListener | DescriptorKind::TcpUnconnected => &mut shelves.tcp,
                 };
                 let taken = shelf.held.pop();
                 if taken.is_none() {
-                    shelf.target = (shelf.target * 2).min(LAST_TARGET);
+                    shelf.target = (shelf.target * 2).min(most);
                     shelf.settled = Instant::now();
                 }
                 shelf.forget_asked(Instant::now());
@@ -184,10 +195,11 @@ impl<D> Stock<D> {
     /// Sockets came from the sidecar. What is far beyond the target was not asked for and is closed.
     pub(crate) fn put(&self, tcp: Vec<D>, udp: Vec<D>) {
         let mut shelves = self.lock();
+        let most = shelves.most;
         for (shelf, sockets) in [(0, tcp), (1, udp)] {
             let shelf = if shelf == 0 { &mut shelves.tcp } else { &mut shelves.udp };
             shelf.asked = shelf.asked.saturating_sub(sockets.len());
-            let room = LAST_TARGET.saturating_sub(shelf.held.len());
+            let room = most.saturating_sub(shelf.held.len());
             shelf.held.extend(sockets.into_iter().take(room));
         }
         if shelves.is_low() {
@@ -239,7 +251,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn grows_with_need_and_shrinks_without() {
-        let stock = Stock::new();
+        let stock = Stock::new(LAST_TARGET);
         assert_eq!(asked(&stock).await, (8, 2));
         stock.put((0..8).collect(), vec![8, 9]);
         for _ in 0..8 {
@@ -262,7 +274,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_sidecar_that_owes_is_asked_again() {
-        let stock: Stock<u32> = Stock::new();
+        let stock: Stock<u32> = Stock::new(LAST_TARGET);
         assert_eq!(asked(&stock).await, (8, 2));
         let start = Instant::now();
         let refused = stock.take(DescriptorKind::TcpUnconnected).await.unwrap_err();
@@ -274,7 +286,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_is_held_outlives_the_sidecar() {
-        let stock = Stock::new();
+        let stock = Stock::new(LAST_TARGET);
         stock.put(vec![1], vec![]);
         stock.close();
         assert_eq!(stock.take(DescriptorKind::TcpUnconnected).await.unwrap(), 1);
@@ -285,7 +297,7 @@ mod tests {
 
     #[test]
     fn no_more_than_the_bound_is_kept() {
-        let stock = Stock::new();
+        let stock = Stock::new(LAST_TARGET);
         stock.put((0..2000).collect(), (0..2000).collect());
         assert_eq!(stock.held(), (LAST_TARGET, LAST_TARGET));
     }

@@ -24,7 +24,7 @@ use crate::sockets::Sockets;
 /// How long the sockets of a sidecar that is gone are kept: it restarts.
 pub(crate) const GRACE: Duration = Duration::from_secs(30);
 /// How long the old sockets of a sidecar that came back stay beside its new ones.
-const OVERLAP: Duration = Duration::from_secs(2);
+pub(crate) const OVERLAP: Duration = Duration::from_secs(2);
 
 impl<N: Net> Pod<N> {
     /// Whether this is what is left of an earlier conversation of the same pod.
@@ -58,7 +58,7 @@ pub(crate) fn identify<N: Net>(node: &Node<N>, pod: &Pod<N>, socket: &N::Descrip
         Some(_) => {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
-                "the socket is of another network namespace than this sidecar's first one",
+                "the socket belongs to another network namespace than this sidecar's first one",
             ));
         }
         None => {}
@@ -73,13 +73,14 @@ pub(crate) fn identify<N: Net>(node: &Node<N>, pod: &Pod<N>, socket: &N::Descrip
     Ok(())
 }
 
-/// Waits until the sockets of a sidecar that is gone are to be closed. `without_a_word`: it is missed, until it is back.
+/// Waits until the sockets of a sidecar that is gone are to be closed; true where that is since the pod's next one has
+/// come. `without_a_word`: it is missed, until it is back.
 pub(crate) async fn keep<N: Net>(
     node: &Node<N>,
     pod: &Pod<N>,
     sockets: &mut Sockets<N>,
     without_a_word: bool,
-) {
+) -> bool {
     let mut state = pod.state.subscribe();
     // Its next one may have come before its end was seen.
     let next: Vec<_> = {
@@ -109,14 +110,16 @@ pub(crate) async fn keep<N: Net>(
             let _ = over.await;
         }
     }
-    if *pod.state.borrow() == State::Superseded {
+    let is_back = *pod.state.borrow() == State::Superseded;
+    if is_back {
         sleep(OVERLAP).await;
     }
+    is_back
 }
 
 /// Whether a conversation is a later one of the same pod: of its network namespace and its user by the kernel's word,
 /// and the same pod by both sidecars', of which several may be in one namespace.
-fn is_next<N: Net>(later: &Pod<N>, pod: &Pod<N>) -> bool {
+pub(crate) fn is_next<N: Net>(later: &Pod<N>, pod: &Pod<N>) -> bool {
     later.session > pod.session
         && pod.namespace.get().is_some()
         && pod.namespace.get() == later.namespace.get()

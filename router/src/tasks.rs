@@ -3,12 +3,13 @@
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use servicekeel_runtime::net::PodThread;
 use tokio::runtime::Handle;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
 
-/// Owns every task that the router starts. All run on the router's own runtime, whichever thread starts them; what is
-/// to run on a pod's thread is run there by its task.
+/// Owns every task that the router starts. All but flows run on the router's own runtime, whichever thread starts them;
+/// what else is to run on a pod's thread is run there by its task.
 pub(crate) struct Tasks {
     home: Handle,
     set: Mutex<Set>,
@@ -46,10 +47,39 @@ impl Tasks {
 
     /// Starts a task. A panic ends it alone.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
+        self.start(|set| set.spawn_on(task, &self.home))
+    }
+
+    /// Starts a flow of a pod, on a thread of the pod: what that one holds up are the flows of the same pod. See
+    /// [`PodThread::spawn_flow`].
+    pub(crate) fn spawn_flow(
+        &self,
+        thread: &impl PodThread,
+        carried: bool,
+        flow: impl Future<Output = ()> + Send + 'static,
+    ) -> AbortHandle {
+        self.start(|set| thread.spawn_flow(set, &self.home, carried, flow))
+    }
+
+    /// Does on the router's own runtime, from a pod's thread, what others wait for too; `None` where it panicked. Ends
+    /// it when dropped.
+    pub(crate) async fn at_home<T: Send + 'static>(
+        &self,
+        task: impl Future<Output = T> + Send + 'static,
+    ) -> Option<T> {
+        if Handle::current().id() == self.home.id() {
+            return Some(task.await);
+        }
+        let (done, outcome) = oneshot::channel();
+        let _task = AbortOnDrop(self.spawn(async move { drop(done.send(task.await)) }));
+        outcome.await.ok()
+    }
+
+    fn start(&self, start: impl FnOnce(&mut JoinSet<()>) -> AbortHandle) -> AbortHandle {
         let mut set = self.set.lock().unwrap_or_else(PoisonError::into_inner);
         // Each start clears away what has ended, so the set holds what lives and a few more.
         while set.tasks.try_join_next().is_some() {}
-        let handle = set.tasks.spawn_on(task, &self.home);
+        let handle = start(&mut set.tasks);
         if set.ended {
             handle.abort();
         }

@@ -2,19 +2,25 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "what these files hold is tests")]
 
+mod crowd;
 mod expiry;
 mod files;
 mod flood;
 mod hidden;
+mod offers;
+mod program;
 mod reasons;
 mod refused;
+mod sessions;
+mod sidecars;
 mod slow;
-#[allow(dead_code, reason = "each file takes what it needs")]
 mod stand;
+mod told;
 mod trust;
 
 use std::time::Duration;
 
+use servicekeel_runtime::admin;
 use stand::{Stand, pattern};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
@@ -56,7 +62,7 @@ async fn a_flow_outlives_new_certificates_and_ends_with_the_trust() {
     stand.a.apply();
     let read = timeout(LIMIT, flow.read(&mut [0])).await.expect("the flow is cut");
     assert!(read.is_err(), "it looks as if the service had ended: {read:?}");
-    let refused = timeout(LIMIT, async { stand.connect().await.read(&mut [0]).await.is_err() });
+    let refused = timeout(LIMIT, stand.is_reset());
     assert!(refused.await.expect("a new flow fails fast"));
 
     // And trusts it again.
@@ -85,13 +91,31 @@ async fn another_authority_of_the_same_name_is_another_cluster() {
 #[tokio::test]
 async fn an_identity_that_comes_late() {
     let mut stand = Stand::without_identities().await;
-    let refused = timeout(LIMIT, async { stand.connect().await.read(&mut [0]).await.is_err() });
+    let refused = timeout(LIMIT, stand.is_reset());
     assert!(refused.await.expect("no route: reset"));
     for router in [&mut stand.a, &mut stand.b] {
         router.settings.has_identity = true;
         router.apply();
     }
     stand.wait_until_it_works().await;
+}
+
+#[tokio::test]
+async fn an_address_for_peers_that_is_taken_is_tried_again() {
+    let mut stand = Stand::without_identities().await;
+    let taken = std::net::TcpListener::bind(stand.a.peers).unwrap();
+    for router in [&mut stand.a, &mut stand.b] {
+        router.settings.has_identity = true;
+        router.apply();
+    }
+    stand::wait_for(LIMIT, async || {
+        let (code, text) = admin::get(stand.a.admin, "/readyz").await.ok()?;
+        (code == 503 && text.contains("listen.peers")).then_some(())
+    })
+    .await;
+    drop(taken);
+    stand.wait_until_it_works().await;
+    assert_eq!(stand.a.asks("/readyz").await.0, 200);
 }
 
 #[tokio::test]
@@ -103,7 +127,7 @@ async fn a_peer_that_is_no_longer_configured() {
     stand.b.apply();
     // New flows find no route; the old one has its time to end.
     stand::wait_for(LIMIT, async || {
-        let mut stream = stand.connect().await;
+        let Ok(mut stream) = TcpStream::connect(stand.import_tcp).await else { return Some(()) };
         says(&mut stream, b"x").await.is_err().then_some(())
     })
     .await;
@@ -187,7 +211,11 @@ async fn a_sidecar_without_a_uid_takes_its_old_place() {
     // It has lost its leases: another Service has the address now, which nobody offers.
     let (_second, _) = stand.nameless(stand::port(81), at).await;
     // The first flow that fails was the new import's: it serves, so nothing of the old one may.
-    let served = async { while says(&mut TcpStream::connect(at).await.unwrap(), b"x").await.is_ok() {} };
+    let served = async {
+        while let Ok(mut flow) = TcpStream::connect(at).await
+            && says(&mut flow, b"x").await.is_ok()
+        {}
+    };
     timeout(LIMIT, served).await.unwrap();
     let mut flows = tokio::task::JoinSet::new();
     for _ in 0..40 {

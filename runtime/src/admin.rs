@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use prometheus_client::registry::Registry;
 use rustix::io::Errno;
 use servicekeel_core::admission::Admission;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
@@ -38,6 +40,8 @@ const CONNECTIONS: usize = 64;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// For a request and its answer. A connection carries one.
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(10);
+/// For the turn of a request for the status, of which one at a time is answered.
+const TURN_TIMEOUT: Duration = Duration::from_secs(2);
 /// Bytes of a request's head.
 const HEAD_LIMIT: usize = 16 * 1024;
 /// How often it is told that connections make room.
@@ -54,6 +58,8 @@ const HTML: &str = "text/html; charset=utf-8";
 const JSON: &str = "application/json";
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
+type Telling = Pin<Box<dyn Future<Output = String> + Send>>;
+
 /// What the endpoint tells.
 ///
 /// | path | answer |
@@ -61,7 +67,7 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 /// | `/livez` | 200: the program answers |
 /// | `/readyz` | 200, or 503 with what is waited for, a line each |
 /// | `/metrics` | the registry, as OpenMetrics text |
-/// | `/status` | what the program says of itself, as JSON |
+/// | `/status` | what the program says of itself, as JSON; 503 where others have asked for it for 2 s |
 /// | `/` | the page, if there is one, else the paths |
 ///
 /// GET and HEAD only; other methods are 405, other paths 404. `/status` and `/` are answered where the request names an IP
@@ -71,7 +77,9 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 pub struct Admin {
     readiness: Readiness,
     registry: Registry,
-    status: Box<dyn Fn() -> String + Send + Sync>,
+    status: Box<dyn Fn() -> Telling + Send + Sync>,
+    /// Whoever asks for the status costs the program no more than one that asks.
+    turn: Semaphore,
     page: Option<&'static str>,
     /// `/status` and `/` are for this machine only.
     private: bool,
@@ -85,12 +93,13 @@ impl std::fmt::Debug for Admin {
 
 impl Admin {
     /// `status` gives a JSON text. It is asked for each request and must not block.
-    pub fn new(
+    pub fn new<T: Future<Output = String> + Send + 'static>(
         readiness: Readiness,
         registry: Registry,
-        status: impl Fn() -> String + Send + Sync + 'static,
+        status: impl Fn() -> T + Send + Sync + 'static,
     ) -> Self {
-        Self { readiness, registry, status: Box::new(status), page: None, private: false }
+        let status = Box::new(move || -> Telling { Box::pin(status()) });
+        Self { readiness, registry, status, turn: Semaphore::new(1), page: None, private: false }
     }
 
     /// `/status` and `/` are answered to this machine alone, 403 to others; probes and metrics to everybody.
@@ -103,42 +112,57 @@ impl Admin {
         Self { page: Some(html), ..self }
     }
 
-    /// `from`: who asks, where that is known.
-    fn answer<B>(&self, request: &Request<B>, from: Option<IpAddr>) -> Response<Full<Bytes>> {
+    /// `from`: who asks, where that is known. `None`: the answer is the status.
+    fn answer<B>(&self, request: &Request<B>, from: Option<IpAddr>) -> Option<Response<Full<Bytes>>> {
         let (method, path) = (request.method(), request.uri().path());
         if ![Method::GET, Method::HEAD].contains(method) {
             let mut refusal = response(StatusCode::METHOD_NOT_ALLOWED, TEXT, "GET or HEAD only\n");
             refusal.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-            return refusal;
+            return Some(refusal);
         }
         if self.private
             && ["/", "/status"].contains(&path)
             && !from.is_some_and(|from| from.to_canonical().is_loopback())
         {
-            return response(StatusCode::FORBIDDEN, TEXT, "answered on this machine only: ask 127.0.0.1\n");
+            let text = "available from this machine only: use 127.0.0.1\n";
+            return Some(response(StatusCode::FORBIDDEN, TEXT, text));
         }
         if ["/", "/status"].contains(&path)
             && let Some(host) = foreign_host(request)
         {
             let text = format!(
-                "{:?} is no name of this endpoint; ask by an IP address or as localhost\n",
+                "{:?} is not a name of this endpoint; use an IP address or localhost\n",
                 host.get(..MAX_HOST).unwrap_or(&host)
             );
-            return response(StatusCode::MISDIRECTED_REQUEST, TEXT, text);
+            return Some(response(StatusCode::MISDIRECTED_REQUEST, TEXT, text));
         }
-        match path {
+        Some(match path {
             "/livez" => response(StatusCode::OK, TEXT, "ok\n"),
             "/readyz" => self.ready(),
             "/metrics" => self.metrics(),
-            "/status" => response(StatusCode::OK, JSON, (self.status)()),
+            "/status" => return None,
             "/" => match self.page {
                 Some(page) => response(StatusCode::OK, HTML, page),
                 None => response(StatusCode::OK, TEXT, PATHS),
             },
             _ => {
                 let page = if self.page.is_some() { "/\n" } else { "" };
-                response(StatusCode::NOT_FOUND, TEXT, format!("nothing here; there is:\n{page}{PATHS}"))
+                response(StatusCode::NOT_FOUND, TEXT, format!("not found; available paths:\n{page}{PATHS}"))
             }
+        })
+    }
+
+    async fn status(&self) -> Response<Full<Bytes>> {
+        match timeout(TURN_TIMEOUT, self.turn.acquire()).await {
+            Ok(turn) => {
+                let _turn = turn;
+                response(StatusCode::OK, JSON, (self.status)().await)
+            }
+            Err(_) => response(
+                StatusCode::SERVICE_UNAVAILABLE,
+                TEXT,
+                "others are asking for the status; try again\n",
+            ),
         }
     }
 
@@ -218,7 +242,7 @@ pub async fn serve(addr: SocketAddr, admin: impl Into<Arc<Admin>>, setting: &str
             Ok(serving) => break serving,
             Err(error) if !failed => tracing::warn!(
                 %addr, %error,
-                "can't serve the admin endpoint; retrying ({setting}; `off` does without)"
+                "cannot serve the admin endpoint; retrying ({setting}; `off` disables it)"
             ),
             Err(_) => {}
         }
@@ -278,7 +302,7 @@ impl Serving {
                                     from = %network,
                                     limit = CONNECTIONS,
                                     suppressed,
-                                    "too many admin connections: the oldest of the network with most of them is closed"
+                                    "too many admin connections; closing the oldest of the network with the most"
                                 );
                             }
                         }
@@ -308,8 +332,13 @@ fn passes(error: &io::Error) -> bool {
 async fn exchange(stream: TcpStream, admin: Arc<Admin>) {
     let from = stream.peer_addr().ok().map(|from| from.ip());
     let answer = service_fn(|request: Request<Incoming>| {
-        let answer = admin.answer(&request, from);
-        std::future::ready(Ok::<_, Infallible>(answer))
+        let (answer, admin) = (admin.answer(&request, from), &admin);
+        async move {
+            Ok::<_, Infallible>(match answer {
+                Some(answer) => answer,
+                None => admin.status().await,
+            })
+        }
     });
     let exchange = http1::Builder::new()
         .timer(TokioTimer::new())

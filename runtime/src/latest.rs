@@ -29,7 +29,7 @@ pub struct Receiver<T> {
 
 /// The sender is gone, and the value stays as it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("nobody sets the value any more")]
+#[error("the sender is gone")]
 pub struct Closed;
 
 impl<T> Sender<T> {

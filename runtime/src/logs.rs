@@ -4,7 +4,7 @@ use std::env::{self, VarError};
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
 
-use tracing::{Level, error};
+use servicekeel_core::reason::{is_plain, shown_lines};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::filter::LevelFilter;
@@ -48,16 +48,18 @@ pub fn init() -> Result<(), String> {
 }
 
 /// A field as `key=value`, the value in quotes where it has a space, a quote or an equals sign in it, or nothing, as
-/// logfmt has it: whatever type the value has, the same text looks the same.
+/// logfmt has it: whatever type the value has, the same text looks the same. What a terminal would obey is escaped.
 fn field_text(to: &mut impl fmt::Write, name: &str, value: &dyn fmt::Debug) -> fmt::Result {
     let shown = format!("{value:?}");
     if name == "message" {
-        return to.write_str(&shown);
+        return to.write_str(&shown_lines(&shown));
     }
     // What was a string is in quotes already.
     let inner = shown.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
-    let bare =
-        |text: &str| !text.is_empty() && !text.contains(|c: char| c.is_whitespace() || "\"=\\".contains(c));
+    let bare = |text: &str| {
+        let quoted = |c: char| c.is_whitespace() || "\"=\\".contains(c);
+        !text.is_empty() && !text.contains(quoted) && is_plain(text)
+    };
     match inner {
         Some(inner) if bare(inner) => write!(to, "{name}={inner}"),
         Some(_) => write!(to, "{name}={shown}"),
@@ -66,11 +68,28 @@ fn field_text(to: &mut impl fmt::Write, name: &str, value: &dyn fmt::Debug) -> f
     }
 }
 
-/// Tells why `program` ends: in the log, a line each, or where errors are not logged on stderr as it is, so that no
-/// filter leaves the exit code alone to say it.
-pub fn fatal(program: &str, text: &str) {
-    if tracing::enabled!(Level::ERROR) {
-        text.lines().for_each(|line| error!("{program}: {line}"));
+/// Tells why a program ends, by its name: in the log, a line each, or where errors are not logged on stderr as it is, so
+/// that no filter leaves the exit code alone to say it.
+#[macro_export]
+macro_rules! fatal {
+    ($program:literal, $text:expr) => {
+        $crate::logs::tell_end(
+            $program,
+            $text,
+            $crate::logs::tracing::enabled!(target: $program, $crate::logs::tracing::Level::ERROR),
+            |line| $crate::logs::tracing::error!(target: $program, "{line}"),
+        )
+    };
+}
+
+#[doc(hidden)]
+pub use tracing;
+
+/// What [`fatal!`](crate::fatal) does; `log` logs a line under the program's name.
+#[doc(hidden)]
+pub fn tell_end(program: &str, text: &str, is_logged: bool, log: impl Fn(&str)) {
+    if is_logged {
+        text.lines().for_each(log);
     } else {
         // The last resort is gone where stderr is.
         let _ = writeln!(io::stderr(), "{program}: {text}");
@@ -95,12 +114,12 @@ fn filter(value: Option<&str>) -> Result<EnvFilter, String> {
         let bare = !directive.contains(['=', '[', ':', '_']);
         if bare && directive.parse::<LevelFilter>().is_err() {
             return Err(format!(
-                "{FILTER}: {directive:?} is no level; write off, error, warn, info, debug or trace, or target=level"
+                "{FILTER}: {directive:?} is not a level; use off, error, warn, info, debug or trace, or target=level"
             ));
         }
     }
     EnvFilter::builder().parse(value).map_err(|error| {
-        format!("{FILTER}: {value:?}: {error}; write a level (info), or target=level, separated by commas")
+        format!("{FILTER}: {value:?}: {error}; use a level (info) or target=level, separated by commas")
     })
 }
 
@@ -108,13 +127,28 @@ fn format(value: Option<&str>) -> Result<Format, String> {
     match value.map(str::trim) {
         None | Some("" | "text") => Ok(Format::Text),
         Some("json") => Ok(Format::Json),
-        Some(other) => Err(format!("{FORMAT}: {other:?} is no format; write text or json")),
+        Some(other) => Err(format!("{FORMAT}: {other:?} is not a format; use text or json")),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_terminal_obeys_what_a_line_repeats() {
+        for text in ["\u{1b}[31mred", "a\u{202e}b", "bell\u{7}", "two\nlines", "\u{9b}2J"] {
+            for of_display in [true, false] {
+                let mut line = String::new();
+                let value = format_args!("{text}");
+                let shown: &dyn fmt::Debug = if of_display { &value } else { &text };
+                field_text(&mut line, "reason", shown).unwrap();
+                assert!(is_plain(&line) && line.starts_with("reason=\""), "{line:?}");
+                field_text(&mut line, "message", shown).unwrap();
+                assert!(is_plain(&line.replace('\n', "")), "{line:?}");
+            }
+        }
+    }
 
     #[test]
     fn takes_levels_and_directives() {
@@ -171,7 +205,7 @@ mod tests {
         assert_eq!(format(Some("json")), Ok(Format::Json));
         assert_eq!(
             format(Some("yaml")).unwrap_err(),
-            "SERVICEKEEL_LOG_FORMAT: \"yaml\" is no format; write text or json"
+            "SERVICEKEEL_LOG_FORMAT: \"yaml\" is not a format; use text or json"
         );
     }
 }

@@ -58,7 +58,7 @@ fn listen() -> io::Result<oneshot::Receiver<&'static str>> {
             end(last);
         });
     })?;
-    listening_rx.recv().unwrap_or_else(|_| Err(io::Error::other("the thread has ended")))?;
+    listening_rx.recv().unwrap_or_else(|_| Err(io::Error::other("thread exited")))?;
     Ok(first_rx)
 }
 
@@ -95,7 +95,7 @@ impl Signals {
                     if self.interactive {
                         return HANGUP;
                     }
-                    tracing::info!("SIGHUP ignored: config files are watched and reloaded by themselves");
+                    tracing::info!("SIGHUP ignored: config files are watched and reloaded automatically");
                 }
                 else => std::future::pending().await,
             }

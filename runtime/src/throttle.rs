@@ -1,5 +1,6 @@
 //! Keeps what happens again and again from filling the log.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::num::NonZeroU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -56,6 +57,65 @@ impl Throttle {
     }
 }
 
+/// The reasons that a [`ByReason`] tells apart at a time.
+const MAX_REASONS: usize = 8;
+
+/// Lines of one kind of which each has a reason: one for each reason in an interval, so that none hides another. Of more
+/// than eight reasons within an interval the further ones are not told.
+#[derive(Debug)]
+pub struct ByReason {
+    interval: Duration,
+    whole: Arc<Throttle>,
+    told: Mutex<Vec<Told>>,
+}
+
+#[derive(Debug)]
+struct Told {
+    /// The reason's hash.
+    reason: u64,
+    /// When it was told last, or could have been.
+    last: Option<Instant>,
+    suppressed: u64,
+}
+
+impl ByReason {
+    /// One line in an interval for each reason; all are lines of the `whole`'s too.
+    pub fn new(interval: Duration, whole: &Arc<Throttle>) -> Self {
+        Self { interval, whole: whole.clone(), told: Mutex::default() }
+    }
+
+    /// Whether a line of this reason may be written, with how many of it were not since the last one.
+    pub fn permit(&self, reason: &(impl Hash + ?Sized)) -> Option<Option<NonZeroU64>> {
+        let mut hasher = DefaultHasher::new();
+        reason.hash(&mut hasher);
+        let reason = hasher.finish();
+        let now = Instant::now();
+        let is_over = |told: &Told| told.last.is_none_or(|last| now - last >= self.interval);
+        let mut all = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = match all.iter().position(|told| told.reason == reason) {
+            Some(at) => at,
+            None => {
+                if all.len() >= MAX_REASONS {
+                    let oldest = (0..all.len()).min_by_key(|at| all[*at].last)?;
+                    if !is_over(&all[oldest]) {
+                        return None;
+                    }
+                    all.swap_remove(oldest);
+                }
+                all.push(Told { reason, last: None, suppressed: 0 });
+                all.len() - 1
+            }
+        };
+        let told = &mut all[at];
+        if !is_over(told) || self.whole.permit().is_none() {
+            told.suppressed += 1;
+            return None;
+        }
+        told.last = Some(now);
+        Some(NonZeroU64::new(std::mem::take(&mut told.suppressed)))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -84,5 +144,29 @@ mod tests {
         assert_eq!((one.permit(), one.permit()), (None, None));
         tokio::time::advance(interval).await;
         assert_eq!(one.permit(), Some(NonZeroU64::new(2)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_reason_does_not_hide_another_and_counts_its_own() {
+        let interval = Duration::from_secs(10);
+        let whole = Arc::new(Throttle::new(100, interval));
+        let throttle = ByReason::new(interval, &whole);
+        assert_eq!(throttle.permit("refused"), Some(None));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(throttle.permit("reset"), Some(None));
+        for reason in ["refused", "reset", "refused"] {
+            assert_eq!(throttle.permit(reason), None);
+        }
+        tokio::time::advance(interval).await;
+        assert_eq!(throttle.permit("refused"), Some(NonZeroU64::new(2)));
+        assert_eq!(throttle.permit("reset"), Some(NonZeroU64::new(1)));
+        // Many reasons, in turns and for ever: what they take is bounded, and so is what they write.
+        let told = (0..1000).filter(|reason| throttle.permit(reason).is_some()).count();
+        assert_eq!((told, throttle.told.lock().unwrap().len()), (MAX_REASONS - 2, MAX_REASONS));
+        tokio::time::advance(interval).await;
+        assert_eq!(throttle.permit("another"), Some(None));
+        let whole = Arc::new(Throttle::new(2, interval));
+        let throttle = ByReason::new(interval, &whole);
+        assert_eq!((0..1000).filter(|reason| throttle.permit(reason).is_some()).count(), 2);
     }
 }

@@ -12,7 +12,7 @@ use servicekeel_core::sidecar::{Annotation, Command, Outgoing, RouterStatus};
 use servicekeel_runtime::net::{Descriptor, Net};
 use servicekeel_runtime::throttle::Throttle;
 use tokio::time::Instant;
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::alone::{Claim, Claims};
 use crate::disk::Disk;
@@ -96,13 +96,13 @@ impl<N: Net> Driver<N> {
             Event::Received(Ok(Some(bytes))) => match ToSidecar::decode(&bytes) {
                 Ok(message) => self.shared.sidecar().handle_message(message, now()),
                 // It may be of a version to come, and what matters comes in messages that this version has.
-                Err(error) if self.unread => tracing::debug!(%error, "skipped a message of the router"),
+                Err(error) if self.unread => tracing::debug!(%error, "skipped a message from the router"),
                 Err(error) => {
                     self.unread = true;
                     warn!(%error, "ignoring unknown messages from the router");
                 }
             },
-            Event::Received(Ok(None)) => self.disconnected("it closed the connection".to_owned()),
+            Event::Received(Ok(None)) => self.disconnected("the router closed the connection".to_owned()),
             Event::Dialled(Err(error)) | Event::Sent(Err(error)) | Event::Received(Err(error)) => {
                 self.disconnected(error.to_string());
             }
@@ -114,14 +114,18 @@ impl<N: Net> Driver<N> {
         self.shared.sidecar().handle_disconnected(reason, now());
     }
 
-    /// Takes in that the state is written, or is not.
+    /// Takes in that the state is written, or is not. What is tried again and again is told once.
     pub(crate) fn handle_written(&self, result: Result<(), String>) {
         let mut disk = self.shared.disk.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Err(message) = &result {
-            self.metrics.state_failures.inc();
-            if disk.is_none() {
-                warn!("{message}");
+        match (&result, &*disk) {
+            (Err(message), failing) => {
+                self.metrics.state_failures.inc();
+                if failing.is_none() {
+                    warn!("{message}");
+                }
             }
+            (Ok(()), Some(_)) => info!("state written again"),
+            (Ok(()), None) => {}
         }
         *disk = result.err();
     }
@@ -247,7 +251,7 @@ impl<N: Net> Driver<N> {
     /// Says Bye, where the router is there, and writes what is to be written.
     pub(crate) async fn finish(&mut self) {
         self.shared.sidecar().handle_shutdown();
-        let connected = matches!(self.shared.sidecar().router(now()), RouterStatus::Up { .. });
+        let connected = !matches!(self.shared.sidecar().router(now()), RouterStatus::Down { .. });
         self.send();
         while connected && matches!(self.link, Link::Open { sending: Some(_), .. }) {
             match self.link.event().await {
@@ -278,11 +282,11 @@ async fn make<N: Net>(
 fn explain(addr: SocketAddrV4, error: &io::Error) -> String {
     let advice = match error.kind() {
         io::ErrorKind::PermissionDenied if addr.port() < 1024 => format!(
-            "; set the pod's sysctl net.ipv4.ip_unprivileged_port_start to {} or below (a safe one)",
+            "; set the pod's sysctl net.ipv4.ip_unprivileged_port_start to {} or below (a safe sysctl)",
             addr.port()
         ),
         io::ErrorKind::AddrInUse => format!(
-            "; another program of the pod has port {} at this address or at all; let it listen at the pod's address",
+            "; port {} is in use by another program of the pod, at this address or at all addresses; let it listen on the pod's address",
             addr.port()
         ),
         _ => String::new(),

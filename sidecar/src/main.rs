@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use servicekeel_runtime::net::os::OsNet;
-use servicekeel_runtime::{limit, logs, signal};
+use servicekeel_runtime::{fatal, limit, logs, signal};
 use servicekeel_sidecar::dns::OsDns;
 use servicekeel_sidecar::settings::args::Args;
 use servicekeel_sidecar::source::Files;
@@ -15,7 +15,7 @@ fn main() -> ExitCode {
     match logs::init().map_err(anyhow::Error::msg).and_then(|()| serve(args)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            logs::fatal("servicekeel-sidecar", &format!("{error:#}"));
+            fatal!("servicekeel-sidecar", &format!("{error:#}"));
             ExitCode::FAILURE
         }
     }

@@ -26,38 +26,38 @@ impl Metrics {
     /// Registers all under `servicekeel_sidecar_`.
     pub(crate) fn register(&self, registry: &mut Registry) {
         let registry = registry.sub_registry_with_prefix("servicekeel_sidecar");
-        registry.register("imports", "Imported Services that have an address", self.imports.clone());
-        registry.register("sockets", "Sockets of imported ports that are held", self.sockets.clone());
+        registry.register("imports", "Imported Services with an address", self.imports.clone());
+        registry.register("sockets", "Sockets held for imported ports", self.sockets.clone());
         registry.register(
             "sockets_failed",
-            "Sockets of imported ports that can't be made now",
+            "Sockets for imported ports that cannot be created now",
             self.sockets_failed.clone(),
         );
         registry.register("exports", "Exported ports", self.exports.clone());
         registry.register(
             "refused",
-            "Entries of annotations, and annotations as a whole, that are not served, and ports that the router refuses",
+            "Annotation entries and whole annotations that are not served, and ports rejected by the router",
             self.refused.clone(),
         );
         registry.register(
             "router_connected",
-            "Whether there is a conversation with the router",
+            "Whether the sidecar is connected to a router that answers",
             self.router_connected.clone(),
         );
         registry.register(
             "router_conversations",
-            "Conversations with the router that began",
+            "Connections to the router",
             self.router_conversations.clone(),
         );
-        registry.register("sockets_made", "Sockets made for imported ports", self.sockets_made.clone());
+        registry.register("sockets_made", "Sockets created for imported ports", self.sockets_made.clone());
         registry.register(
             "socket_failures",
-            "Failures to make a socket, for an imported port or for the router's stock",
+            "Failures to create a socket, for an imported port or for the router's stock",
             self.socket_failures.clone(),
         );
         registry.register(
             "sockets_stocked",
-            "Unconnected sockets given to the router",
+            "Unconnected sockets handed to the router",
             self.sockets_stocked.clone(),
         );
         registry.register(

@@ -38,7 +38,7 @@ pub(crate) fn log(notice: Notice, sidecar: &Sidecar, unserved: &Throttle) {
             warn!(
                 %router,
                 own,
-                "the router serves another cluster than SIDECAR_CLUSTER says: it will refuse exports; unset it"
+                "the router serves another cluster than SIDECAR_CLUSTER: it will reject exports; unset SIDECAR_CLUSTER"
             );
         }
         Notice::MakeFailed { port, addr, reason, retry } => {
@@ -46,18 +46,28 @@ pub(crate) fn log(notice: Notice, sidecar: &Sidecar, unserved: &Throttle) {
                 warn!(%port, %addr, ?retry, suppressed, "cannot create the import's socket; retrying: {reason}");
             }
         }
-        Notice::Made { port } => info!(%port, "created the import's socket after retrying"),
+        Notice::Made { port } => info!(%port, "import's socket created after retrying"),
         Notice::RouterUp(router) => info!(%router, "connected to the router"),
         Notice::RouterDown(reason) => {
             warn!("router unreachable; retrying: {reason}");
         }
+        Notice::RouterSilent { router, lasts } => {
+            warn!(
+                %router,
+                "router not responding for {} s, though connected; until it does, new connections to imports wait and \
+                 exports are unreachable",
+                lasts.as_secs()
+            );
+        }
+        Notice::RouterAnswers { silent } => info!("router responding again after {} s", silent.as_secs()),
         Notice::Refused { port, reason } => {
             if let Some(suppressed) = unserved.permit() {
-                warn!(%port, suppressed, "rejected by the router: {reason}");
+                warn!(%port, suppressed, "rejected by the router; retrying: {reason}");
             }
         }
+        Notice::Accepted { port } => info!(%port, "accepted by the router after retrying"),
         Notice::LeasesDropped { count, first } => {
-            warn!(leases = count, "dropped leases of an earlier run: {}", first.join("; "));
+            warn!(leases = count, "dropped leases from an earlier run: {}", first.join("; "));
         }
     }
 }
@@ -68,10 +78,10 @@ fn applied(annotation: Annotation, sidecar: &Sidecar) {
         Annotation::Imports => sidecar.imports().count(),
     };
     let findings = sidecar.findings(annotation);
-    let refused = findings.refused.len() + findings.unserved.len() + sidecar.rejected(annotation).count();
-    info!(%annotation, services, refused, "in service");
+    let rejected = findings.refused.len() + findings.unserved.len() + sidecar.rejected(annotation).count();
+    info!(%annotation, services, rejected, "in service");
     for finding in findings.refused {
-        warn!(%annotation, "refused: {finding}");
+        warn!(%annotation, "rejected: {finding}");
     }
     for finding in findings.warnings {
         warn!(%annotation, "{finding}");
@@ -87,7 +97,9 @@ fn entries(annotation: Annotation, sidecar: &Sidecar) {
             let reason = reason.at(Instant::now().into_std());
             match more.len() {
                 0 => warn!(%annotation, %service, "not served: {reason}"),
-                more => warn!(%annotation, %service, more, "not served: {reason}; the others are at /status"),
+                more => {
+                    warn!(%annotation, %service, more, "not served: {reason}; see /status for the others")
+                }
             }
         }
     }

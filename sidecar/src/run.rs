@@ -24,7 +24,7 @@ use crate::metrics::Metrics;
 use crate::settings::Settings;
 use crate::source::Annotations;
 use crate::state::Store;
-use crate::status::Shared;
+use crate::status::{Shared, ipv6_only};
 
 /// How long the end may take: a router or a disk that hangs is not waited for any longer.
 const DRAIN: Duration = Duration::from_secs(1);
@@ -40,10 +40,10 @@ pub enum RunError {
     #[error("{0} (SIDECAR_IP_RANGE)")]
     Range(RangeError),
     /// The address of DNS.
-    #[error("DNS can't be answered: {0} (SIDECAR_DNS_ADDR)")]
+    #[error("{0} (SIDECAR_DNS_ADDR)")]
     Dns(io::Error),
     /// DNS ended.
-    #[error("DNS ended: {0}")]
+    #[error("DNS server failed: {0}")]
     DnsEnded(io::Error),
 }
 
@@ -72,7 +72,10 @@ pub async fn run<N: Net, D: Serve>(
     let sidecar = Sidecar::new(config(&settings), load(store.as_ref()), Instant::now().into_std())
         .map_err(RunError::Range)?;
     if settings.upstreams.is_empty() && settings.dns_addr.is_some() {
-        warn!("no upstream for DNS: names that are not imported can't be resolved (SIDECAR_DNS_UPSTREAM)");
+        warn!("no DNS upstream: only imported names resolve (SIDECAR_DNS_UPSTREAM)");
+    }
+    if let Some(warning) = ipv6_only(&settings.addresses) {
+        warn!("{warning} (SIDECAR_POD_ADDRS)");
     }
     let answers = Dns::new(settings.upstreams, Limits::default());
     let (metrics, mut registry) = (Metrics::default(), Registry::default());
@@ -81,7 +84,7 @@ pub async fn run<N: Net, D: Serve>(
     let shared =
         Arc::new(Shared::new(sidecar, settings.pod, settings.addresses, settings.router, answers.clone()));
     let readiness = Readiness::new();
-    let mut first_state = Some(readiness.wait_for("a first state of the annotations to be served"));
+    let mut first_state = Some(readiness.wait_for("a first state of the annotations"));
 
     let mut tasks = JoinSet::new();
     if let Some(addr) = settings.dns_addr {
@@ -91,7 +94,7 @@ pub async fn run<N: Net, D: Serve>(
     }
     if let Some(addr) = settings.admin {
         let shared = shared.clone();
-        let mut admin = Admin::new(readiness, registry, move || shared.json());
+        let mut admin = Admin::new(readiness, registry, move || std::future::ready(shared.json()));
         if settings.private_status {
             admin = admin.private();
         }

@@ -129,7 +129,7 @@ fn read(directory: &Path) -> Annotations {
 /// The text of a file; `None` where it is not there.
 fn read_file(path: &Path) -> Result<Option<String>, Finding> {
     let whole = |reason: String| Finding { path: String::new(), line: 1, column: 1, reason };
-    let unread = |error: &dyn Display| whole(format!("{} can't be read: {error}", path.display()));
+    let unread = |error: &dyn Display| whole(format!("cannot read {}: {error}", path.display()));
     // Asked before it is opened: the opening of a pipe would wait for a writer.
     let found = match std::fs::metadata(path) {
         Ok(found) => found,
@@ -139,10 +139,10 @@ fn read_file(path: &Path) -> Result<Option<String>, Finding> {
         Err(error) => return Err(unread(&error)),
     };
     if !found.is_file() {
-        return Err(whole(format!("{} is no regular file", path.display())));
+        return Err(whole(format!("{} is not a regular file", path.display())));
     }
     if found.len() > MAX_TEXT as u64 {
-        return Err(whole(format!("the file has {} bytes; {MAX_TEXT} is the most", found.len())));
+        return Err(whole(format!("the file has {} bytes; the limit is {MAX_TEXT}", found.len())));
     }
     let bytes = match file::read_bounded(path, MAX_TEXT) {
         Ok(bytes) => bytes,
@@ -153,12 +153,7 @@ fn read_file(path: &Path) -> Result<Option<String>, Finding> {
         let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
         let line = good.iter().filter(|byte| **byte == b'\n').count() as u64 + 1;
         let column = good.rsplit(|byte| *byte == b'\n').next().unwrap_or_default().len() as u64 + 1;
-        Finding {
-            path: String::new(),
-            line,
-            column,
-            reason: "a byte that is no UTF-8; write the file in UTF-8".to_owned(),
-        }
+        Finding { path: String::new(), line, column, reason: "not UTF-8; save the file as UTF-8".to_owned() }
     })
 }
 
@@ -193,16 +188,13 @@ mod tests {
         let error = |annotation| found.text(annotation).unwrap_err().to_string();
         assert_eq!(
             error(Annotation::Imports),
-            "line 1, column 1: the file has 262145 bytes; 262144 is the most"
+            "line 1, column 1: the file has 262145 bytes; the limit is 262144"
         );
-        assert_eq!(
-            error(Annotation::Exports),
-            "line 2, column 11: a byte that is no UTF-8; write the file in UTF-8"
-        );
+        assert_eq!(error(Annotation::Exports), "line 2, column 11: not UTF-8; save the file as UTF-8");
         std::fs::remove_file(directory.join(EXPORTS_FILE)).unwrap();
         std::fs::create_dir(directory.join(EXPORTS_FILE)).unwrap();
         let error = read(directory).text(Annotation::Exports).unwrap_err().to_string();
-        assert!(error.ends_with("is no regular file"), "{error}");
+        assert!(error.ends_with("is not a regular file"), "{error}");
         put(directory, IMPORTS_FILE, &vec![b'#'; MAX_TEXT]);
         assert!(read(directory).text(Annotation::Imports).is_ok());
     }

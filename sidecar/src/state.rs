@@ -68,29 +68,29 @@ impl Store {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return (Saved::default(), None),
             Err(error) if error.kind() == io::ErrorKind::InvalidData => error.to_string(),
             Err(error) => {
-                let message = format!("{} can't be read: {error}; starting without it", path.display());
+                let message = format!("cannot read {}: {error}; starting without it", path.display());
                 return (Saved::default(), Some(message));
             }
         };
         let aside = self.directory.join(ASIDE_FILE);
         let moved = match std::fs::rename(&path, &aside) {
-            Ok(()) => format!("it is now {}", aside.display()),
-            Err(error) => format!("it can't be set aside as {}: {error}", aside.display()),
+            Ok(()) => format!("it was moved to {}", aside.display()),
+            Err(error) => format!("it cannot be moved to {}: {error}", aside.display()),
         };
-        let message = format!("{} is not used: {why}; {moved}; starting without it", path.display());
+        let message = format!("ignoring {}: {why}; {moved}; starting without it", path.display());
         (Saved::default(), Some(message))
     }
 
     fn read(&self, bytes: &[u8]) -> Result<Saved, String> {
-        let torn = |error: serde_json::Error| format!("it is torn or no state of a sidecar ({error})");
+        let torn = |error: serde_json::Error| format!("truncated, or not the state of a sidecar ({error})");
         let Version { version } = serde_json::from_slice(bytes).map_err(torn)?;
         if version != VERSION {
-            return Err(format!("it has version {version}, where this sidecar reads {VERSION}"));
+            return Err(format!("it has version {version}; this sidecar reads {VERSION}"));
         }
         let read: Read = serde_json::from_slice(bytes).map_err(torn)?;
         if (&read.pod, &read.namespace) != (&self.name, &self.namespace) {
             return Err(format!(
-                "it is of the pod {}/{}; give each pod a directory of its own (SIDECAR_STATE_DIR)",
+                "it belongs to the pod {}/{}; give each pod its own directory (SIDECAR_STATE_DIR)",
                 read.namespace, read.pod
             ));
         }
@@ -156,12 +156,12 @@ mod tests {
         let other = good.replace("web-0", "web-1");
         let damaged = good.replace("127.0.66.3", "127.0.66.300");
         for (bytes, why) in [
-            (torn, "torn"),
+            (torn, "truncated"),
             (newer, "version 2"),
             (other, "default/web-1"),
-            (damaged, "no state of a sidecar"),
-            (String::new(), "torn"),
-            ("[]".to_owned(), "no state of a sidecar"),
+            (damaged, "not the state of a sidecar"),
+            (String::new(), "truncated"),
+            ("[]".to_owned(), "not the state of a sidecar"),
         ] {
             std::fs::write(store.path(), &bytes).unwrap();
             let (loaded, message) = store.load();

@@ -45,42 +45,44 @@ impl Shared {
 
     fn status<'a>(&'a self, sidecar: &'a Sidecar) -> Status<'a> {
         let now = Instant::now().into_std();
-        let (up, lasts, down, error) = match sidecar.router(now) {
-            RouterStatus::Up { router, lasts } => (Some(router), Some(lasts), None, None),
-            RouterStatus::Down { reason, lasts } => (None, None, Some(lasts), reason),
+        let state = sidecar.router(now);
+        let up = match state {
+            RouterStatus::Up { router, .. } | RouterStatus::Silent { router, .. } => Some(router),
+            RouterStatus::Down { .. } => None,
         };
-        let router = RouterJson {
-            path: self.router.display().to_string(),
-            connected: up.is_some(),
-            cluster: up.map(|router| router.cluster.to_string()),
-            node: up.map(|router| router.node.to_string()),
-            since_seconds: lasts.map(|lasts| lasts.as_secs()),
-            down_seconds: down.map(|lasts| lasts.as_secs()),
-            retrying: down.is_some(),
-            error,
-        };
+        let path = self.router.display().to_string();
+        let router = RouterJson::of(path, state);
         let cluster = sidecar.cluster();
         let mut warnings = Vec::new();
-        if let Some(lasts) = down {
+        if let RouterStatus::Silent { lasts, .. } = state {
             warnings.push(format!(
-                "not connected to the router at {} for {} s, retrying: {}; until then connections to imports wait, and \
-                 nobody reaches the exports",
+                "the router at {} has not responded for {} s: it hangs or is stopped; until it responds, new \
+                 connections to imports wait and exports are unreachable",
+                self.router.display(),
+                lasts.as_secs()
+            ));
+        }
+        if let RouterStatus::Down { reason, lasts } = state {
+            warnings.push(format!(
+                "not connected to the router at {} for {} s, retrying: {}; until it is connected, connections to \
+                 imports wait and exports are unreachable",
                 self.router.display(),
                 lasts.as_secs(),
-                error.unwrap_or("no answer yet")
+                reason.unwrap_or("no answer yet")
             ));
         }
         if sidecar.is_absent() {
-            warnings.push("there are no annotations; what was known of them stays in service".to_owned());
+            warnings.push("no annotations; keeping the last good state".to_owned());
         }
         if let (Some((own, ClusterSource::Configured)), Some(router)) = (cluster, up)
             && *own != router.cluster
         {
             warnings.push(format!(
-                "SIDECAR_CLUSTER is {own}, and the router serves {}: it refuses exports",
+                "SIDECAR_CLUSTER is {own}, but the router serves {}: it will reject exports",
                 router.cluster
             ));
         }
+        warnings.extend(ipv6_only(&self.addresses));
         warnings.extend(self.disk.lock().unwrap_or_else(PoisonError::into_inner).clone());
         let mut refused = Vec::new();
         for annotation in [Annotation::Exports, Annotation::Imports] {
@@ -124,6 +126,15 @@ impl Shared {
     }
 }
 
+/// What to say of a pod that has IPv6 addresses alone: the sockets in stock, by which it is dialled, are IPv4's.
+pub(crate) fn ipv6_only(addresses: &[IpAddr]) -> Option<String> {
+    let address = addresses.first().filter(|_| addresses.iter().all(IpAddr::is_ipv6))?;
+    Some(format!(
+        "the pod has no IPv4 address, and exports are not dialled over IPv6 ({address}): they are dialled at 127.0.0.1 \
+         alone, where the application must listen"
+    ))
+}
+
 #[derive(Serialize)]
 struct Status<'a> {
     pod: PodJson<'a>,
@@ -151,6 +162,7 @@ struct PodJson<'a> {
 #[derive(Serialize)]
 struct RouterJson<'a> {
     path: String,
+    /// To a router that answers.
     connected: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     cluster: Option<String>,
@@ -159,12 +171,47 @@ struct RouterJson<'a> {
     /// How long it has been connected.
     #[serde(skip_serializing_if = "Option::is_none")]
     since_seconds: Option<u64>,
-    /// How long it has not been.
+    /// How long there has been no connection.
     #[serde(skip_serializing_if = "Option::is_none")]
     down_seconds: Option<u64>,
+    /// There is a connection, and for so long the router has said nothing by it, though it was asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    silent_seconds: Option<u64>,
     retrying: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<&'a str>,
+}
+
+impl<'a> RouterJson<'a> {
+    fn of(path: String, state: RouterStatus<'a>) -> Self {
+        let mut json = Self {
+            path,
+            connected: false,
+            cluster: None,
+            node: None,
+            since_seconds: None,
+            down_seconds: None,
+            silent_seconds: None,
+            retrying: false,
+            error: None,
+        };
+        match state {
+            RouterStatus::Up { lasts, .. } => {
+                (json.connected, json.since_seconds) = (true, Some(lasts.as_secs()));
+            }
+            RouterStatus::Silent { lasts, .. } => {
+                (json.silent_seconds, json.error) =
+                    (Some(lasts.as_secs()), Some("the router is not responding"));
+            }
+            RouterStatus::Down { reason, lasts } => {
+                (json.down_seconds, json.retrying, json.error) = (Some(lasts.as_secs()), true, reason);
+            }
+        }
+        if let RouterStatus::Up { router, .. } | RouterStatus::Silent { router, .. } = state {
+            (json.cluster, json.node) = (Some(router.cluster.to_string()), Some(router.node.to_string()));
+        }
+        json
+    }
 }
 
 #[derive(Serialize)]

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
-use servicekeel_core::handoff::{Pod, ToRouter, ToSidecar};
+use servicekeel_core::handoff::{self, Pod, ToRouter, ToSidecar};
+use servicekeel_core::sidecar::{PING_AFTER, PONG_WITHIN};
 use servicekeel_runtime::admin;
 use servicekeel_runtime::net::os::{OsDescriptor, OsHandoff, OsHandoffListener, OsNet};
 use servicekeel_runtime::net::{Descriptor, Handoff, HandoffListener, Listener, Net};
@@ -136,15 +137,17 @@ struct Peer(OsHandoff);
 impl Peer {
     /// Accepts a sidecar and welcomes it.
     async fn accept(router: &OsHandoffListener) -> Self {
+        Self::accept_as(1, router).await
+    }
+
+    /// As [`Self::accept`], as a router of this version.
+    async fn accept_as(version: u32, router: &OsHandoffListener) -> Self {
         let (handoff, _) = timeout(LIMIT, router.accept()).await.expect("nobody dials").unwrap();
         let peer = Self(handoff);
         let (hello, _) = peer.next().await;
         assert!(matches!(&hello, ToRouter::Hello { version: 1, pod, .. } if pod.name == "p"), "{hello:?}");
-        let welcome = ToSidecar::Welcome {
-            version: 1,
-            cluster: "a.local".parse().unwrap(),
-            node: "a-1".parse().unwrap(),
-        };
+        let welcome =
+            ToSidecar::Welcome { version, cluster: "a.local".parse().unwrap(), node: "a-1".parse().unwrap() };
         peer.say(&welcome).await;
         peer
     }
@@ -304,6 +307,25 @@ async fn one_address_means_one_service_of_one_sidecar() {
 }
 
 #[tokio::test]
+async fn a_pod_that_is_not_dialled_over_ipv6_is_told() {
+    let stage = Stage::new();
+    let settings = |addresses: &[&str]| {
+        let addresses = addresses.iter().map(|address| address.parse().unwrap()).collect();
+        Settings { addresses, ..stage.settings() }
+    };
+    for (addresses, told) in [(&["fd00::5"][..], true), (&["fd00::5", "10.0.0.5"], false), (&[], false)] {
+        let running = stage.start(settings(addresses), both());
+        running.wait_ready().await;
+        let is_told = |status: &serde_json::Value| {
+            let warnings = status["warnings"].to_string();
+            warnings.contains("fd00::5") && warnings.contains("127.0.0.1")
+        };
+        running.wait("the warning", |status| is_told(status) == told).await;
+        running.end().await;
+    }
+}
+
+#[tokio::test]
 async fn a_first_start_without_annotations_is_not_ready() {
     let stage = Stage::new();
     let mut settings = stage.settings();
@@ -323,8 +345,14 @@ async fn a_first_start_without_annotations_is_not_ready() {
     running.set(IMPORTS);
     running.wait_ready().await;
     let status =
-        running.wait("the disk's error", |s| s["warnings"].to_string().contains("can't be written")).await;
+        running.wait("the disk's error", |s| s["warnings"].to_string().contains("cannot write ")).await;
     assert_eq!(status["imports"].as_array().unwrap().len(), 2);
+    // The disk is mended, and nothing else happens.
+    std::fs::remove_file(stage.directory.path().join("file")).unwrap();
+    running.wait("the state is written", |s| !s["warnings"].to_string().contains("cannot write ")).await;
+    let written = std::fs::read(stage.directory.path().join("file/state.json")).unwrap();
+    let written: serde_json::Value = serde_json::from_slice(&written).unwrap();
+    assert_eq!(written["saved"]["imports"], IMPORTS, "{written:#}");
     running.end().await;
 }
 
@@ -339,7 +367,10 @@ async fn a_port_that_is_taken_is_told_and_tried_again() {
     let status = running.status().await;
     let port = &status["imports"][0]["ports"][0];
     assert_eq!(port["state"], "failed");
-    assert!(port["reason"].as_str().unwrap().contains("another program of the pod has port 8080"), "{port}");
+    assert!(
+        port["reason"].as_str().unwrap().contains("port 8080 is in use by another program of the pod"),
+        "{port}"
+    );
     assert_eq!(status["imports"][1]["ports"][0]["state"], "held");
     drop(taken);
     running.wait("it is made after all", |s| s["imports"][0]["ports"][0]["state"] == "held").await;
@@ -420,4 +451,41 @@ async fn a_router_that_hangs_delays_the_end_by_a_second_at_most() {
     let took = running.end().await;
     assert!((Duration::from_millis(900)..Duration::from_millis(1800)).contains(&took), "{took:?}");
     drop(peer);
+}
+
+#[tokio::test]
+async fn a_router_that_hangs_is_told() {
+    let stage = Stage::new();
+    let router = stage.router().await;
+    let running = stage.start(stage.settings(), both());
+    let peer = Peer::accept_as(handoff::PINGS, &router).await;
+    peer.sockets().await;
+    let metric = async |wanted: u8| {
+        let (_, metrics) = running.page("/metrics").await;
+        assert!(metrics.contains(&format!("servicekeel_sidecar_router_connected {wanted}\n")), "{metrics}");
+    };
+    running.wait("it is connected", |status| status["router"]["connected"] == true).await;
+    // What was said last is taken in before time jumps.
+    elapse(PING_AFTER).await;
+    assert_eq!(peer.next().await.0, ToRouter::Ping);
+    metric(1).await;
+    elapse(PONG_WITHIN).await;
+    let status = running.wait("it hangs", |status| status["router"]["connected"] == false).await;
+    assert!(status["router"]["silent_seconds"].as_u64().unwrap() >= 15, "{status:#}");
+    assert!(status["warnings"][0].as_str().unwrap().contains("has not responded for 1"), "{status:#}");
+    assert_eq!((&status["router"]["node"], &status["router"]["retrying"]), (&"a-1".into(), &false.into()));
+    metric(0).await;
+    peer.say(&ToSidecar::Pong).await;
+    let status = running.wait("it is back", |status| status["router"]["connected"] == true).await;
+    assert_eq!(status["warnings"], serde_json::json!([]));
+    metric(1).await;
+    running.end().await;
+    assert_eq!(peer.next().await.0, ToRouter::Bye);
+}
+
+/// Lets so much time go by at once.
+async fn elapse(time: Duration) {
+    tokio::time::pause();
+    tokio::time::advance(time).await;
+    tokio::time::resume();
 }

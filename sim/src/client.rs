@@ -91,14 +91,34 @@ impl World {
 
     /// Sends a datagram from a socket of its own and waits for the answer.
     pub async fn exchange(&self, pod: &str, to: SocketAddr, port: &Port, len: usize) -> bool {
-        let (net, oracle) = (self.net(pod).process(1000), self.oracle.clone());
+        match self.datagram_client(pod) {
+            Ok(mut client) => self.exchange_by(&mut client, pod, to, port, len).await,
+            Err(_) => false,
+        }
+    }
+
+    /// A socket of an application of a pod, for datagrams.
+    ///
+    /// # Errors
+    /// Those of bind(2).
+    pub fn datagram_client(&self, pod: &str) -> io::Result<datagram::Client> {
+        datagram::Client::new(&self.net(pod).process(1000), &self.oracle)
+    }
+
+    /// Sends a datagram from a client of the pod and waits for the answer.
+    pub async fn exchange_by(
+        &self,
+        client: &mut datagram::Client,
+        pod: &str,
+        to: SocketAddr,
+        port: &Port,
+        len: usize,
+    ) -> bool {
         let service = self.oracle.service(&port.to_string());
-        self.within(pod, async move {
-            let mut client = datagram::Client::new(&net, &oracle)?;
-            client.exchange(to, service, len, Duration::from_secs(1)).await
-        })
-        .await
-        .unwrap_or(false)
+        let mut by = client.clone();
+        self.within(pod, async move { by.exchange(to, service, len, Duration::from_secs(1)).await })
+            .await
+            .unwrap_or(false)
     }
 
     /// Whether a port works for a pod now, from its name on: one short flow, or one datagram and its answer.
@@ -129,13 +149,33 @@ impl World {
         }
     }
 
-    /// Tries a port again and again. Where it is reachable and nothing has changed for [`SETTLED`], it must work.
+    /// Whether datagrams of a client that there was before are answered.
+    async fn works_for(&self, client: &mut datagram::Client, pod: &str, port: &Port) -> bool {
+        let Some(address) = self.resolve(pod, port).await else { return false };
+        let to = SocketAddr::new(address, port.port);
+        // A datagram may be lost.
+        for _ in 0..2 {
+            if self.exchange_by(client, pod, to, port, 600).await {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Tries a port again and again. Where it is reachable and what changed last has had its time, [`SETTLED`] or
+    /// [`FORGOTTEN`], it must work: over UDP also for a client that has had the same socket all the while.
     ///
     /// [`SETTLED`]: crate::oracle::SETTLED
+    /// [`FORGOTTEN`]: crate::oracle::FORGOTTEN
+    ///
+    /// # Panics
+    /// Where the pod has no socket for a client.
     pub async fn probe(self: Arc<Self>, pod: &'static str, port: Port, pause: Duration) {
+        let mut client = self.datagram_client(pod).expect("a socket for a client");
         loop {
             let (began, before) = (now(), self.reachable(pod, &port));
-            let works = self.works(pod, &port).await;
+            let works =
+                self.works(pod, &port).await && (!port.udp || self.works_for(&mut client, pod, &port).await);
             if before && self.reachable(pod, &port) && self.oracle.must_have_worked(began) && !works {
                 self.oracle.violate(format_args!("{port} does not work for {pod}, at {began:?}"));
             }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use servicekeel_runtime::net::Datagrams;
@@ -24,9 +25,10 @@ pub async fn serve(net: SimNet, at: SocketAddr, service: Service, oracle: Oracle
     }
 }
 
-/// A client with a socket of its own.
+/// A client with a socket of its own; a clone is the same.
+#[derive(Clone)]
 pub struct Client {
-    socket: SimDatagrams,
+    socket: Arc<SimDatagrams>,
     number: u64,
     oracle: Oracle,
     buf: Vec<u8>,
@@ -40,7 +42,7 @@ impl Client {
     pub fn new(net: &SimNet, oracle: &Oracle) -> io::Result<Self> {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let (number, buf) = (oracle.begin_client(), vec![0; usize::from(u16::MAX)]);
-        Ok(Self { socket: net.bind_udp(any)?, number, oracle: oracle.clone(), buf })
+        Ok(Self { socket: Arc::new(net.bind_udp(any)?), number, oracle: oracle.clone(), buf })
     }
 
     /// Sends a datagram of `len` bytes and waits for its answer; false where none comes within `patience`.

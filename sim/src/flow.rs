@@ -145,14 +145,13 @@ async fn client(
     };
     match plan.shape {
         Shape::ClientResets => {
-            greeted(&mut reader, plan.service, oracle).await?;
+            greeted(&mut reader, plan.service, incoming, oracle).await?;
             sending.await?;
-            oracle.break_off(number);
-            reader.unsplit(writer).reset();
+            break_off(reader.unsplit(writer), number, oracle).await;
             return Ok(());
         }
         Shape::ServiceFirst => {
-            greeted(&mut reader, plan.service, oracle).await?;
+            greeted(&mut reader, plan.service, incoming, oracle).await?;
             sending.await?;
             hear(&mut reader, incoming, Duration::ZERO).await?;
             say(&mut writer, number, UP, plan.up, plan.pace, oracle).await?;
@@ -161,7 +160,7 @@ async fn client(
         }
         Shape::ClientReadsLate => {
             sending.await?;
-            greeted(&mut reader, plan.service, oracle).await?;
+            greeted(&mut reader, plan.service, incoming, oracle).await?;
             return hear(&mut reader, incoming, Duration::ZERO).await;
         }
         Shape::Both | Shape::Answer | Shape::ServiceResets => {}
@@ -174,13 +173,13 @@ async fn client(
         // Who can't write any more reads what is there.
         let (sent, received) = tokio::join!(biased; sending, receiving);
         if sent.is_ok() && matches!(received, Ok(false)) {
-            oracle.violate(format_args!("flow {number} ends before its service spoke"));
+            incoming.end_of_silence();
         }
         let received = received.map(drop);
         return end_of_reset(sent, received, incoming, || oracle.reset(number, DOWN, plan.down / 2));
     }
     let receiving = async {
-        greeted(&mut reader, plan.service, oracle).await?;
+        greeted(&mut reader, plan.service, incoming, oracle).await?;
         if !plan.pause.is_zero() {
             sleep(plan.pause).await;
         }
@@ -190,11 +189,16 @@ async fn client(
 }
 
 /// The service says first which one it is.
-async fn greeted(reader: &mut ReadHalf<SimStream>, service: Service, oracle: &Oracle) -> io::Result<()> {
+async fn greeted(
+    reader: &mut ReadHalf<SimStream>,
+    service: Service,
+    incoming: &Incoming<'_>,
+    oracle: &Oracle,
+) -> io::Result<()> {
     if greeting(reader, service, oracle).await? {
         return Ok(());
     }
-    oracle.violate(format_args!("a flow to {service:?} ends before its service spoke"));
+    incoming.end_of_silence();
     Err(io::ErrorKind::UnexpectedEof.into())
 }
 
@@ -266,6 +270,15 @@ async fn hear(
             sleep(pace).await;
         }
     }
+}
+
+/// Resets a flow once its own system has nothing left of what was said, which would be lost with it.
+async fn break_off(stream: SimStream, number: u64, oracle: &Oracle) {
+    while !stream.is_taken() {
+        sleep(Duration::from_millis(1)).await;
+    }
+    oracle.break_off(number);
+    stream.reset();
 }
 
 /// Reads to the end or the reset.
@@ -344,8 +357,7 @@ async fn attend(stream: SimStream, own: Service, oracle: &Oracle) -> io::Result<
         }
         Shape::ServiceResets => {
             send(&mut writer, id, DOWN, down / 2, pace, oracle).await?;
-            oracle.break_off(id);
-            reader.unsplit(writer).reset();
+            break_off(reader.unsplit(writer), id, oracle).await;
             return Ok(());
         }
         Shape::ClientResets => {

@@ -20,6 +20,7 @@
 //! | DNS | real packets, answered by `sidecar::dns` ([`dns`]) |
 //! | TLS | real, with fresh keys: the bytes on the wire differ from run to run, and nothing depends on them |
 //! | annotations and settings | given as values; that files are watched is tested elsewhere |
+//! | whoever means harm | a pod that speaks to its router itself, and a peer or a stranger that dials one ([`hostile`]) |
 //! | time | tokio's, paused, of each node's runtime; the certificates' clock too |
 //!
 //! Not simulated: the kernel (see `e2e` for network namespaces), files, the admin endpoint, upstream DNS, more than one
@@ -33,6 +34,7 @@ pub mod datagram;
 pub mod dns;
 pub mod flow;
 mod host;
+pub mod hostile;
 mod identities;
 pub mod net;
 pub mod network;

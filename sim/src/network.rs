@@ -4,14 +4,11 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use servicekeel_runtime::net::tcp::TcpOptions;
 use turmoil::{LinkIter, Protocol, Segment, Sim};
 
 use crate::net::wire::WireTable;
 
-/// How long a path may swallow bytes before a connection breaks: the routers ask the kernel for what was sent without an
-/// answer (TCP_INFO), and count an idle connection over a cut path by keepalive probes, which is no later (tcp(7)). A
-/// reader that takes nothing is no such path.
-const DEAD: Duration = Duration::from_secs(60);
 /// The first retransmission of a segment (RTO), and of a SYN; doubled each time, up to [`MAX_RTO`].
 const RTO: Duration = Duration::from_millis(200);
 const SYN_RTO: Duration = Duration::from_secs(1);
@@ -20,12 +17,11 @@ const MAX_RTO: Duration = Duration::from_secs(120);
 const LOOK: Duration = Duration::from_millis(50);
 
 /// The network of one simulation.
-#[derive(Default)]
 pub struct Network {
     wires: WireTable,
     links: BTreeMap<(IpAddr, IpAddr), Link>,
-    /// How long a window may stay closed, where the kernels count that as silence.
-    closed_window: Option<Duration>,
+    /// What the routers ask the kernels for.
+    options: TcpOptions,
 }
 
 /// A link that is cut, or was cut and has segments that wait to be sent again.
@@ -47,11 +43,6 @@ struct Waiting {
 }
 
 impl Waiting {
-    /// When its sender gives up.
-    fn given_up(&self) -> Option<Duration> {
-        (!self.syn).then(|| self.since + DEAD)
-    }
-
     /// The first retransmission at `now` or later.
     fn retransmission(&self, now: Duration) -> Duration {
         let (mut pause, mut at) = (if self.syn { SYN_RTO } else { RTO }, self.since);
@@ -96,9 +87,14 @@ fn pair_of(sent: &LinkIter<'_>) -> (IpAddr, IpAddr) {
 }
 
 impl Network {
-    /// `user_timeout`: see [`Stage::user_timeout`](crate::stage::Stage::user_timeout).
-    pub(crate) fn new(user_timeout: bool) -> Self {
-        Self { closed_window: user_timeout.then_some(DEAD), ..Self::default() }
+    /// A network of connections for which the kernels are asked for `options`.
+    pub(crate) fn new(options: TcpOptions) -> Self {
+        Self { wires: WireTable::default(), links: BTreeMap::new(), options }
+    }
+
+    /// The longest that the window of a connection was closed to bytes that waited.
+    pub(crate) fn closed_window(&self) -> Duration {
+        self.wires.closed_window()
     }
 
     /// What the nodes' sockets share with it.
@@ -134,14 +130,14 @@ impl Network {
     }
 
     /// A middlebox between two nodes forgets its connections: those of now are dead, and neither side is told.
-    pub fn forget(&mut self, sim: &Sim<'_>, a: IpAddr, b: IpAddr) {
-        self.wires.lose(a, b, sim.elapsed());
+    pub fn forget(&mut self, a: IpAddr, b: IpAddr) {
+        self.wires.lose(a, b);
     }
 
     /// To be called after each step of the simulation.
     pub fn step(&mut self, sim: &Sim<'_>) {
         let now = sim.elapsed();
-        let Self { wires, links, closed_window } = self;
+        let Self { wires, links, options } = self;
         if !links.is_empty() {
             sim.links(|all| {
                 for sent in all {
@@ -155,18 +151,12 @@ impl Network {
                 }
             });
         }
-        for (&(a, b), link) in links.iter() {
-            if link.cut.is_some_and(|cut| cut + DEAD <= now) {
-                wires.time_out_all(a, b);
-            }
-            for (&(from, to), waiting) in &link.waiting {
-                if waiting.given_up().is_some_and(|at| at <= now) {
-                    wires.time_out(from, to);
-                }
-            }
-        }
         links.retain(|_, link| link.cut.is_some() || !link.waiting.is_empty());
-        let is_cut = |a, b| links.get(&pair(a, b)).is_some_and(|link| link.cut.is_some());
-        wires.tick(now, DEAD, *closed_window, is_cut);
+        let link = |a, b| links.get(&pair(a, b));
+        let is_cut = |a, b| link(a, b).is_some_and(|link| link.cut.is_some());
+        let waits = |from: SocketAddr, to: SocketAddr| {
+            link(from.ip(), to.ip()).is_some_and(|link| link.waiting.contains_key(&(from, to)))
+        };
+        wires.tick(now, options, is_cut, waits);
     }
 }

@@ -7,6 +7,8 @@
 //!   its answer comes to its sender.
 //! - An address that DNS gave for one Service is not given for another while anybody may remember it.
 //! - What was quiet for [`SETTLED`] works.
+//!
+//! Whoever means harm ([`crate::hostile`]) changes nothing of this for the others: it is told of no such deed.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,15 +19,20 @@ use std::time::Duration;
 use servicekeel_core::flow::machine::WINDOW;
 use tracing::{debug, error, info};
 
-use crate::content::Content;
+mod datagrams;
+mod incoming;
+
+use datagrams::Datagram;
+pub(crate) use incoming::Incoming;
 
 /// After so long without a change, a name that has a reachable endpoint works.
 pub const SETTLED: Duration = Duration::from_secs(5);
+/// The same where a path forgets its connections: the side that dials may be the one that does not use the link, and asks
+/// for up to 7 s before it is dead. That it is to the other side does not help: nobody tells.
+pub const FORGOTTEN: Duration = Duration::from_secs(8);
 /// The most bytes of one direction that are said and not heard yet: what the routers let pass unacknowledged, and the
 /// sockets' buffers around it.
 const UNDER_WAY: u64 = WINDOW + (1 << 20);
-/// Number, Service and length before the content of a datagram.
-pub(crate) const DATAGRAM_HEADER: usize = 16;
 
 /// A port of a Service, as the applications know it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -39,14 +46,8 @@ struct Flow {
     began: Duration,
     /// One of its sides resets it, as it planned. One that was not accepted yet is reset by others.
     broken_off: bool,
-}
-
-struct Datagram {
-    client: u64,
-    service: Service,
-    len: usize,
-    received: bool,
-    answered: bool,
+    /// An application of its Service was killed meanwhile, whose kernel says then what it says at an end.
+    cut_short: bool,
 }
 
 /// What happened so far.
@@ -86,6 +87,8 @@ struct State {
     tally: Tally,
     next: u64,
     changed: Duration,
+    /// When all of it is to be mended.
+    settled: Duration,
     violations: Vec<String>,
 }
 
@@ -132,8 +135,15 @@ impl Oracle {
 
     /// Something changed in the network or in what is wanted of it.
     pub fn change(&self, what: impl fmt::Display) {
+        self.change_that_settles_within(SETTLED, what);
+    }
+
+    /// The same, of what takes so long to be mended.
+    pub fn change_that_settles_within(&self, time: Duration, what: impl fmt::Display) {
         info!("{what}");
-        self.lock().changed = now();
+        let mut state = self.lock();
+        state.changed = now();
+        state.settled = state.settled.max(now() + time);
     }
 
     /// How long nothing has changed.
@@ -141,10 +151,10 @@ impl Oracle {
         now().saturating_sub(self.lock().changed)
     }
 
-    /// Whether something was tried after [`SETTLED`] of quiet that lasted until now, so that it must have worked.
+    /// Whether something was tried after all that changed had its time, in quiet that lasted until now, so that it must have worked.
     pub fn must_have_worked(&self, began: Duration) -> bool {
         let mut state = self.lock();
-        let settled = state.changed + SETTLED <= began;
+        let settled = state.settled <= began;
         state.tally.probes += u64::from(settled);
         settled
     }
@@ -157,7 +167,14 @@ impl Oracle {
         let number = state.next;
         state.flows.insert(
             number,
-            Flow { service, accepted: false, heard: [0; 2], began: now(), broken_off: false },
+            Flow {
+                service,
+                accepted: false,
+                heard: [0; 2],
+                began: now(),
+                broken_off: false,
+                cut_short: false,
+            },
         );
         number
     }
@@ -210,6 +227,20 @@ impl Oracle {
         }
     }
 
+    /// An application of a Service is killed: the flows that it may have had are cut short.
+    pub(crate) fn kill_application(&self, service: Service) {
+        self.lock()
+            .flows
+            .values_mut()
+            .filter(|flow| flow.service == service)
+            .for_each(|f| f.cut_short = true);
+    }
+
+    /// Whether an end of a flow says that all has come.
+    pub(crate) fn is_end_honest(&self, number: u64) -> bool {
+        self.lock().flows.get(&number).is_none_or(|flow| !flow.cut_short)
+    }
+
     /// A flow ended by the reset of its sender, who had written so many bytes before it.
     pub(crate) fn reset(&self, number: u64, direction: u64, written: u64) {
         let heard = {
@@ -236,100 +267,6 @@ impl Oracle {
         }
     }
 
-    /// A number for a client of datagrams.
-    pub(crate) fn begin_client(&self) -> u64 {
-        let mut state = self.lock();
-        state.next += 1;
-        state.next
-    }
-
-    /// A datagram for a Service, `len` bytes long: its number and its bytes.
-    pub(crate) fn send_datagram(&self, client: u64, service: Service, len: usize) -> (u64, Vec<u8>) {
-        let mut state = self.lock();
-        state.tally.datagrams += 1;
-        state.next += 1;
-        let number = state.next;
-        if len < DATAGRAM_HEADER {
-            state.short.entry((service, len)).or_default().0 += 1;
-            return (number, short(len));
-        }
-        state.datagrams.insert(number, Datagram { client, service, len, received: false, answered: false });
-        let mut bytes = Vec::with_capacity(len);
-        bytes.extend(number.to_be_bytes());
-        bytes.extend(service.0.to_be_bytes());
-        bytes.extend((len as u32).to_be_bytes());
-        let content = Content::new(number, 0);
-        while bytes.len() < len {
-            bytes.extend(content.at((bytes.len() - DATAGRAM_HEADER) as u64, len - bytes.len()));
-        }
-        (number, bytes)
-    }
-
-    /// A service received a datagram.
-    pub(crate) fn receive_datagram(&self, own: Service, bytes: &[u8]) {
-        if let Err(wrong) = self.received(own, bytes) {
-            self.violate(format_args!("a datagram of {} bytes at {own:?}: {wrong}", bytes.len()));
-        }
-    }
-
-    fn received(&self, own: Service, bytes: &[u8]) -> Result<(), String> {
-        let mut state = self.lock();
-        state.tally.datagrams_received += 1;
-        if bytes.len() < DATAGRAM_HEADER {
-            if bytes != short(bytes.len()) {
-                return Err("not what was sent".into());
-            }
-            let (sent, received) = state.short.entry((own, bytes.len())).or_default();
-            *received += 1;
-            return if received > sent { Err("more of them than were sent".into()) } else { Ok(()) };
-        }
-        let number = whole(bytes)?;
-        let datagram = state.datagrams.get_mut(&number).ok_or("nobody sent it")?;
-        if datagram.len != bytes.len() {
-            return Err(format!("number {number} was sent with {} bytes", datagram.len));
-        }
-        if datagram.service != own {
-            return Err(format!("number {number} was sent to {:?}", datagram.service));
-        }
-        if std::mem::replace(&mut datagram.received, true) {
-            return Err(format!("number {number} comes twice"));
-        }
-        debug!(number, len = bytes.len(), "a datagram is received");
-        Ok(())
-    }
-
-    /// The sender of a datagram received an answer: the number of what it answers.
-    pub(crate) fn receive_answer(&self, client: u64, service: Service, bytes: &[u8]) -> Option<u64> {
-        let answered = self.answered(client, service, bytes);
-        match answered {
-            Ok(number) => Some(number),
-            Err(wrong) => {
-                self.violate(format_args!("an answer of {} bytes from {service:?}: {wrong}", bytes.len()));
-                None
-            }
-        }
-    }
-
-    fn answered(&self, client: u64, service: Service, bytes: &[u8]) -> Result<u64, String> {
-        let mut state = self.lock();
-        state.tally.datagrams_answered += 1;
-        if bytes.len() < DATAGRAM_HEADER {
-            return if bytes == short(bytes.len()) { Ok(0) } else { Err("not what was sent".into()) };
-        }
-        let number = whole(bytes)?;
-        let datagram = state.datagrams.get_mut(&number).ok_or("nobody sent it")?;
-        if datagram.service != service || datagram.len != bytes.len() || !datagram.received {
-            return Err(format!("number {number} was sent to {:?}", datagram.service));
-        }
-        if datagram.client != client {
-            return Err(format!("number {number} was sent by another client"));
-        }
-        if std::mem::replace(&mut datagram.answered, true) {
-            return Err(format!("number {number} is answered twice"));
-        }
-        Ok(number)
-    }
-
     /// A pod's sidecar begins anew and knows nothing of what it gave.
     pub(crate) fn forget_leases(&self, pod: &str) {
         self.lock().leases.retain(|(other, _), _| other != pod);
@@ -353,184 +290,10 @@ impl Oracle {
     }
 }
 
-/// What a datagram says of itself, where its content is whole.
-fn whole(bytes: &[u8]) -> Result<u64, String> {
-    let (header, content) = bytes.split_at(DATAGRAM_HEADER);
-    let number = u64::from_be_bytes(header[..8].try_into().map_err(|_| "no number")?);
-    let len = u32::from_be_bytes(header[12..].try_into().map_err(|_| "no length")?) as usize;
-    if len != bytes.len() {
-        return Err(format!("number {number} was sent with {len} bytes"));
-    }
-    match Content::new(number, 0).differs(0, content) {
-        Some(at) => Err(format!("number {number} differs at byte {at}")),
-        None => Ok(number),
-    }
-}
-
-fn short(len: usize) -> Vec<u8> {
-    Content::new(len as u64, 1).at(0, len).into()
-}
-
 /// The simulated time.
 pub fn now() -> Duration {
     turmoil::sim_elapsed().unwrap_or_default()
 }
 
-/// One direction of a flow, as it comes.
-pub(crate) struct Incoming<'a> {
-    oracle: &'a Oracle,
-    number: u64,
-    direction: u64,
-    content: Content,
-    total: u64,
-    received: u64,
-}
-
-impl<'a> Incoming<'a> {
-    pub(crate) fn new(oracle: &'a Oracle, number: u64, direction: u64, total: u64) -> Self {
-        Self { oracle, number, direction, content: Content::new(number, direction), total, received: 0 }
-    }
-
-    /// Bytes came.
-    pub(crate) fn take(&mut self, bytes: &[u8]) {
-        self.oracle.hear(self.number, self.direction, bytes.len() as u64);
-        if let Some(at) = self.content.differs(self.received, bytes) {
-            self.oracle.violate(format_args!("flow {}: byte {at} is another than was sent", self.number));
-        }
-        self.received += bytes.len() as u64;
-        if self.received > self.total {
-            self.oracle.violate(format_args!(
-                "flow {}: {} bytes came where {} were sent",
-                self.number, self.received, self.total
-            ));
-        }
-    }
-
-    /// The end came.
-    pub(crate) fn end(&self) {
-        if self.received < self.total {
-            self.oracle.violate(format_args!(
-                "flow {}: ends as if complete after {} of {} bytes",
-                self.number, self.received, self.total
-            ));
-        }
-    }
-
-    pub(crate) fn received(&self) -> u64 {
-        self.received
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// How many violations there are more than at the last call.
-    struct Seen(Oracle, usize);
-
-    impl Seen {
-        fn more(&mut self) -> usize {
-            let all = self.0.violations().len();
-            all - std::mem::replace(&mut self.1, all)
-        }
-    }
-
-    fn watched() -> (Oracle, Seen, Service, Service) {
-        let oracle = Oracle::default();
-        let (one, other) = (oracle.service("one"), oracle.service("other"));
-        (oracle.clone(), Seen(oracle, 0), one, other)
-    }
-
-    #[test]
-    fn a_flow_that_goes_astray_is_seen() {
-        let (oracle, mut seen, one, other) = watched();
-        let number = oracle.begin_flow(one);
-        oracle.accept_flow(number, one.0, other);
-        assert_eq!(seen.more(), 1);
-        oracle.accept_flow(number, other.0, one);
-        assert_eq!(seen.more(), 1);
-        oracle.accept_flow(number + 1, one.0, one);
-        assert_eq!(seen.more(), 1);
-        oracle.accept_flow(number, one.0, one);
-        assert_eq!(seen.more(), 0);
-        oracle.accept_flow(number, one.0, one);
-        assert_eq!(seen.more(), 1);
-    }
-
-    #[test]
-    fn bytes_that_are_changed_missing_too_many_or_unread_are_seen() {
-        let (oracle, mut seen, one, _) = watched();
-        let number = oracle.begin_flow(one);
-        let content = Content::new(number, 0);
-        let mut incoming = Incoming::new(&oracle, number, 0, 100);
-        incoming.take(content.at(0, 60));
-        assert_eq!(seen.more(), 0);
-        incoming.end();
-        assert_eq!(seen.more(), 1);
-        incoming.take(content.at(59, 40));
-        assert_eq!(seen.more(), 1);
-        incoming.end();
-        assert_eq!(seen.more(), 0);
-        incoming.take(content.at(100, 1));
-        assert_eq!(seen.more(), 1);
-        oracle.said(number, 0, 101 + UNDER_WAY);
-        assert_eq!(seen.more(), 0);
-        oracle.said(number, 0, 102 + UNDER_WAY);
-        assert_eq!(seen.more(), 1);
-    }
-
-    #[test]
-    fn last_words_that_are_lost_are_seen() {
-        let (oracle, mut seen, one, _) = watched();
-        let number = oracle.begin_flow(one);
-        let mut incoming = Incoming::new(&oracle, number, 1, 200);
-        incoming.take(Content::new(number, 1).at(0, 99));
-        oracle.reset(number, 1, 100);
-        assert_eq!(seen.more(), 0, "nobody meant to reset it");
-        oracle.break_off(number);
-        oracle.reset(number, 1, 99);
-        assert_eq!(seen.more(), 0);
-        oracle.reset(number, 1, 100);
-        assert_eq!(seen.more(), 1);
-    }
-
-    #[test]
-    fn a_datagram_that_is_not_what_was_sent_or_comes_elsewhere_is_seen() {
-        let (oracle, mut seen, one, other) = watched();
-        let (number, bytes) = oracle.send_datagram(7, one, 500);
-        assert_eq!(oracle.receive_answer(7, one, &bytes), None);
-        assert_eq!(seen.more(), 1);
-        oracle.receive_datagram(other, &bytes);
-        oracle.receive_datagram(one, &bytes[..499]);
-        oracle.receive_datagram(one, &[&bytes[..499], &[!bytes[499]]].concat());
-        assert_eq!(seen.more(), 3);
-        oracle.receive_datagram(one, &bytes);
-        assert_eq!(seen.more(), 0);
-        oracle.receive_datagram(one, &bytes);
-        assert_eq!(seen.more(), 1);
-        assert_eq!(oracle.receive_answer(8, one, &bytes), None);
-        assert_eq!(oracle.receive_answer(7, other, &bytes), None);
-        assert_eq!(seen.more(), 2);
-        assert_eq!(oracle.receive_answer(7, one, &bytes), Some(number));
-        assert_eq!(seen.more(), 0);
-        assert_eq!(oracle.receive_answer(7, one, &bytes), None);
-        assert_eq!(seen.more(), 1);
-        oracle.receive_datagram(one, &[]);
-        assert_eq!(seen.more(), 1);
-    }
-
-    #[test]
-    fn an_address_that_may_be_remembered_for_another_service_is_seen() {
-        let (oracle, mut seen, ..) = watched();
-        let (address, ttl) = (IpAddr::from([127, 0, 66, 1]), Duration::from_secs(5));
-        oracle.answer("pod", "one", address, ttl);
-        oracle.answer("pod", "one", address, ttl);
-        oracle.answer("another pod", "other", address, ttl);
-        assert_eq!(seen.more(), 0);
-        oracle.answer("pod", "other", address, ttl);
-        assert_eq!(seen.more(), 1);
-        oracle.forget_leases("pod");
-        oracle.answer("pod", "one", address, ttl);
-        assert_eq!(seen.more(), 0);
-    }
-}
+mod tests;

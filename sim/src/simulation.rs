@@ -62,6 +62,8 @@ pub struct Report {
     pub tally: Tally,
     /// Steps of the network, each of 5 ms.
     pub steps: u64,
+    /// The longest that the window of a connection between nodes was closed to bytes that waited.
+    pub closed_window: Duration,
 }
 
 /// What [`simulate`] says of a simulation that held.
@@ -87,9 +89,9 @@ where
     let outcome =
         tracing::subscriber::with_default(trace.subscriber(), || run(seed, stage, script, &trace, &oracle));
     let mut wrong = oracle.violations();
-    let steps = outcome.unwrap_or_else(|error| {
+    let (steps, closed_window) = outcome.unwrap_or_else(|error| {
         wrong.push(error);
-        0
+        (0, Duration::ZERO)
     });
     if PANICKED.get() {
         wrong.push("a task panicked".into());
@@ -102,16 +104,23 @@ where
         let file = std::env::temp_dir().join(name);
         let whole = match std::fs::write(&file, trace.bytes()) {
             Ok(()) => format!("The whole trace is in {}.", file.display()),
-            Err(error) => format!("The trace can't be kept: {error}."),
+            Err(error) => format!("The trace cannot be kept: {error}."),
         };
         let (what, end) = (wrong.join("; "), trace.tail(SHOWN));
         panic!("seed {seed}: {what}\n{end}\n{whole} Run it again: SEED={seed} cargo test -p sim");
     }
     println!("{}", counted(seed, steps));
-    Report { trace: trace.bytes(), tally: oracle.tally(), steps }
+    Report { trace: trace.bytes(), tally: oracle.tally(), steps, closed_window }
 }
 
-fn run<S, F>(seed: u64, stage: &Stage, script: S, trace: &Trace, oracle: &Oracle) -> Result<u64, String>
+/// Its steps, and the longest that a window was closed.
+fn run<S, F>(
+    seed: u64,
+    stage: &Stage,
+    script: S,
+    trace: &Trace,
+    oracle: &Oracle,
+) -> Result<(u64, Duration), String>
 where
     S: FnOnce(Arc<World>) -> F + 'static,
     F: Future<Output = ()> + 'static,
@@ -128,7 +137,7 @@ where
         .max_message_latency(least + random.millis(1..60))
         .enable_random_order()
         .build();
-    let mut network = Network::new(stage.user_timeout);
+    let mut network = Network::new(stage.tcp);
     let faults = Faults::default();
     let (world, hosts) = World::new(&mut random, stage, &network, &faults, oracle);
     let world = Arc::new(world);
@@ -150,7 +159,7 @@ where
             apply(&mut network, &sim, fault);
         }
         if finished || PANICKED.get() || !oracle.violations().is_empty() {
-            return Ok(steps);
+            return Ok((steps, network.closed_window()));
         }
     }
 }
@@ -168,7 +177,7 @@ fn apply(network: &mut Network, sim: &Sim<'_>, fault: Fault) {
         }
         Fault::Forget(a, b) => {
             let (a, b) = ips(a, b);
-            network.forget(sim, a, b);
+            network.forget(a, b);
         }
         Fault::Latency(a, b, most) => sim.set_link_max_message_latency(a, b, most),
     }

@@ -5,6 +5,9 @@ use std::fmt;
 use std::fmt::Write;
 use std::net::Ipv4Addr;
 
+use servicekeel_core::name::{Protocol, ServiceName, ServicePort};
+use servicekeel_runtime::net::tcp::{BETWEEN_ROUTERS, TcpOptions};
+
 /// A node with its router.
 #[derive(Debug, Clone, Copy)]
 pub struct NodeSpec {
@@ -32,19 +35,20 @@ pub struct PodSpec {
 }
 
 /// The nodes and pods of a simulation.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Stage {
     /// The nodes.
     pub nodes: Vec<NodeSpec>,
     /// The pods.
     pub pods: Vec<PodSpec>,
+    /// Nodes that run no router: what they do to the others the script says. The others trust their clusters.
+    pub hostile: Vec<NodeSpec>,
     /// Whether sidecars keep their leases over a restart.
     pub state: bool,
     /// Whether the pods' imports have six addresses only.
     pub narrow: bool,
-    /// Whether the sockets between nodes break after a minute of a closed window, as TCP_USER_TIMEOUT has it (tcp(7)).
-    /// The routers do not ask for it.
-    pub user_timeout: bool,
+    /// What the kernels are asked for of connections between nodes: the routers ask for [`BETWEEN_ROUTERS`].
+    pub tcp: TcpOptions,
 }
 
 /// One port of a Service.
@@ -91,6 +95,20 @@ impl fmt::Display for Port {
     }
 }
 
+/// What the programs call it.
+///
+/// # Panics
+/// Where it has no name that is one.
+pub fn service_port(port: &Port) -> ServicePort {
+    let service = ServiceName {
+        name: port.name.parse().expect("a Service's name"),
+        namespace: port.namespace.parse().expect("a namespace"),
+        cluster: port.cluster.parse().expect("a cluster's name"),
+    };
+    let protocol = if port.udp { Protocol::Udp } else { Protocol::Tcp };
+    ServicePort { service, port: port.port.try_into().expect("a port's number"), protocol }
+}
+
 /// The annotation that has these ports.
 pub(crate) fn annotation(ports: &BTreeSet<Port>) -> String {
     let mut text = String::from(if ports.is_empty() { "services: []\n" } else { "services:\n" });
@@ -107,8 +125,10 @@ pub(crate) fn annotation(ports: &BTreeSet<Port>) -> String {
         let (protocol, number, target) = (port.protocol(), port.port, port.target);
         let _ = writeln!(
             text,
-            "      - {{ name: p{number}{}, port: {number}, protocol: {protocol}, targetport: {target} }}",
-            protocol.to_lowercase()
+            "      - {{ name: p{number}{}, port: {number}, protocol: {protocol}{} }}",
+            protocol.to_lowercase(),
+            // An import has none.
+            if target == number { String::new() } else { format!(", targetport: {target}") }
         );
     }
     text
@@ -128,9 +148,10 @@ pub fn two_clusters() -> Stage {
             pod("near", "a-1", Ipv4Addr::new(10, 1, 0, 3)),
             pod("client", "b-1", Ipv4Addr::new(10, 2, 0, 2)),
         ],
+        hostile: Vec::new(),
         state: false,
         narrow: false,
-        user_timeout: false,
+        tcp: BETWEEN_ROUTERS,
     }
 }
 
@@ -152,9 +173,10 @@ pub fn three_endpoints() -> Stage {
             pod("near", "a-1", Ipv4Addr::new(10, 1, 0, 3)),
             pod("client", "b-1", Ipv4Addr::new(10, 2, 0, 2)),
         ],
+        hostile: Vec::new(),
         state: false,
         narrow: false,
-        user_timeout: false,
+        tcp: BETWEEN_ROUTERS,
     }
 }
 

@@ -19,14 +19,18 @@ use crate::host::{self, Host, Programs};
 use crate::net::wire::{WINDOWS, Wires};
 use crate::net::{Kernel, Process, SimNet};
 use crate::network::Network;
-use crate::oracle::Oracle;
+use crate::oracle::{FORGOTTEN, Oracle, SETTLED};
 use crate::random::Random;
 use crate::simulation::{Fault, Faults};
 use crate::stage::{NodeSpec, PodSpec, Port, Stage, annotation};
 use crate::{datagram, flow, identities};
 
-const PEERS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 7443);
-const SOCKET: &str = "/run/router.sock";
+mod jobs;
+
+use jobs::Stranger;
+
+pub(crate) const PEERS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 7443);
+pub(crate) const SOCKET: &str = "/run/router.sock";
 /// Where a pod's DNS answers.
 pub(crate) const DNS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2)), 53);
 /// How long a program may take to end when it is asked to: its own 2 s, and what comes around them.
@@ -71,6 +75,7 @@ struct Wanted {
 pub struct World {
     nodes: BTreeMap<&'static str, Node>,
     pods: BTreeMap<&'static str, Pod>,
+    strangers: BTreeMap<&'static str, Stranger>,
     faults: Faults,
     cut: Mutex<BTreeSet<(&'static str, &'static str)>>,
     /// Watches.
@@ -98,7 +103,8 @@ impl World {
             cluster: spec.cluster.parse().expect("a cluster's name"),
             node: spec.name.parse().expect("a node's name"),
         };
-        let identities = identities::make(&stage.nodes.iter().map(id).collect::<Vec<_>>());
+        let all = stage.nodes.iter().chain(&stage.hostile);
+        let identities = identities::make(&all.map(id).collect::<Vec<_>>());
         let state = stage.state.then(|| tempfile::tempdir().expect("a directory"));
         let mut hosts = Vec::new();
         let mut nodes = BTreeMap::new();
@@ -141,10 +147,17 @@ impl World {
             let (sidecar, wanted) = Default::default();
             pods.insert(spec.name, Pod { spec: *spec, net, settings, annotations, sidecar, wanted });
         }
+        let mut strangers = BTreeMap::new();
+        for spec in &stage.hostile {
+            let (stranger, host) = Stranger::new(&identities[&id(spec)], network);
+            hosts.push((spec.name, host));
+            strangers.insert(spec.name, stranger);
+        }
         let (faults, oracle, random) = (faults.clone(), oracle.clone(), Mutex::new(random.fork()));
         let world = Self {
             nodes,
             pods,
+            strangers,
             faults,
             cut: Mutex::default(),
             oracle,
@@ -267,10 +280,15 @@ impl World {
 
     /// Starts all routers and all sidecars.
     pub async fn start(&self) {
+        self.start_all_but(&[]).await;
+    }
+
+    /// Starts all routers, and the sidecars of all pods that have one.
+    pub async fn start_all_but(&self, without: &[&str]) {
         for name in self.nodes.keys() {
             self.start_router(name).await;
         }
-        for name in self.pods.keys() {
+        for name in self.pods.keys().filter(|pod| !without.contains(pod)) {
             self.start_sidecar(name).await;
         }
     }
@@ -318,7 +336,7 @@ impl World {
                 false => flow::serve(net, at, service, oracle.clone()).await,
             };
             if let Err(error) = served {
-                oracle.violate(format_args!("{pod} can't serve {port}: {error}"));
+                oracle.violate(format_args!("{pod} cannot serve {port}: {error}"));
             }
         };
         self.node_of(pod).programs.start(&application(pod, &port), program).await;
@@ -328,35 +346,14 @@ impl World {
     pub async fn unserve(&self, pod: &'static str, port: Port) {
         self.oracle.change(format_args!("{pod} no longer serves {port}"));
         lock(&self.pod(pod).wanted).served.remove(&port);
+        self.oracle.kill_application(self.oracle.service(&port.to_string()));
         self.node_of(pod).programs.kill(&application(pod, &port)).await;
-    }
-
-    /// Does something as an application of a pod, on the pod's node.
-    pub async fn within<T: Send + 'static>(
-        &self,
-        pod: &str,
-        job: impl Future<Output = T> + Send + 'static,
-    ) -> T {
-        let number = {
-            let mut jobs = lock(&self.jobs);
-            *jobs += 1;
-            *jobs
-        };
-        let (done, result) = oneshot::channel();
-        let program = async move {
-            let _ = done.send(job.await);
-        };
-        let programs = &self.node_of(pod).programs;
-        let name = format!("job {number}");
-        programs.start(&name, program).await;
-        let result = result.await.expect("an application's job is not killed");
-        programs.kill(&name).await;
-        result
     }
 
     /// Does something to the network.
     pub fn fault(&self, fault: Fault) {
-        self.oracle.change(format_args!("{fault:?}"));
+        let settles = if matches!(fault, Fault::Forget(..)) { FORGOTTEN } else { SETTLED };
+        self.oracle.change_that_settles_within(settles, format_args!("{fault:?}"));
         match fault {
             Fault::Cut(a, b) => lock(&self.cut).insert(ordered(a, b)),
             Fault::Heal(a, b) => lock(&self.cut).remove(&ordered(a, b)),

@@ -159,7 +159,7 @@ fn all_sockets_of_a_sidecar_are_of_one_network_namespace() {
             };
             let refused = world.within("near", job).await;
             let reason =
-                "the socket is of another network namespace than this sidecar's first one".to_owned();
+                "the socket belongs to another network namespace than this sidecar's first one".to_owned();
             assert_eq!(refused, [(Some(2), reason.clone()), (None, reason)]);
         });
     }

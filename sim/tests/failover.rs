@@ -2,9 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "what these files hold is tests")]
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sim::datagram::Client;
 use sim::flow::Outcome;
 use sim::oracle::SETTLED;
 use sim::random::{Random, seeds};
@@ -167,6 +169,85 @@ fn datagrams_go_where_sockets_are_left_when_a_sidecar_does_not_come_back() {
                 sleep(Duration::from_millis(300)).await;
             }
             assert!(lost <= 1, "{lost} datagrams are lost");
+        });
+    }
+}
+
+/// Exchanges datagrams of one client until `end`; says how long none was answered at the most.
+async fn longest_silence(
+    world: &World,
+    client: &mut Client,
+    pod: &'static str,
+    to: SocketAddr,
+    end: Duration,
+) -> Duration {
+    let (mut answered, mut longest) = (sim::oracle::now(), Duration::ZERO);
+    while sim::oracle::now() < end {
+        let works = world.exchange_by(client, pod, to, &ECHO, 100).await;
+        longest = longest.max(sim::oracle::now() - answered);
+        if works {
+            answered = sim::oracle::now();
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+    longest
+}
+
+#[test]
+fn a_client_that_keeps_sending_follows_the_endpoints_that_are_left() {
+    for seed in seeds(20) {
+        simulate(seed, &three_endpoints(), |world| async move {
+            for pod in ENDPOINTS {
+                world.annotate(pod, &[ECHO], &[]);
+                world.serve(pod, ECHO, false).await;
+            }
+            let pods = ["near", "client"];
+            for pod in pods {
+                world.annotate(pod, &[], &[ECHO]);
+            }
+            world.start().await;
+            for pod in pods {
+                world.until_works(pod, &ECHO, READY).await;
+            }
+            sleep(SETTLED).await;
+            let mut random = Random::new(world.random.lock().unwrap().draw());
+            let mut clients = Vec::new();
+            for pod in pods {
+                clients.push((pod, world.locate(pod, &ECHO).await, world.datagram_client(pod).unwrap()));
+            }
+            for (pod, to, client) in &mut clients {
+                assert!(world.exchange_by(client, pod, *to, &ECHO, 100).await);
+            }
+            // One endpoint is left each time, so that each client has to go there, from wherever it is.
+            for _ in 0..4 {
+                let left = *random.pick(&ENDPOINTS);
+                let gone = ENDPOINTS.into_iter().filter(|pod| *pod != left);
+                let ways: Vec<_> = gone.map(|pod| (pod, random.within(0..3))).collect();
+                for (pod, way) in &ways {
+                    match way {
+                        0 => {}
+                        1 => world.kill_sidecar(pod).await,
+                        _ => world.stop_sidecar(pod).await,
+                    }
+                    world.unserve(pod, ECHO).await;
+                }
+                for (pod, to, client) in &mut clients {
+                    let end = sim::oracle::now() + SETTLED;
+                    // Each endpoint that is gone may cost an answer, for which the client waits 1 s.
+                    let longest = longest_silence(&world, client, pod, *to, end).await;
+                    assert!(
+                        longest < Duration::from_secs(4),
+                        "{pod} had no answer for {longest:?}: {left} is left, {ways:?}"
+                    );
+                }
+                for (pod, way) in &ways {
+                    world.serve(pod, ECHO, false).await;
+                    if *way > 0 {
+                        world.start_sidecar(pod).await;
+                    }
+                }
+                sleep(SETTLED).await;
+            }
         });
     }
 }

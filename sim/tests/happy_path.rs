@@ -9,6 +9,7 @@ use std::time::Duration;
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::RecordType;
 use servicekeel_core::flow::machine::WINDOW;
+use servicekeel_runtime::net::tcp::{BETWEEN_ROUTERS, TcpOptions};
 use servicekeel_sidecar::dns::Transport;
 use sim::client::USES;
 use sim::flow::{Outcome, SHAPES, Shape};
@@ -184,8 +185,9 @@ fn a_service_that_is_not_there_is_told_apart_from_one_that_is() {
 
 #[test]
 fn a_reader_that_pauses_for_ten_minutes_gets_everything() {
+    let mut closed = Duration::ZERO;
     for seed in seeds(2) {
-        simulate(seed, &two_clusters(), |world| async move {
+        let report = simulate(seed, &two_clusters(), |world| async move {
             world.set_up().await;
             let mut flows = JoinSet::new();
             for (pod, port) in [("client", WEB), ("near", WEB), ("near", METRICS)] {
@@ -199,7 +201,11 @@ fn a_reader_that_pauses_for_ten_minutes_gets_everything() {
                 assert_eq!(outcome, Outcome::Complete, "{plan:?}");
             }
         });
+        closed = closed.max(report.closed_window);
     }
+    // With some seeds the sockets between the nodes hold more than a flow may have on its way.
+    let alone = std::env::var_os("SEED").is_some();
+    assert!(alone || closed > Duration::from_secs(590), "no window was closed: {closed:?}");
 }
 
 #[test]
@@ -208,7 +214,8 @@ fn a_pause_on_sockets_that_take_a_closed_window_for_silence_is_cut() {
     let is_cut = |seed| {
         let cut = Arc::new(AtomicBool::new(false));
         let seen = cut.clone();
-        let stage = Stage { user_timeout: true, ..two_clusters() };
+        let tcp = TcpOptions { user_timeout: Some(Duration::from_secs(60)), ..BETWEEN_ROUTERS };
+        let stage = Stage { tcp, ..two_clusters() };
         simulate(seed, &stage, |world| async move {
             world.set_up().await;
             let to = world.locate("client", &WEB).await;

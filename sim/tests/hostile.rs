@@ -1,64 +1,24 @@
-//! A pod that means harm: whoever may reach the router's socket hurts nobody but itself.
+//! A pod or a peer that means harm: whoever may reach the router's sockets hurts nobody but itself.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "what these files hold is tests")]
 
-use std::path::Path;
 use std::time::Duration;
 
-use servicekeel_core::handoff::{Pod, ToRouter, VERSION};
-use servicekeel_core::name::{Protocol, ServiceName, ServicePort};
-use servicekeel_runtime::net::{Handoff, Net};
 use sim::client::USES;
-use sim::net::SimNet;
 use sim::oracle::SETTLED;
 use sim::random::{Random, seeds};
-use sim::simulation::simulate;
-use sim::stage::{ECHO, two_clusters};
+use sim::simulation::{Fault, simulate};
+use sim::stage::{
+    CLUSTER_A, DATABASE, ECHO, METRICS, NodeSpec, PodSpec, Port, SYSLOG, Stage, WEB, three_endpoints,
+    two_clusters,
+};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
-/// How long one of its deeds may take.
-const DEED: Duration = Duration::from_millis(500);
-
-fn port(number: u64, protocol: Protocol) -> ServicePort {
-    let service = ServiceName {
-        name: format!("flood-{number}").parse().unwrap(),
-        namespace: "default".parse().unwrap(),
-        cluster: "cluster-a.local".parse().unwrap(),
-    };
-    ServicePort { service, port: 80.try_into().unwrap(), protocol }
-}
-
-/// One conversation with the router that is not polite, and never reads.
-async fn conversation(net: SimNet, mut random: Random) {
-    let Ok(router) = net.handoff_connect(Path::new("/run/router.sock")).await else { return };
-    let pod = Pod { name: "mallory".into(), namespace: "default".parse().unwrap(), uid: String::new() };
-    let hello = ToRouter::Hello { version: VERSION, pod, addresses: vec![[10, 1, 0, 3].into(); 20] };
-    if random.chance(80) && router.send(&hello.encode(), Vec::new()).await.is_err() {
-        return;
-    }
-    let (kind, until) = (random.within(0..4), random.within(1..6000));
-    for number in 0..until {
-        let message = match kind {
-            0 => (0..random.within(1..200)).map(|_| random.draw() as u8).collect(),
-            1 => ToRouter::Export {
-                id: number,
-                offered: port(number, Protocol::Tcp),
-                target: 1.try_into().unwrap(),
-                allow: None,
-            }
-            .encode(),
-            // Imports and stock that come without the sockets that they speak of.
-            2 => ToRouter::Import { id: number, wanted: port(number, Protocol::Udp) }.encode(),
-            _ => hello.encode(),
-        };
-        if !matches!(timeout(DEED, router.send(&message, Vec::new())).await, Ok(Ok(()))) {
-            break;
-        }
-    }
-    // It stays, and says nothing more.
-    sleep(random.millis(0..8000)).await;
-}
+const PORTS: [Port; 5] = [WEB, DATABASE, ECHO, METRICS, SYSLOG];
+/// A stranger to both clusters, whom they trust.
+const MALLORY: NodeSpec =
+    NodeSpec { name: "m-1", cluster: "cluster-m.local", dials: &["a-1", "b-1"], listens: false };
 
 #[test]
 fn a_pod_that_is_not_polite_hurts_nobody_else() {
@@ -72,11 +32,11 @@ fn a_pod_that_is_not_polite_hurts_nobody_else() {
             }
             let to = world.locate("near", &ECHO).await;
             let mut deeds = JoinSet::new();
-            for _ in 0..40 {
-                let (net, random) = (world.net("near").process(1000), random.fork());
+            for number in 0..40 {
                 let doing = world.clone();
+                let most = random.within(1..6000);
                 deeds.spawn_local(async move {
-                    doing.within("near", conversation(net, random)).await;
+                    doing.harm_by_pod("near", &["server", "client"], &PORTS, most).await;
                 });
                 for _ in 0..20 {
                     let doing = world.clone();
@@ -85,11 +45,112 @@ fn a_pod_that_is_not_polite_hurts_nobody_else() {
                     });
                 }
                 sleep(Duration::from_millis(400)).await;
+                // Meanwhile the others live on: what a sidecar withdrew and offers again is there again.
+                match number {
+                    4 => world.stop_sidecar("server").await,
+                    6 => world.start_sidecar("server").await,
+                    _ => {}
+                }
             }
             while deeds.join_next().await.is_some() {}
             sleep(SETTLED).await;
             probes.shutdown().await;
         });
         assert!(report.tally.probes > 0, "{:?}", report.tally);
+    }
+}
+
+#[test]
+fn one_process_that_takes_every_seat_leaves_a_sidecar_its_own() {
+    for seed in seeds(2) {
+        simulate(seed, &two_clusters(), |world| async move {
+            world.set_up().await;
+            let doing = world.clone();
+            let mut crowd = JoinSet::new();
+            crowd.spawn_local(async move {
+                doing.crowd_by_pod("near", 6000, 2 * SETTLED).await;
+            });
+            sleep(Duration::from_secs(2)).await;
+            world.stop_sidecar("server").await;
+            world.start_sidecar("server").await;
+            for (pod, port) in USES.into_iter().filter(|(pod, _)| *pod == "client") {
+                world.until_works(pod, &port, SETTLED).await;
+            }
+            crowd.join_next().await.unwrap().unwrap();
+        });
+    }
+}
+
+#[test]
+fn a_peer_that_is_not_polite_hurts_nobody_else() {
+    for seed in seeds(8) {
+        let stage = Stage { hostile: vec![MALLORY], ..two_clusters() };
+        let report = simulate(seed, &stage, |world| async move {
+            world.set_up().await;
+            let mut random = Random::new(world.random.lock().unwrap().draw());
+            let mut probes = JoinSet::new();
+            for (pod, port) in USES {
+                probes.spawn_local(world.clone().probe(pod, port, Duration::from_millis(200)));
+            }
+            let mut deeds = JoinSet::new();
+            for _ in 0..40 {
+                let doing = world.clone();
+                let (to, most) = ("a-1", random.within(1..3000));
+                deeds.spawn_local(async move { doing.harm_by_peer("m-1", to, &PORTS, most).await });
+                sleep(random.millis(0..800)).await;
+            }
+            while deeds.join_next().await.is_some() {}
+            sleep(SETTLED).await;
+            probes.shutdown().await;
+        });
+        assert!(report.tally.probes > 0, "{:?}", report.tally);
+    }
+}
+
+#[test]
+fn a_peer_that_offers_what_is_anothers_gets_none_of_it() {
+    for seed in seeds(4) {
+        let stage = Stage { hostile: vec![MALLORY], ..two_clusters() };
+        let report = simulate(seed, &stage, |world| async move {
+            world.set_up().await;
+            sleep(SETTLED).await;
+            let mut probes = JoinSet::new();
+            for port in [METRICS, SYSLOG] {
+                probes.spawn_local(world.clone().probe("near", port, Duration::from_millis(100)));
+            }
+            for port in [METRICS, SYSLOG] {
+                world.steal_by_peer("m-1", "a-1", port, SETTLED).await;
+            }
+            sleep(SETTLED).await;
+            probes.shutdown().await;
+        });
+        assert!(report.tally.probes > 0, "{:?}", report.tally);
+    }
+}
+
+/// What waits for a path that is too slow for it counts against who sent it.
+#[test]
+fn a_pod_that_floods_a_slow_path_leaves_its_neighbour_the_others() {
+    const SLOW: Port = Port::udp("slow", CLUSTER_A, 9100);
+    for seed in seeds(6) {
+        let mut stage = three_endpoints();
+        let address = [10, 2, 0, 9].into();
+        stage.pods.push(PodSpec { name: "mallory", namespace: "default", node: "b-1", address });
+        let report = simulate(seed, &stage, |world| async move {
+            for (pod, port) in [("server", ECHO), ("far", SLOW)] {
+                world.annotate(pod, &[port], &[]);
+                world.serve(pod, port, false).await;
+            }
+            world.annotate("client", &[], &[ECHO]);
+            world.start_all_but(&["mallory"]).await;
+            world.fault(Fault::Latency("a-2", "b-1", Duration::from_millis(800)));
+            world.until_works("client", &ECHO, SETTLED).await;
+            sleep(SETTLED).await;
+            let mut probes = JoinSet::new();
+            probes.spawn_local(world.clone().probe("client", ECHO, Duration::from_millis(50)));
+            world.flood_by_pod("mallory", SLOW, SETTLED).await;
+            probes.shutdown().await;
+        });
+        assert!(report.tally.probes > 0 && report.tally.datagrams_received > 100, "{:?}", report.tally);
     }
 }

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use servicekeel_runtime::net::tcp::BETWEEN_ROUTERS;
 use sim::flow::{Outcome, SHAPES};
 use sim::oracle::SETTLED;
 use sim::random::{Random, seeds};
@@ -42,11 +43,13 @@ fn stage() -> Stage {
             pod("pay", "b-1", 3),
             pod("edge", "c-1", 4),
             pod("user", "b-1", 5),
+            pod("mallory", "a-1", 6),
         ],
+        hostile: vec![node("m-1", "cluster-m.local", &["a-1", "a-2", "b-1"], false)],
         // The disk's threads have a time of their own, which no seed rules: see sidecar_restart.rs.
         state: false,
         narrow: false,
-        user_timeout: false,
+        tcp: BETWEEN_ROUTERS,
     }
 }
 
@@ -59,6 +62,11 @@ const EXPORTS: [(&str, &[Port]); 5] = [
     ("user", &[]),
 ];
 const PODS: [&str; 5] = ["shop-1", "shop-2", "pay", "edge", "user"];
+/// Who means harm: a pod without a sidecar, and a node without a router, which dials these.
+const MALLORY: (&str, &str) = ("mallory", "m-1");
+const DIALLED: [&str; 3] = ["a-1", "a-2", "b-1"];
+/// The most messages of one deed.
+const MOST: u64 = 300;
 
 /// What happens, one thing after the other.
 struct Schedule {
@@ -68,25 +76,31 @@ struct Schedule {
     down: BTreeSet<&'static str>,
     cut: BTreeSet<(&'static str, &'static str)>,
     imports: Vec<(&'static str, Vec<Port>)>,
+    /// Applications that are gone, as they listen.
+    silent: Vec<(&'static str, Port, bool)>,
+    served: Vec<(&'static str, Port, bool)>,
     flows: JoinSet<()>,
+    deeds: JoinSet<()>,
 }
 
 impl Schedule {
     async fn begin(world: Arc<World>) -> Self {
         let random = Random::new(world.random.lock().unwrap().draw());
         let imports: Vec<_> = PODS.map(|pod| (pod, PORTS.to_vec())).into();
-        let mut schedule =
-            Self { world, random, down: [].into(), cut: [].into(), imports, flows: JoinSet::new() };
+        let (silent, served, flows, deeds) = Default::default();
+        let (down, cut) = Default::default();
+        let mut schedule = Self { world, random, down, cut, imports, silent, served, flows, deeds };
         for (pod, ports) in EXPORTS {
             for port in ports {
                 let loopback = schedule.random.chance(50);
                 schedule.world.serve(pod, *port, loopback).await;
+                schedule.served.push((pod, *port, loopback));
             }
         }
         for pod in PODS {
             schedule.annotate(pod);
         }
-        schedule.world.start().await;
+        schedule.world.start_all_but(&[MALLORY.0]).await;
         schedule
     }
 
@@ -97,7 +111,7 @@ impl Schedule {
     }
 
     async fn event(&mut self) {
-        match self.random.within(0..12) {
+        match self.random.within(0..16) {
             0..3 => self.flip_link(),
             3 => {
                 let (a, b) = *self.random.pick(&LINKS);
@@ -116,8 +130,35 @@ impl Schedule {
                 self.imports[i].1 = PORTS.into_iter().filter(|_| random.chance(60)).collect();
                 self.annotate(self.imports[i].0);
             }
-            _ => self.flow().await,
+            10 | 11 => self.flow().await,
+            12 => self.flip_application().await,
+            13 | 14 => self.harm_by_pod(),
+            _ => self.harm_by_peer(),
         }
+    }
+
+    /// Whose socket refuses what comes: a flow, and the first datagram of a session.
+    async fn flip_application(&mut self) {
+        if !self.silent.is_empty() && self.random.chance(50) {
+            let (pod, port, loopback) = self.silent.remove(0);
+            self.world.serve(pod, port, loopback).await;
+            self.served.push((pod, port, loopback));
+        } else if !self.served.is_empty() {
+            let number = self.random.within(0..self.served.len() as u64) as usize;
+            let (pod, port, loopback) = self.served.remove(number);
+            self.world.unserve(pod, port).await;
+            self.silent.push((pod, port, loopback));
+        }
+    }
+
+    fn harm_by_pod(&mut self) {
+        let world = self.world.clone();
+        self.deeds.spawn_local(async move { world.harm_by_pod(MALLORY.0, &PODS, &PORTS, MOST).await });
+    }
+
+    fn harm_by_peer(&mut self) {
+        let (world, to) = (self.world.clone(), *self.random.pick(&DIALLED));
+        self.deeds.spawn_local(async move { world.harm_by_peer(MALLORY.1, to, &PORTS, MOST).await });
     }
 
     fn flip_link(&mut self) {
@@ -182,6 +223,10 @@ impl Schedule {
                 false => self.world.start_sidecar(name).await,
             }
         }
+        for (pod, port, loopback) in std::mem::take(&mut self.silent) {
+            self.world.serve(pod, port, loopback).await;
+            self.served.push((pod, port, loopback));
+        }
     }
 }
 
@@ -208,8 +253,10 @@ async fn script(world: Arc<World>) {
         sleep(SETTLED + Duration::from_secs(4)).await;
     }
     probes.shutdown().await;
-    while let Some(ended) = schedule.flows.join_next().await {
-        ended.unwrap();
+    for tasks in [&mut schedule.flows, &mut schedule.deeds] {
+        while let Some(ended) = tasks.join_next().await {
+            ended.unwrap();
+        }
     }
 }
 

@@ -133,3 +133,29 @@ fn a_path_that_forgets_a_new_connection_does_not_hold_up_the_link() {
         });
     }
 }
+
+/// Of a flow that is under way one direction mostly is idle, and its kernel probes the path (SO_KEEPALIVE).
+#[test]
+fn a_flow_whose_client_only_listens_outlives_a_cut_of_almost_a_minute() {
+    for seed in seeds(4) {
+        simulate(seed, &two_clusters(), |world| async move {
+            world.set_up().await;
+            // The kernel's retransmission that finds the path again comes soon behind the shorter one, and long behind the other.
+            for (shape, cut) in
+                [Shape::Answer, Shape::ServiceFirst].into_iter().flat_map(|shape| [(shape, 50), (shape, 56)])
+            {
+                let to = world.locate("client", &WEB).await;
+                let plan = world.plan(&WEB, 100, 300_000).shaped(shape).paced(Duration::from_millis(200));
+                let flow = tokio::task::spawn_local({
+                    let world = world.clone();
+                    async move { world.flow("client", to, plan).await }
+                });
+                sleep(Duration::from_secs(1)).await;
+                world.fault(CUT);
+                sleep(Duration::from_secs(cut)).await;
+                world.fault(HEAL);
+                assert_eq!(flow.await.unwrap(), Outcome::Complete, "{shape:?} and {cut} s");
+            }
+        });
+    }
+}

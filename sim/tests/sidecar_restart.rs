@@ -1,15 +1,17 @@
 //! A sidecar dies and comes back, while the router lives on.
 
 use std::collections::BTreeMap;
+use std::future::poll_fn;
+use std::task::Poll;
 use std::time::Duration;
 
 use sim::client::USES;
-use sim::flow::Outcome;
+use sim::flow::{self, Outcome};
 use sim::oracle::SETTLED;
 use sim::random::{Random, seeds};
 use sim::simulation::simulate;
 use sim::stage::{CLUSTER_A, DATABASE, ECHO, METRICS, Port, SYSLOG, Stage, WEB, two_clusters};
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, yield_now};
 use tokio::time::sleep;
 
 /// How long a sidecar may take to be there again.
@@ -151,6 +153,54 @@ fn a_sidecar_that_lost_its_leases_sends_no_flow_to_the_service_of_before() {
                     world.until_works("client", &port, SETTLED).await;
                 }
             }
+        });
+    }
+}
+
+/// The sockets of a killed sidecar stay beside those of the next one for a while, and the kernel shares new connections out
+/// among them. One of them closes in the end: connections that come in that very turn are in its backlog.
+#[test]
+fn what_comes_in_the_turn_in_which_an_earlier_listener_closes_is_served() {
+    const BESIDE: Duration = Duration::from_secs(2);
+    const AROUND: Duration = Duration::from_millis(20);
+    const TURNS: usize = 8;
+    for seed in seeds(10) {
+        simulate(seed, &two_clusters(), |world| async move {
+            world.set_up().await;
+            let mut random = Random::new(world.random.lock().unwrap().draw());
+            let (pod, node) = *random.pick(&[("client", "b-1"), ("near", "a-1")]);
+            let to = world.locate(pod, &WEB).await;
+            let listeners = || world.open(node)["TCP listener"];
+            let alone = listeners();
+            world.kill_sidecar(pod).await;
+            world.start_sidecar(pod).await;
+            while listeners() <= alone {
+                sleep(Duration::from_millis(5)).await;
+            }
+            sleep(BESIDE - AROUND).await;
+            assert!(listeners() > alone, "the earlier sockets are there");
+            let (net, oracle) = (world.net(pod).process(1000), world.oracle.clone());
+            let plan = world.plan(&WEB, 10, 10);
+            let outcomes = world.within(pod, async move {
+                let mut flows = JoinSet::new();
+                for _ in 0..2 * AROUND.as_millis() {
+                    for _ in 0..TURNS {
+                        let (net, oracle) = (net.clone(), oracle.clone());
+                        let mut flow = Box::pin(async move { flow::run(&net, to, plan, &oracle).await });
+                        // It connects in this turn already, and not behind the others.
+                        let begun = poll_fn(|cx| Poll::Ready(flow.as_mut().poll(cx))).await;
+                        assert!(begun.is_pending());
+                        flows.spawn(flow);
+                        yield_now().await;
+                    }
+                    sleep(Duration::from_millis(1)).await;
+                }
+                flows.join_all().await
+            });
+            let outcomes = outcomes.await;
+            assert_eq!(listeners(), alone, "they are closed");
+            let lost = outcomes.iter().filter(|outcome| **outcome != Outcome::Complete).count();
+            assert_eq!(lost, 0, "of {} flows", outcomes.len());
         });
     }
 }

@@ -149,7 +149,7 @@ async fn pod(
                 conversation.send(&ToRouter::Stock { tcp, udp }.encode(), sockets).await.unwrap();
             }
             ToSidecar::Refused { id, reason } => panic!("{name}: {id:?} is refused: {reason}"),
-            ToSidecar::Welcome { .. } => {}
+            ToSidecar::Welcome { .. } | ToSidecar::Pong => {}
         }
     }
 }

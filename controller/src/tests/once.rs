@@ -47,11 +47,11 @@ async fn a_dry_run_prints_and_writes_nothing() {
     assert_eq!(
         printed,
         format!(
-            "shop/alias: its type is ExternalName, which no pod stands behind; not exported\n\
+            "shop/alias: type ExternalName has no pods; not exported\n\
              shop/web-0: servicekeel.io/exported-services would be\n{indented}\
-             shop/web-1: servicekeel.io/exported-services would be taken away\n\
-             shop/web-2: left alone: field manager helm owns servicekeel.io/exported-services; \
-             remove the annotation to have it kept here\n"
+             shop/web-1: servicekeel.io/exported-services would be removed\n\
+             shop/web-2: skipped: servicekeel.io/exported-services is owned by field manager helm; \
+             remove the annotation to let this controller manage it\n"
         )
     );
     assert_eq!(api.requests("PATCH"), [""; 0]);
@@ -102,11 +102,11 @@ async fn failures_are_told() {
     api.pod("web-0");
     api.refuse_writes(Some(403));
     let error = once(&api, settings()).await.0.unwrap_err();
-    assert_eq!(error.to_string(), "1 pods could not be written");
+    assert_eq!(error.to_string(), "failed to write the exports of 1 pods");
     api.set_down(true);
     let error = once(&api, settings()).await.0.unwrap_err();
     assert!(
-        error.to_string().starts_with("can't read the cluster at https://api.example: ServiceError"),
+        error.to_string().starts_with("cannot list objects at https://api.example: ServiceError"),
         "{error}"
     );
 }

@@ -6,12 +6,14 @@ use std::str::FromStr;
 
 use super::fields::{Findings, fields, finding, join, quoted};
 use super::tree::{Node, Value};
-use super::{Defaults, Finding, MAX_ALLOW, MAX_ENTRIES, MAX_PORTS, Port};
-use crate::name::{AllowRule, Label, NameError, Protocol, ServiceName};
+use super::{Defaults, Finding, MAX_ALLOW, MAX_ENTRIES, MAX_PORTS, Port, stranger};
+use crate::name::{AllowRule, ClusterName, Label, NameError, Protocol, ServiceName};
 use crate::near::nearest;
 
 /// The key of the list.
 const SERVICES: &str = "services";
+/// Of a field of exports that stands in an import.
+const EXPORTS_ONLY: &str = "applies to exports only; ignored";
 
 /// Which annotation is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,7 +37,7 @@ pub(super) struct Entry {
 pub(super) fn entries(
     root: &Node,
     direction: Direction,
-    defaults: &Defaults,
+    (defaults, mesh): (&Defaults, Option<&BTreeSet<ClusterName>>),
     findings: &mut Findings,
 ) -> Result<Vec<Entry>, Finding> {
     let Value::Map(pairs) = &root.value else {
@@ -44,10 +46,7 @@ pub(super) fn entries(
             _ => Err(finding(
                 root,
                 "",
-                format!(
-                    "the annotation is {}; it starts with `services:` and a list below it",
-                    root.value.kind()
-                ),
+                format!("the annotation is {}; expected a `services:` list", root.value.kind()),
             )),
         };
     };
@@ -56,14 +55,13 @@ pub(super) fn entries(
         pairs.iter().filter(|(key, _)| matches!(&key.value, Value::Text(name) if name == SERVICES));
     let (first, second) = (lists.next(), lists.next());
     if let Some((key, _)) = second {
-        return Err(finding(key, "services", "stands twice; join the two lists".into()));
+        return Err(finding(key, "services", "is given twice; merge the two lists".into()));
     }
     fields(root, "", ["services"], findings);
     let list = match first.map(|(_, list)| (list, &list.value)) {
         None => return Ok(Vec::new()),
         Some((node, Value::Null)) => {
-            let reason =
-                "is empty: nothing is served, and what was is withdrawn; `services: []` says that on purpose";
+            let reason = "is empty: nothing is served, and what was served before is withdrawn; write `services: []` if that is intended";
             findings.warn(node, "services", reason);
             return Ok(Vec::new());
         }
@@ -72,7 +70,7 @@ pub(super) fn entries(
             return Err(finding(
                 node,
                 "services",
-                format!("is {}; a list belongs here, each entry with a `-`", other.kind()),
+                format!("is {}; expected a list, each entry starting with `-`", other.kind()),
             ));
         }
     };
@@ -83,16 +81,18 @@ pub(super) fn entries(
         let path = format!("services[{i}]");
         if i == MAX_ENTRIES {
             let reason = format!(
-                "{} entries; this one and those after it are not served, {MAX_ENTRIES} is the most",
+                "{} entries; the limit is {MAX_ENTRIES}, so this entry and those after it are not served",
                 list.len()
             );
             findings.refuse(node, &path, reason);
             break;
         }
-        let Some(entry) = (Reader { direction, defaults, findings }).entry(node, &path) else { continue };
+        let Some(entry) = (Reader { direction, defaults, mesh, findings }).entry(node, &path) else {
+            continue;
+        };
         if let Some(line) = served.get(&entry.service) {
             let reason = format!(
-                "{} already stands at line {line}, which is the one that is served; put the ports of both into one entry",
+                "{} is already defined at line {line}, which is the one served; merge the ports into one entry",
                 entry.service
             );
             findings.refuse(node, &path, reason);
@@ -118,10 +118,10 @@ fn meant(pairs: &[(Node, Node)]) -> Result<(), Finding> {
         pairs.iter().find(|(key, _)| text(key).is_some_and(|text| nearest(&text, [SERVICES]).is_some()));
     let (key, question) = match near {
         Some((key, _)) => (key, format!("did you mean `{SERVICES}`?")),
-        None => (&pairs[0].0, format!("the list stands under `{SERVICES}:`")),
+        None => (&pairs[0].0, format!("the list belongs under `{SERVICES}:`.")),
     };
     let reason = format!(
-        "there is no `{SERVICES}` beside {}, so nothing of this text is used: {question} A text that withdraws all says `{SERVICES}: []`",
+        "there is {} but no `{SERVICES}` key, so the annotation is ignored: {question} To withdraw everything, write `{SERVICES}: []`",
         key.value.shown()
     );
     Err(finding(key, "", reason))
@@ -130,6 +130,8 @@ fn meant(pairs: &[(Node, Node)]) -> Result<(), Finding> {
 struct Reader<'r> {
     direction: Direction,
     defaults: &'r Defaults,
+    /// The clusters that rules may name, where they are known.
+    mesh: Option<&'r BTreeSet<ClusterName>>,
     findings: &'r mut Findings,
 }
 
@@ -141,7 +143,7 @@ impl Reader<'_> {
         let name = match present(name) {
             Some(name) => self.parse::<Label>(name, &join(path, "name")),
             None => {
-                self.findings.refuse(node, &join(path, "name"), "is missing; say which Service this is");
+                self.findings.refuse(node, &join(path, "name"), "is missing; name the Service");
                 None
             }
         };
@@ -164,7 +166,7 @@ impl Reader<'_> {
 
     fn ports(&mut self, entry: &Node, node: Option<&Node>, path: &str) -> Option<Vec<Port>> {
         let Some(node) = node else {
-            self.findings.refuse(entry, path, "is missing; name at least one port");
+            self.findings.refuse(entry, path, "is missing; at least one port is required");
             return None;
         };
         let Value::List(list) = &node.value else {
@@ -173,11 +175,11 @@ impl Reader<'_> {
             return None;
         };
         if list.is_empty() {
-            self.findings.refuse(node, path, "is empty; name at least one port");
+            self.findings.refuse(node, path, "is empty; at least one port is required");
             return None;
         }
         if list.len() > MAX_PORTS {
-            let reason = format!("{} ports; {MAX_PORTS} is the most in one entry", list.len());
+            let reason = format!("{} ports; the limit is {MAX_PORTS} in one entry", list.len());
             self.findings.refuse(node, path, reason);
             return None;
         }
@@ -193,7 +195,7 @@ impl Reader<'_> {
             };
             if let Some(line) = keys.insert((port.port, port.protocol), node.line) {
                 let reason = format!(
-                    "{}/{} already stands at line {line}; remove one of the two",
+                    "{}/{} is already defined at line {line}; remove one of them",
                     port.port, port.protocol
                 );
                 self.findings.refuse(node, &path, reason);
@@ -219,7 +221,7 @@ impl Reader<'_> {
                 self.findings.refuse(
                     node,
                     &join(path, "name"),
-                    "is missing; each port needs one where there are several",
+                    "is missing; required when there is more than one port",
                 );
                 None
             }
@@ -231,7 +233,7 @@ impl Reader<'_> {
                 self.findings.refuse(
                     node,
                     &join(path, "port"),
-                    "is missing; say what the client connects to",
+                    "is missing; set the port that clients connect to",
                 );
                 None
             }
@@ -241,6 +243,10 @@ impl Reader<'_> {
             None => Some(Protocol::default()),
         };
         let target = match present(target) {
+            Some(target) if self.direction == Direction::Import => {
+                self.findings.warn(target, &join(path, "targetport"), EXPORTS_ONLY);
+                port
+            }
             Some(target) => self.number(target, &join(path, "targetport")),
             None => port,
         };
@@ -251,14 +257,13 @@ impl Reader<'_> {
         let text = match &node.value {
             Value::Text(text) => text,
             Value::Converted(converted) => {
-                let reason = format!(
-                    "is {converted}; write the port as a plain decimal number from 1 to 65535, such as 8080"
-                );
+                let reason =
+                    format!("is {converted}; write a plain decimal number from 1 to 65535, such as 8080");
                 self.findings.refuse(node, path, reason);
                 return None;
             }
             other => {
-                self.findings.refuse(node, path, format!("is {}; a port number belongs here", other.kind()));
+                self.findings.refuse(node, path, format!("is {}; expected a port number", other.kind()));
                 return None;
             }
         };
@@ -288,23 +293,23 @@ impl Reader<'_> {
     fn allow(&mut self, node: Option<&Node>, path: &str) -> Option<Option<Vec<AllowRule>>> {
         let Some(node) = node else { return Some(None) };
         if self.direction == Direction::Import {
-            self.findings.warn(node, path, "only an export says who may use it; it is ignored");
+            self.findings.warn(node, path, EXPORTS_ONLY);
             return Some(None);
         }
         let Value::List(list) = &node.value else {
             let reason = format!(
-                "is {}; a list belongs here, such as `[cluster-b.local, cluster-c.local/prod]`; without the field every member of the mesh may use the export",
+                "is {}; expected a list such as `[cluster-b.local, cluster-c.local/prod]`; without this field every member of the mesh may use the export",
                 node.value.kind()
             );
             self.findings.refuse(node, path, reason);
             return None;
         };
         if list.len() > MAX_ALLOW {
-            self.findings.refuse(node, path, format!("{} rules; {MAX_ALLOW} is the most", list.len()));
+            self.findings.refuse(node, path, format!("{} rules; the limit is {MAX_ALLOW}", list.len()));
             return None;
         }
         if list.is_empty() {
-            self.findings.warn(node, path, "an empty list lets nobody use the export");
+            self.findings.warn(node, path, "an empty list allows nobody");
         }
         let mut rules = Vec::new();
         for (i, rule) in list.iter().enumerate() {
@@ -313,6 +318,11 @@ impl Reader<'_> {
             if parsed.as_ref().is_some_and(|rule| rule.namespace.is_some()) {
                 let reason = "lets nobody in yet, since nothing attests a consumer's namespace; name the whole cluster";
                 self.findings.warn(rule, &path, reason);
+            }
+            if let Some(stranger) =
+                parsed.as_ref().zip(self.mesh).and_then(|(rule, mesh)| stranger(&rule.cluster, mesh))
+            {
+                self.findings.warn(rule, &path, stranger);
             }
             rules.push(parsed);
         }
@@ -326,11 +336,10 @@ impl Reader<'_> {
                 Err(NameError::Empty) => "is empty".to_owned(),
                 Err(error) => format!("{} {error}", quoted(text)),
             },
-            Value::Converted(converted) => format!(
-                "is {converted}; where the name is meant as it is written, put it in quotes: {:?}",
-                converted.written
-            ),
-            other => format!("is {}; a name belongs here", other.kind()),
+            Value::Converted(converted) => {
+                format!("is {converted}; to use the name as written, quote it: {:?}", converted.written)
+            }
+            other => format!("is {}; expected a name", other.kind()),
         };
         self.findings.refuse(node, path, reason);
         None

@@ -78,7 +78,7 @@ pub(super) fn fields<'n, const N: usize>(
         findings.refuse(
             node,
             path,
-            format!("is {}; a mapping with the fields {names} belongs here", node.value.kind()),
+            format!("is {}; expected a mapping with the fields {names}", node.value.kind()),
         );
         return None;
     };
@@ -86,20 +86,20 @@ pub(super) fn fields<'n, const N: usize>(
     let mut whole = true;
     for (key, value) in pairs {
         let Value::Text(name) = &key.value else {
-            findings.warn(key, path, format!("a field whose name is {}; it is ignored", key.value.shown()));
+            findings.warn(key, path, format!("field name is {}; ignored", key.value.shown()));
             continue;
         };
         match known.iter().position(|known| known.split('|').any(|spelling| spelling == name)) {
             None => {
                 let shown = quoted(name);
                 let reason = match nearest(name, known.iter().flat_map(|known| known.split('|'))) {
-                    Some(meant) => format!("an unknown field; it is ignored: did you mean `{meant}`?"),
-                    None => format!("an unknown field; it is ignored (known here: {})", list(known)),
+                    Some(meant) => format!("unknown field, ignored; did you mean `{meant}`?"),
+                    None => format!("unknown field, ignored (known fields: {})", list(known)),
                 };
                 findings.warn(key, &join(path, shown.trim_matches('"')), reason);
             }
             Some(i) if slots[i].is_some() => {
-                findings.refuse(key, &join(path, name), "stands twice; keep one of the two");
+                findings.refuse(key, &join(path, name), "is given twice; remove one of them");
                 whole = false;
             }
             Some(i) => slots[i] = Some(value),

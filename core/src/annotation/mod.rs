@@ -4,10 +4,12 @@
 //! from one state to the next. A wrong entry is refused with its place and the others are served; an unknown field is
 //! a warning, since older sidecars meet newer annotations.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::num::NonZeroU16;
 
 use crate::name::{AllowRule, ClusterName, Label, Protocol, ServiceName, ServicePort};
+use crate::near::nearest_cluster;
 
 pub mod diff;
 mod entry;
@@ -36,7 +38,7 @@ pub const MAX_FINDINGS: usize = 256;
 /// under `services`: one that has other keys only was meant to say something else than nothing.
 /// The caller keeps the last good state.
 pub fn parse_imports(text: &str, defaults: &Defaults) -> Result<Parsed<Import>, Finding> {
-    parse(text, entry::Direction::Import, defaults, |entry| Import {
+    parse(text, entry::Direction::Import, defaults, None, |entry| Import {
         service: entry.service,
         ports: entry.ports,
     })
@@ -47,17 +49,43 @@ pub fn parse_imports(text: &str, defaults: &Defaults) -> Result<Parsed<Import>, 
 /// # Errors
 /// As [`parse_imports`].
 pub fn parse_exports(text: &str, defaults: &Defaults) -> Result<Parsed<Export>, Finding> {
-    parse(text, entry::Direction::Export, defaults, |entry| Export {
+    parse_exports_of_mesh(text, defaults, None)
+}
+
+/// As [`parse_exports`], where the clusters of the mesh may be known: a rule of `allow` that names another is warned of.
+///
+/// # Errors
+/// As [`parse_imports`].
+pub fn parse_exports_of_mesh(
+    text: &str,
+    defaults: &Defaults,
+    mesh: Option<&BTreeSet<ClusterName>>,
+) -> Result<Parsed<Export>, Finding> {
+    parse(text, entry::Direction::Export, defaults, mesh, |entry| Export {
         service: entry.service,
         ports: entry.ports,
         allow: entry.allow,
     })
 }
 
+/// What to say of a rule of `allow` for a cluster that `mesh`, which is what a router trusts, does not have: it lets
+/// nobody in, and is most likely a slip. `None` where the mesh has it.
+pub fn stranger(cluster: &ClusterName, mesh: &BTreeSet<ClusterName>) -> Option<String> {
+    if mesh.contains(cluster) {
+        return None;
+    }
+    let meant = nearest_cluster(cluster, mesh).map(|meant| format!("; did you mean {meant}?"));
+    Some(format!(
+        "{cluster} is not a cluster that the router's `trust` has, so nobody of it gets in{}",
+        meant.unwrap_or_default()
+    ))
+}
+
 fn parse<T>(
     text: &str,
     direction: entry::Direction,
     defaults: &Defaults,
+    mesh: Option<&BTreeSet<ClusterName>>,
     make: impl Fn(entry::Entry) -> T,
 ) -> Result<Parsed<T>, Finding> {
     let root = tree::Node::read(text)?;
@@ -67,7 +95,7 @@ fn parse<T>(
         let reason = "comments alone: nothing is served, and what was is withdrawn; `services: []` says that on purpose";
         findings.warn(&root, "", reason);
     }
-    let entries = entry::entries(&root, direction, defaults, &mut findings)?;
+    let entries = entry::entries(&root, direction, (defaults, mesh), &mut findings)?;
     let (refused, warnings) = findings.into_parts();
     Ok(Parsed { entries: entries.into_iter().map(make).collect(), refused, warnings })
 }

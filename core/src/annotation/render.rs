@@ -27,19 +27,21 @@ struct PortEntry<'a> {
     name: Option<&'a Label>,
     port: u16,
     protocol: Protocol,
-    targetport: u16,
+    /// Of exports only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    targetport: Option<u16>,
 }
 
 /// The text of `servicekeel.io/imported-services`. The cluster is left out where it is the default.
 pub fn imports(entries: &[Import], defaults: &Defaults) -> String {
-    render(entries.iter().map(|import| entry(&import.service, &import.ports, None, defaults)))
+    render(entries.iter().map(|import| entry(&import.service, &import.ports, None, false, defaults)))
 }
 
 /// The text of `servicekeel.io/exported-services`. The cluster is left out where it is the default.
 pub fn exports(entries: &[Export], defaults: &Defaults) -> String {
     render(entries.iter().map(|export| {
         let allow = export.allow.as_ref().map(|rules| rules.iter().map(ToString::to_string).collect());
-        entry(&export.service, &export.ports, allow, defaults)
+        entry(&export.service, &export.ports, allow, true, defaults)
     }))
 }
 
@@ -47,6 +49,7 @@ fn entry<'a>(
     service: &'a ServiceName,
     ports: &'a [Port],
     allow: Option<Vec<String>>,
+    exported: bool,
     defaults: &Defaults,
 ) -> Entry<'a> {
     Entry {
@@ -59,7 +62,7 @@ fn entry<'a>(
                 name: port.name.as_ref(),
                 port: port.port.get(),
                 protocol: port.protocol,
-                targetport: port.target.get(),
+                targetport: exported.then_some(port.target.get()),
             })
             .collect(),
         allow,

@@ -68,8 +68,8 @@ impl fmt::Display for Converted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { written, read } = self;
         match read.as_str() {
-            "true" | "false" => write!(f, "{}, which is the boolean {read} to YAML", quoted(written)),
-            _ => write!(f, "{}, which is the number {read} to YAML", quoted(written)),
+            "true" | "false" => write!(f, "{}, which YAML reads as the boolean {read}", quoted(written)),
+            _ => write!(f, "{}, which YAML reads as the number {read}", quoted(written)),
         }
     }
 }
@@ -106,7 +106,7 @@ impl Node {
                 path: String::new(),
                 line: 1,
                 column: 1,
-                reason: format!("the annotation has {} bytes; {MAX_TEXT} is the most", text.len()),
+                reason: format!("the annotation has {} bytes; the limit is {MAX_TEXT}", text.len()),
             });
         }
         let text = without_empty_documents(text);
@@ -164,20 +164,21 @@ fn reason(error: &Error, bytes: usize) -> String {
     }
     match inner {
         Error::MultipleDocuments { .. } | Error::Budget { breach: BudgetBreach::Documents { .. }, .. } => {
-            "a second YAML document begins here, and one is read: put its services under the first".to_owned()
+            "a second YAML document starts here; only one is allowed: merge its services into the first"
+                .to_owned()
         }
         Error::Budget { breach: BudgetBreach::Depth { .. }, .. } => {
-            format!("nested too deep: {MAX_DEPTH} levels are the most")
+            format!("nested too deeply: the limit is {MAX_DEPTH} levels")
         }
         Error::Budget { breach: BudgetBreach::Nodes { .. } | BudgetBreach::Events { .. }, .. } => {
-            format!("too many values: {MAX_NODES} are the most, with aliases unfolded")
+            format!("too many values: the limit is {MAX_NODES}, with aliases expanded")
         }
         Error::Budget { .. }
         | Error::AliasReplayCounterOverflow { .. }
         | Error::AliasReplayLimitExceeded { .. }
         | Error::AliasExpansionLimitExceeded { .. }
         | Error::AliasReplayStackDepthExceeded { .. } => format!(
-            "its aliases unfold to too much: {MAX_ALIASES} aliases and {} values are the most here; write the entries out",
+            "too many aliases: the limit is {MAX_ALIASES} aliases and {} values; write the entries out",
             unfolded(bytes)
         ),
         _ => format!("not YAML: {}", UserMessageFormatter.format_message(error.without_snippet())),

@@ -6,7 +6,9 @@
 //! - `Flows`: one flow at a time. The opener sends `Open`; the other side answers `Opened` or `Refused`. Then
 //!   both send `Data` (offset of its first byte), `Ack` (bytes delivered to the application's socket), `Fin`
 //!   (offset of the end) or `Reset`. A flow that ended on both sides leaves the connection free for the next.
-//! - `Datagrams`: many UDP sessions. `Open` with a session number, then `Datagram` frames each way, `Close`.
+//! - `Datagrams`: many UDP sessions. `Open` with a session number, then `Datagram` frames each way, `Close`. `Refused`, at
+//!   any time, ends a session for which no endpoint takes datagrams (any more); `Opened` says that one does which has not
+//!   answered, and may be left out.
 //!
 //! Every frame has a header of [`HEADER`] bytes, big endian:
 //!
@@ -22,6 +24,7 @@
 use minicbor::{Decode, Encode};
 
 use crate::name::{Label, RouterId, ServicePort};
+use crate::reason;
 
 /// Bytes in a frame's header.
 pub const HEADER: usize = 12;
@@ -99,7 +102,7 @@ pub enum FrameError {
     #[error("a frame of the unknown kind {0}")]
     Kind(u8),
     /// The second byte is not zero.
-    #[error("a frame with the flags {0:#04x}; this version knows none")]
+    #[error("a frame with the flags {0:#04x}; this version supports none")]
     Flags(u8),
     /// A payload that this kind can't have.
     #[error("a {kind:?} frame with a payload of {len} bytes")]
@@ -195,6 +198,10 @@ pub struct Open {
     /// The consumer's namespace, as the first router says. Nothing attests it yet, so it lets nobody in.
     #[n(2)]
     pub namespace: Option<Label>,
+    /// Whoever opens it, by a number that the first router has for it: so the last router can share what it has for the
+    /// first one out among its consumers. Routers of before say none.
+    #[n(3)]
+    pub consumer: Option<u64>,
 }
 
 /// Why a flow was not opened.
@@ -203,8 +210,8 @@ pub struct Refused {
     /// What kind of refusal.
     #[n(0)]
     pub cause: Cause,
-    /// In words, for the log.
-    #[n(1)]
+    /// In words, for the log and the status; decoded, as [`reason::shown`].
+    #[cbor(n(1), decode_with = "reason::read")]
     pub reason: String,
 }
 
@@ -247,7 +254,7 @@ impl PayloadError {
 /// [`PayloadError`] where the bytes are something else.
 pub fn decode_payload<'b, T: Decode<'b, ()>>(bytes: &'b [u8]) -> Result<T, PayloadError> {
     minicbor::decode(bytes).map_err(|e: minicbor::decode::Error| PayloadError {
-        reason: e.to_string(),
+        reason: reason::shown(&e.to_string()),
         unknown: e.is_unknown_variant(),
     })
 }
@@ -259,4 +266,22 @@ pub fn encode_frame<T: Encode<()>>(kind: Kind, offset: u64, payload: &T) -> Opti
     let len = u16::try_from(bytes.len() - HEADER).ok()?;
     bytes[..HEADER].copy_from_slice(&Header { kind, len, offset }.encode());
     Some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mesh::LinkMessage;
+
+    #[test]
+    fn what_a_peer_says_of_a_refusal_is_made_fit_to_be_shown() {
+        let mut hostile = "x\n2026 ERROR forged\u{1b}[31mRED\u{7}\u{202e}".to_owned();
+        hostile.push_str(&"A".repeat(60_000));
+        let refused = Refused { cause: Cause::Unreachable, reason: hostile.clone() };
+        let Refused { reason, .. } = decode_payload(&minicbor::to_vec(refused).unwrap()).unwrap();
+        assert!(reason.starts_with(r"x\n2026 ERROR forged\u{1b}[31mRED\u{7}\u{202e}AAA"), "{reason:?}");
+        assert!(reason.len() <= reason::MAX_REASON, "{}", reason.len());
+        let declined = minicbor::to_vec(LinkMessage::Declined { reason: hostile }).unwrap();
+        assert_eq!(decode_payload(&declined), Ok(LinkMessage::Declined { reason }));
+    }
 }

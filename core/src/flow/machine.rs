@@ -45,7 +45,7 @@ pub enum End {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Violation {
     /// Bytes that are not the next ones.
-    #[error("bytes at {got} where {want} comes next")]
+    #[error("data at offset {got}, expected {want}")]
     Gap {
         /// The offset that came.
         got: u64,
@@ -53,7 +53,7 @@ pub enum Violation {
         want: u64,
     },
     /// Bytes behind the end.
-    #[error("bytes behind the end")]
+    #[error("data after the end")]
     AfterEnd,
     /// More bytes on their way than the window allows.
     #[error("more than {0} bytes unacknowledged")]

@@ -34,7 +34,7 @@ pub enum RangeError {
     #[error("{0} is not inside 127.0.0.0/8; choose a range there, such as 127.0.66.0/24")]
     NotLoopback(Ipv4Net),
     /// No address is left beside network, broadcast and reserved ones.
-    #[error("{0} has no address to give; choose a wider range, such as 127.0.66.0/24")]
+    #[error("{0} has no usable address; choose a wider range, such as 127.0.66.0/24")]
     NoAddress(Ipv4Net),
 }
 

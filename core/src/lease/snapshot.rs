@@ -58,11 +58,11 @@ impl Leases {
             let why = if !leases.range.contains(address) {
                 format!("which is outside of {}", leases.range)
             } else if !leases.may_give(*address) {
-                "which is not to be given".to_owned()
+                "which is reserved".to_owned()
             } else if let Some(other) = leases.by_address.get(address) {
                 format!("which {other} has")
             } else if let Some(lease) = leases.by_service.get(service) {
-                format!("but it has {}, too", lease.address)
+                format!("but it also has {}", lease.address)
             } else {
                 let lease = Lease { address: *address, freed: freed.then_some(now) };
                 leases.insert(service.clone(), lease);

@@ -148,8 +148,8 @@ fn restore_keeps_what_fits() {
     assert_eq!(
         dropped,
         [
-            "the lease of s3.default.b.local is dropped: it was 127.0.66.4, which is not to be given",
-            "the lease of s6.default.b.local is dropped: it was 127.0.66.7, which is not to be given",
+            "the lease of s3.default.b.local is dropped: it was 127.0.66.4, which is reserved",
+            "the lease of s6.default.b.local is dropped: it was 127.0.66.7, which is reserved",
             "the lease of s7.default.b.local is dropped: it was 127.0.66.8, which is outside of 127.0.66.0/29",
             "the lease of s9.default.b.local is dropped: it was 127.0.66.3, which s2.default.b.local has",
             "the lease of s1.default.b.local is dropped: it was 127.0.66.6, which s5.default.b.local has",

@@ -49,6 +49,8 @@ impl Changed {
 #[derive(Debug, Default)]
 pub struct Announcer {
     told: BTreeSet<ServicePort>,
+    /// What of it is to be told once more.
+    again: BTreeSet<ServicePort>,
     /// Ports that may have changed, and when they are to be looked at.
     due: BTreeMap<ServicePort, Instant>,
     by_time: BTreeSet<(Instant, ServicePort)>,
@@ -62,13 +64,28 @@ pub struct Announcer {
 impl Announcer {
     /// A port may have changed: what serves it, or who may use it.
     pub fn handle_changed(&mut self, port: ServicePort, now: Instant) {
-        if self.due.contains_key(&port) {
+        // What is only to be told once more does not hold up what has changed.
+        let waits = self.due.get(&port).copied().filter(|_| self.again.contains(&port));
+        if waits.is_none() && self.due.contains_key(&port) {
             return;
+        }
+        if let Some(when) = waits {
+            self.by_time.remove(&(when, port.clone()));
         }
         let held = self.counted.get(&port).map(|changed| changed.last + changed.hold());
         let when = held.map_or(now, |held| held.max(now));
         self.by_time.insert((when, port.clone()));
         self.due.insert(port, when);
+    }
+
+    /// The neighbour does not take all of it: what it was told is offered once more, from `when` on.
+    pub fn handle_declined(&mut self, when: Instant) {
+        for port in &self.told {
+            if self.again.insert(port.clone()) && !self.due.contains_key(port) {
+                self.by_time.insert((when, port.clone()));
+                self.due.insert(port.clone(), when);
+            }
+        }
     }
 
     /// What the neighbour knows.
@@ -81,8 +98,11 @@ impl Announcer {
         while self.by_time.first().is_some_and(|(when, _)| *when <= now) {
             let (_, port) = self.by_time.pop_first()?;
             self.due.remove(&port);
-            let open = is_open(&port);
+            let (open, again) = (is_open(&port), self.again.remove(&port));
             if open == self.told.contains(&port) {
+                if open && again {
+                    return Some(Change::Offer(port));
+                }
                 continue;
             }
             self.count(&port, now);
@@ -170,6 +190,26 @@ mod tests {
                 assert!(announcer.poll(later, |_| open).is_some());
             }
         }
+    }
+
+    #[test]
+    fn what_is_declined_is_offered_once_more_and_what_changes_meanwhile_is_told_at_once() {
+        let (mut announcer, now) = (Announcer::default(), Instant::now());
+        let later = now + CALM;
+        let told = |announcer: &mut Announcer, now, open: &[u16]| -> Vec<Change> {
+            std::iter::from_fn(|| announcer.poll(now, |port| open.contains(&port.port.get()))).collect()
+        };
+        (1..=3).for_each(|number| announcer.handle_changed(port(number), now));
+        assert_eq!(told(&mut announcer, now, &[1, 2, 3]).len(), 3);
+        announcer.handle_declined(later);
+        announcer.handle_declined(later);
+        assert_eq!(told(&mut announcer, now, &[1, 2, 3]), []);
+        announcer.handle_changed(port(2), now);
+        assert_eq!(told(&mut announcer, now, &[1, 3]), [Change::Withdraw(port(2))]);
+        let again = [Change::Offer(port(1)), Change::Offer(port(3))];
+        assert_eq!(announcer.poll_timeout(), Some(later));
+        assert_eq!(told(&mut announcer, later, &[1, 3]), again);
+        assert_eq!(told(&mut announcer, later + CALM, &[1, 3]), []);
     }
 
     #[test]

@@ -9,8 +9,8 @@ pub mod table;
 use minicbor::{Decode, Encode};
 
 use crate::name::{AllowRule, ClusterName, ServicePort, allows};
-use crate::rules;
 pub use crate::rules::MAX_RULES;
+use crate::{reason, rules};
 
 /// A message on a link between neighbours. Numbers may be added; an unknown one is skipped.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
@@ -43,6 +43,30 @@ pub enum LinkMessage {
     /// The sender ends: no new flows to it, please.
     #[n(6)]
     Goodbye,
+    /// Not all that the receiver of this offers is taken. It may offer it again after a while.
+    #[n(7)]
+    Declined {
+        /// Why, for the log and the status. Decoded, as [`reason::shown`].
+        #[cbor(n(0), decode_with = "reason::read")]
+        reason: String,
+    },
+    /// The sender does not take the link, and closes it. Where it comes, it comes first.
+    #[n(8)]
+    Rejected(#[n(0)] NoLink),
+}
+
+/// Why a link is not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode, thiserror::Error)]
+#[cbor(index_only)]
+pub enum NoLink {
+    /// There are as many as one neighbour may have.
+    #[n(0)]
+    #[error("there are too many links between the two routers")]
+    TooMany,
+    /// A router of this name is linked, and alive.
+    #[n(1)]
+    #[error("another router with this name is already linked: issue each node its own certificate")]
+    Twin,
 }
 
 /// One port that a router offers to its neighbours.
@@ -80,6 +104,16 @@ mod tests {
         let rule = AllowRule { cluster: "a".parse().unwrap(), namespace: None };
         let allow = Some(vec![rule; rules]);
         minicbor::to_vec(LinkMessage::Offer(Offer { port, allow })).unwrap()
+    }
+
+    #[test]
+    fn a_rejection_for_a_reason_of_a_later_version_is_skipped() {
+        for reason in [NoLink::TooMany, NoLink::Twin] {
+            let bytes = minicbor::to_vec(LinkMessage::Rejected(reason)).unwrap();
+            assert_eq!(decode_payload::<LinkMessage>(&bytes), Ok(LinkMessage::Rejected(reason)));
+        }
+        let error = decode_payload::<LinkMessage>(&[0x82, 8, 0x81, 9]).unwrap_err();
+        assert!(error.is_unknown(), "{error}");
     }
 
     #[test]

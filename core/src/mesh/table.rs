@@ -10,17 +10,16 @@ use crate::mesh::outcome::{Health, Outcome};
 use crate::name::{AllowRule, ClusterName, Label, Protocol, RouterId, ServiceName, ServicePort, allows};
 
 mod near;
+mod offers;
 
-pub use near::MAX_NEAR;
+pub use near::{MAX_NEAR, nearest};
+use offers::Offers;
+pub use offers::{LinkOffers, MAX_LINK_BYTES, MAX_OFFERS, MAX_PEER_BYTES};
 
-/// The most ports that one neighbour may offer on one link; further offers are refused.
-pub const MAX_OFFERS: usize = 16_384;
-/// The most bytes that the offers of one link hold in memory, as [`Table::held_bytes`] counts them ...
-pub const MAX_LINK_BYTES: usize = 8 << 20;
-/// ... and those of all links of one neighbour.
-pub const MAX_PEER_BYTES: usize = 16 << 20;
-/// What an offer holds beside its names: its places in the table, with room to grow.
-const OFFER_BYTES: usize = 256;
+/// How many offers of a link that is down are forgotten at once, at the most.
+const MAX_FORGOTTEN: usize = 256;
+/// The most ports of a Service that are named.
+const MAX_PORTS: usize = 8;
 /// How long an endpoint that failed once is tried last.
 pub const FIRST_BACKOFF: Duration = Duration::from_secs(1);
 /// The longest that an endpoint which fails again and again is tried last.
@@ -64,7 +63,7 @@ pub struct Consumer<'a> {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum OfferError {
     /// A router speaks for its own cluster only.
-    #[error("{0} offers {1}, which is of another cluster")]
+    #[error("{0} offers {1}, which belongs to another cluster")]
     Foreign(RouterId, ServicePort),
     /// The bound of one link is reached.
     #[error("{0} offers more than {MAX_OFFERS} ports")]
@@ -72,6 +71,12 @@ pub enum OfferError {
     /// What is held for one link, or for one neighbour, is at its bound.
     #[error("{0} offers more than {MAX_LINK_BYTES} bytes on a link, or {MAX_PEER_BYTES} on all of them")]
     TooLarge(RouterId),
+    /// What is held for all routers of another cluster is at its bound.
+    #[error("{0} offers as much as it may beside other clusters, over all of its routers")]
+    ClusterFull(ClusterName),
+    /// What is held for this router's own cluster is at its bound, and the neighbour has its part of it.
+    #[error("{0} offers as much as it may beside others of its cluster")]
+    Full(RouterId),
 }
 
 /// The most bytes of a failure's reason that are kept.
@@ -101,33 +106,29 @@ pub enum Turn {
     None,
 }
 
-/// What was offered on a link.
-#[derive(Debug, Default)]
-struct Offered {
-    ports: usize,
-    bytes: usize,
-}
-
-fn bytes_of(port: &ServicePort) -> usize {
-    let ServiceName { name, namespace, cluster } = &port.service;
-    OFFER_BYTES + name.as_str().len() + namespace.as_str().len() + cluster.as_str().len()
-}
-
 /// What can be reached from here.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Table {
     endpoints: BTreeMap<EndpointId, Endpoint>,
     by_port: BTreeMap<ServicePort, Vec<EndpointId>>,
     /// Of neighbours, what this router's cluster may use.
-    offers: BTreeMap<ServicePort, BTreeMap<RouterId, BTreeSet<LinkId>>>,
-    offered: BTreeMap<LinkId, Offered>,
-    /// The bytes of each neighbour's offers.
-    held: BTreeMap<RouterId, usize>,
+    offers: Offers,
     exports: Exports,
     failing: BTreeMap<(ServicePort, Candidate), Failing>,
 }
 
 impl Table {
+    /// Of a router of this cluster. Nothing can be reached yet.
+    pub fn new(home: ClusterName) -> Self {
+        Self {
+            endpoints: BTreeMap::new(),
+            by_port: BTreeMap::new(),
+            offers: Offers::new(home),
+            exports: Exports::default(),
+            failing: BTreeMap::new(),
+        }
+    }
+
     /// Adds an endpoint of this node, or replaces the one of the same number.
     pub fn add(&mut self, id: EndpointId, endpoint: Endpoint) {
         self.remove(id);
@@ -184,97 +185,52 @@ impl Table {
         if port.service.cluster != from.cluster {
             return Err(OfferError::Foreign(from.clone(), port));
         }
-        let links = self.offers.get(&port).and_then(|routers| routers.get(from));
-        if !links.is_some_and(|links| links.contains(&link)) {
-            let bytes = bytes_of(&port);
-            let of_peer = self.held_bytes(from);
-            let of_link = self.offered.entry(link).or_default();
-            if of_link.ports >= MAX_OFFERS {
-                return Err(OfferError::TooMany(from.clone()));
-            }
-            if of_link.bytes + bytes > MAX_LINK_BYTES || of_peer + bytes > MAX_PEER_BYTES {
-                return Err(OfferError::TooLarge(from.clone()));
-            }
-            of_link.ports += 1;
-            of_link.bytes += bytes;
-            *self.held.entry(from.clone()).or_default() += bytes;
-        }
         self.failing.remove(&(port.clone(), Candidate::Remote(from.clone())));
-        self.offers.entry(port).or_default().entry(from.clone()).or_default().insert(link);
-        Ok(())
+        self.offers.offer(from, link, port)
     }
 
     /// An estimate of the bytes that are held for a neighbour's offers.
     pub fn held_bytes(&self, router: &RouterId) -> usize {
-        self.held.get(router).copied().unwrap_or(0)
-    }
-
-    fn release(&mut self, from: &RouterId, bytes: usize) {
-        if let Some(held) = self.held.get_mut(from) {
-            *held -= bytes;
-            if *held == 0 {
-                self.held.remove(from);
-            }
-        }
+        self.offers.held_bytes(router)
     }
 
     /// Takes an offer back.
     pub fn withdraw(&mut self, from: &RouterId, link: LinkId, port: &ServicePort) {
-        let gone = self
-            .offers
-            .get_mut(port)
-            .and_then(|routers| routers.get_mut(from))
-            .is_some_and(|links| links.remove(&link));
-        if gone {
-            let bytes = bytes_of(port);
-            if let Some(of_link) = self.offered.get_mut(&link) {
-                of_link.ports -= 1;
-                of_link.bytes -= bytes;
-            }
-            self.release(from, bytes);
-            self.prune(port, from);
+        if self.offers.withdraw(link, port) {
+            self.forget_failure(from, port);
         }
     }
 
-    /// Forgets all that was offered on a link: it is down.
-    pub fn link_down(&mut self, link: LinkId) {
-        let Some(Offered { ports, .. }) = self.offered.remove(&link) else { return };
-        if ports == 0 {
+    /// Nothing that was offered on a link is used any more: it is down. Forgets some of it, and says whether there is
+    /// more, for which this is to be called again: what it costs is done in steps, with room for others between them.
+    pub fn link_down(&mut self, link: LinkId) -> bool {
+        let Some(from) = self.offers.close(link) else { return false };
+        let ports: Vec<_> = self.offers.on(link, MAX_FORGOTTEN).cloned().collect();
+        for port in &ports {
+            self.withdraw(&from, link, port);
+        }
+        ports.len() == MAX_FORGOTTEN
+    }
+
+    /// How an attempt at a neighbour failed is of no use where it offers the port no more.
+    fn forget_failure(&mut self, router: &RouterId, port: &ServicePort) {
+        if self.failing.is_empty() {
             return;
         }
-        for (port, routers) in &mut self.offers {
-            for (router, links) in routers.iter_mut() {
-                if links.remove(&link)
-                    && let Some(held) = self.held.get_mut(router)
-                {
-                    *held -= bytes_of(port);
-                }
-            }
-            routers.retain(|_, links| !links.is_empty());
-        }
-        self.held.retain(|_, held| *held > 0);
-        self.offers.retain(|_, routers| !routers.is_empty());
-        let offers = &self.offers;
-        self.failing.retain(|(port, candidate), _| match candidate {
-            Candidate::Local(_) => true,
-            Candidate::Remote(router) => offers.get(port).is_some_and(|routers| routers.contains_key(router)),
-        });
-    }
-
-    fn prune(&mut self, port: &ServicePort, router: &RouterId) {
-        let Some(routers) = self.offers.get_mut(port) else { return };
-        if routers.get(router).is_some_and(BTreeSet::is_empty) {
-            routers.remove(router);
-            self.failing.remove(&(port.clone(), Candidate::Remote(router.clone())));
-        }
-        if routers.is_empty() {
-            self.offers.remove(port);
+        let candidate = (port.clone(), Candidate::Remote(router.clone()));
+        if self.failing.contains_key(&candidate) && !self.offers.is_offered_by(port, router) {
+            self.failing.remove(&candidate);
         }
     }
 
-    /// The neighbours' offers, for the status: port, router.
-    pub fn remote(&self) -> impl Iterator<Item = (&ServicePort, &RouterId)> {
-        self.offers.iter().flat_map(|(port, routers)| routers.keys().map(move |router| (port, router)))
+    /// What is offered on each link, for the status.
+    pub fn links(&self) -> impl Iterator<Item = LinkOffers> {
+        self.offers.links()
+    }
+
+    /// At most so many of the ports that are offered on a link, in order.
+    pub fn offered_on(&self, link: LinkId, most: usize) -> impl Iterator<Item = &ServicePort> {
+        self.offers.on(link, most)
     }
 
     /// The endpoints of this node, for the status.
@@ -292,17 +248,17 @@ impl Table {
 
     /// Whether a pod of this node exports the port, to whomever, or a neighbour offers it.
     pub fn is_offered(&self, wanted: &ServicePort) -> bool {
-        self.by_port.get(wanted).is_some_and(|ids| !ids.is_empty()) || self.offers.contains_key(wanted)
+        self.by_port.get(wanted).is_some_and(|ids| !ids.is_empty()) || self.offers.is_offered(wanted)
     }
 
-    /// The ports of a Service that anybody offers, in order.
+    /// The ports of a Service that anybody offers, in order, [`MAX_PORTS`] at most.
     pub fn ports_of(&self, service: &ServiceName) -> Vec<ServicePort> {
         let first = ServicePort { service: service.clone(), port: NonZeroU16::MIN, protocol: Protocol::Tcp };
         let of = |port: &&ServicePort| port.service == *service;
         let local = self.by_port.range(&first..).map(|(port, _)| port).take_while(of);
-        let remote = self.offers.range(&first..).map(|(port, _)| port).take_while(of);
-        let all: BTreeSet<_> = local.chain(remote).cloned().collect();
-        all.into_iter().collect()
+        let remote = self.offers.ports_from(&first).take_while(of);
+        let all: BTreeSet<_> = local.take(MAX_PORTS).chain(remote.take(MAX_PORTS)).cloned().collect();
+        all.into_iter().take(MAX_PORTS).collect()
     }
 
     /// The endpoints of this node for a flow, in the order in which to try them: the better of two drawn by `seed`
@@ -338,13 +294,8 @@ impl Table {
         load: impl Fn(&Candidate) -> usize,
     ) -> Vec<Candidate> {
         let mut all = self.local_candidates(wanted, consumer, now, seed, &load);
-        let remote = self
-            .offers
-            .get(wanted)
-            .into_iter()
-            .flat_map(BTreeMap::keys)
-            .map(|router| Candidate::Remote(router.clone()))
-            .collect();
+        let remote = self.offers.routers(wanted, seed);
+        let remote = remote.into_iter().cloned().map(Candidate::Remote).collect();
         let remote = self.ordered(wanted, remote, now, seed, &load);
         // A local endpoint that fails comes behind a neighbour that does not.
         let healthy = |c: &Candidate| !self.is_failing(wanted, c, now);
@@ -377,7 +328,8 @@ impl Table {
         candidates
     }
 
-    fn is_failing(&self, wanted: &ServicePort, candidate: &Candidate, now: Instant) -> bool {
+    /// Whether a candidate is tried last now.
+    pub fn is_failing(&self, wanted: &ServicePort, candidate: &Candidate, now: Instant) -> bool {
         // The key is cloned for the look-up only where something fails at all.
         !self.failing.is_empty()
             && self
@@ -406,9 +358,7 @@ impl Table {
         }
         let known = match candidate {
             Candidate::Local(id) => self.endpoints.contains_key(id),
-            Candidate::Remote(router) => {
-                self.offers.get(wanted).is_some_and(|routers| routers.contains_key(router))
-            }
+            Candidate::Remote(router) => self.offers.is_offered_by(wanted, router),
         };
         if !known {
             return Turn::None;

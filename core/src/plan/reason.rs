@@ -43,19 +43,19 @@ pub enum Reason {
     #[error("{EXPORT} of the namespace is \"false\"")]
     NamespaceOptedOut,
     /// Another value than `"true"` and `"false"`, on the Service.
-    #[error("{EXPORT} is {0:?}; \"true\" and \"false\" are understood")]
+    #[error("{EXPORT} is {0:?}; use \"true\" or \"false\"")]
     Export(String),
     /// Another value than `"true"` and `"false"`, on the namespace.
-    #[error("{EXPORT} of the namespace is {0:?}; \"true\" and \"false\" are understood")]
+    #[error("{EXPORT} of the namespace is {0:?}; use \"true\" or \"false\"")]
     NamespaceExport(String),
     /// An alias in the cluster's DNS, which has no pods.
-    #[error("its type is ExternalName, which no pod stands behind")]
+    #[error("type ExternalName has no pods")]
     ExternalName,
     /// Its endpoints are made by hand, or by something else.
-    #[error("it has no selector, so no pod stands behind it")]
+    #[error("no selector, so it selects no pods")]
     NoSelector,
     /// A headless Service may have none.
-    #[error("it has no ports")]
+    #[error("no ports")]
     NoPorts,
     /// Each has a reason of its own.
     #[error("none of its ports can be exported")]
@@ -65,15 +65,15 @@ pub enum Reason {
     Name(NameError),
     /// A rule of `servicekeel.io/allow`.
     #[error(
-        "{ALLOW}: the rule {0:?} {1}; write cluster or cluster/namespace, separated by commas, or \
-         remove the annotation to let in every member of the mesh"
+        "{ALLOW}: the rule {0:?} {1}; use cluster or cluster/namespace, separated by commas, or \
+         remove the annotation to allow every member of the mesh"
     )]
     Allow(String, NameError),
     /// More than an entry may have.
-    #[error("{ALLOW} has {0} rules; {MAX_ALLOW} is the most")]
+    #[error("{ALLOW} has {0} rules; the limit is {MAX_ALLOW}")]
     TooManyRules(usize),
     /// Neither TCP nor UDP.
-    #[error("its protocol is not carried; TCP and UDP are")]
+    #[error("unsupported protocol; only TCP and UDP are supported")]
     Protocol,
     /// A port that is none.
     #[error("{0} is not a port; a port is a number from 1 to 65535")]
@@ -82,18 +82,18 @@ pub enum Reason {
     #[error("its name {0:?} {1}")]
     PortName(String, NameError),
     /// One of several ports has no name.
-    #[error("it needs a name, since the Service has several ports")]
+    #[error("needs a name, since the Service has more than one port")]
     Unnamed,
     /// `targetPort` is a name.
-    #[error("no container of the pod has a port named {0:?} of this protocol")]
+    #[error("no container of the pod has a port named {0:?} with this protocol")]
     Unresolved(String),
     /// The same number and protocol, or the same name.
-    #[error("it stands there twice, and the first is exported")]
+    #[error("duplicate; only the first is exported")]
     Twice,
     /// More than an entry may have.
-    #[error("the Service has too many ports; {MAX_PORTS} are exported")]
+    #[error("the Service has too many ports; only the first {MAX_PORTS} are exported")]
     TooManyPorts,
     /// More than an annotation may have.
-    #[error("too many Services select the pod; {MAX_ENTRIES} are exported")]
+    #[error("too many Services select the pod; only the first {MAX_ENTRIES} are exported")]
     TooManyServices,
 }

@@ -142,7 +142,7 @@ fn a_named_port_is_looked_up_as_kubernetes_does() {
     assert_eq!(
         reasons(&plan),
         [
-            "a:80/TCP: no container of the pod has a port named \"web\" of this protocol",
+            "a:80/TCP: no container of the pod has a port named \"web\" with this protocol",
             "a: none of its ports can be exported"
         ]
     );
@@ -170,21 +170,21 @@ fn each_that_is_left_out_has_its_reason() {
     ];
     let plan = planned(&services, &web(vec![]));
     assert_eq!(plan.exports, []);
-    let how = "; write cluster or cluster/namespace, separated by commas, or remove the annotation to let in every member of the mesh";
+    let how = "; use cluster or cluster/namespace, separated by commas, or remove the annotation to allow every member of the mesh";
     assert_eq!(
         reasons(&plan),
         [
-            "alias: its type is ExternalName, which no pod stands behind".to_owned(),
-            "by-hand: it has no selector, so no pod stands behind it".to_owned(),
-            "empty: it has no ports".to_owned(),
-            "mistaken: servicekeel.io/export is \"no\"; \"true\" and \"false\" are understood".to_owned(),
+            "alias: type ExternalName has no pods".to_owned(),
+            "by-hand: no selector, so it selects no pods".to_owned(),
+            "empty: no ports".to_owned(),
+            "mistaken: servicekeel.io/export is \"no\"; use \"true\" or \"false\"".to_owned(),
             format!("open: servicekeel.io/allow: the rule \"\" is empty{how}"),
             "out: servicekeel.io/export is \"false\"".to_owned(),
             format!(
                 "rule: servicekeel.io/allow: the rule \"c_d\" has the character '_'; letters a-z, digits and '-' are allowed{how}"
             ),
-            "rules: servicekeel.io/allow has 257 rules; 256 is the most".to_owned(),
-            "sctp:80/SCTP: its protocol is not carried; TCP and UDP are".to_owned(),
+            "rules: servicekeel.io/allow has 257 rules; the limit is 256".to_owned(),
+            "sctp:80/SCTP: unsupported protocol; only TCP and UDP are supported".to_owned(),
             "sctp: none of its ports can be exported".to_owned(),
             "un_named: its name has the character '_'; letters a-z, digits and '-' are allowed".to_owned(),
             "zero:0/TCP: 0 is not a port; a port is a number from 1 to 65535".to_owned(),
@@ -210,12 +210,12 @@ fn one_bad_port_leaves_the_others() {
     assert_eq!(
         reasons(&plan),
         [
-            "a:53/UDP: it stands there twice, and the first is exported",
-            "a:80/TCP: no container of the pod has a port named \"web\" of this protocol",
+            "a:53/UDP: duplicate; only the first is exported",
+            "a:80/TCP: no container of the pod has a port named \"web\" with this protocol",
             "a:81/TCP: 65536 is not a port; a port is a number from 1 to 65535",
-            "a:82/TCP: it needs a name, since the Service has several ports",
+            "a:82/TCP: needs a name, since the Service has more than one port",
             "a:83/TCP: its name \"a_b\" has the character '_'; letters a-z, digits and '-' are allowed",
-            "a:90/SCTP: its protocol is not carried; TCP and UDP are",
+            "a:90/SCTP: unsupported protocol; only TCP and UDP are supported",
         ]
     );
 }

@@ -17,13 +17,13 @@ pub enum Unserved {
     NoAddress(#[from] LeaseError),
     /// Too many sockets.
     #[error(
-        "the entries before it have so many ports that its own do not fit; {} is the most in one annotation",
+        "too many ports in the annotation; the limit is {}, and the entries before this one leave too few",
         handoff::MAX_SOCKETS
     )]
     TooManyPorts,
     /// Its rules do not fit into a message to the router.
     #[error(
-        "its `allow` takes {bytes} bytes where {} is the most; write fewer rules, such as whole clusters",
+        "its `allow` takes {bytes} bytes; the limit is {}: write fewer rules, such as whole clusters",
         handoff::MAX_MESSAGE
     )]
     TooLong {
@@ -127,14 +127,31 @@ pub enum Notice {
     },
     /// There is a conversation with this router.
     RouterUp(RouterId),
+    /// The router does not answer, and has said nothing for so long. The conversation goes on where it does again.
+    RouterSilent {
+        /// Which.
+        router: RouterId,
+        /// For how long.
+        lasts: Duration,
+    },
+    /// It says something again, after so long.
+    RouterAnswers {
+        /// For how long it had not.
+        silent: Duration,
+    },
     /// The conversation ended, or there was none at the start.
     RouterDown(String),
-    /// The router does not serve an import or export.
+    /// The router does not serve an import or export. It is asked again, which is told no more.
     Refused {
         /// Which.
         port: ServicePort,
         /// Why.
         reason: String,
+    },
+    /// The router serves one that it had refused.
+    Accepted {
+        /// Which.
+        port: ServicePort,
     },
     /// Leases of an earlier run are not kept.
     LeasesDropped {

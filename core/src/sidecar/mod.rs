@@ -11,8 +11,8 @@
 //!   the last is sent. What is said is decided when it can be sent, so a slow router makes no queue grow.
 //! - [`Sidecar::poll_notice`] is for the log.
 //!
-//! Within a conversation the router hears of each import and export once, and in a new conversation of each again: the
-//! sockets stay the same ones, and so does what waits in their backlogs.
+//! Within a conversation the router hears of each import and export once, or again after a while where it refused it, and
+//! in a new conversation of each again: the sockets stay the same ones, and so does what waits in their backlogs.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -39,7 +39,9 @@ mod status;
 mod tests;
 mod texts;
 
-pub use conversation::{FIRST_RETRY, LAST_RETRY, REFUSED_RETRY, WELCOME_TIMEOUT};
+pub use conversation::{
+    FIRST_ASK, FIRST_RETRY, LAST_ASK, LAST_RETRY, PING_AFTER, PONG_WITHIN, REFUSED_RETRY, WELCOME_TIMEOUT,
+};
 pub use decisions::{Command, Notice, Outgoing, Unserved};
 pub use status::{Counts, ExportStatus, Findings, ImportStatus, PortState, PortStatus, RouterStatus};
 
@@ -213,12 +215,15 @@ impl Sidecar {
 
     /// The router said something.
     pub fn handle_message(&mut self, message: ToSidecar, now: Instant) {
+        if let Some(silent) = self.conversation.handle_received(now) {
+            self.notices.push_back(Notice::RouterAnswers { silent });
+        }
         match message {
-            ToSidecar::Welcome { cluster, node, .. } => {
+            ToSidecar::Welcome { version, cluster, node } => {
                 let router = RouterId { cluster: cluster.clone(), node };
-                if !self.conversation.handle_welcome(router.clone(), now) {
+                if !self.conversation.handle_welcome(router.clone(), version, now) {
                     self.commands.push_back(Command::Disconnect);
-                    return self.down("it says Welcome where that does not belong".to_owned(), false, now);
+                    return self.down("unexpected Welcome from the router".to_owned(), false, now);
                 }
                 self.notices.push_back(Notice::RouterUp(router));
                 match &self.config.cluster {
@@ -231,17 +236,18 @@ impl Sidecar {
             }
             ToSidecar::Refused { id: None, reason } => {
                 self.commands.push_back(Command::Disconnect);
-                self.down(format!("it refuses this sidecar: {reason}"), true, now);
+                self.down(format!("the router rejected this sidecar: {reason}"), true, now);
             }
             ToSidecar::Refused { id: Some(id), reason } => {
                 // One that is over meanwhile is no news.
-                if self.conversation.handle_refused(id, &reason)
+                if self.conversation.handle_refused(id, &reason, now)
                     && let Some(port) = self.port(id).cloned()
                 {
                     self.notices.push_back(Notice::Refused { port, reason });
                 }
             }
             ToSidecar::More { tcp, udp } => self.conversation.handle_more(tcp, udp),
+            ToSidecar::Pong => {}
         }
     }
 
@@ -298,10 +304,21 @@ impl Sidecar {
         for id in self.imports.handle_timeout(now) {
             self.make(id);
         }
+        for id in self.conversation.ask_again(now) {
+            if let Some(port) = self.port(id).cloned() {
+                self.notices.push_back(Notice::Accepted { port });
+            }
+        }
         if self.conversation.handle_timeout(now) {
             self.commands.push_back(Command::Disconnect);
             let reason = format!("it said no Welcome within {} s", WELCOME_TIMEOUT.as_secs());
             self.down(reason, false, now);
+        }
+        if self.conversation.handle_silence(now)
+            && let RouterStatus::Silent { router, lasts } = self.router(now)
+        {
+            let notice = Notice::RouterSilent { router: router.clone(), lasts };
+            self.notices.push_back(notice);
         }
         self.connect(now);
     }
@@ -331,11 +348,12 @@ impl Sidecar {
         loop {
             let message = match self.conversation.poll_turn()? {
                 Turn::Hello => Some(ToRouter::Hello {
-                    version: handoff::VERSION,
+                    version: handoff::LEAST,
                     pod: self.config.pod.clone(),
                     addresses: self.config.addresses.clone(),
                 }),
                 Turn::Bye => Some(ToRouter::Bye),
+                Turn::Ping => Some(ToRouter::Ping),
                 Turn::Stock { tcp, udp } => return Some(Outgoing::Stock { tcp, udp }),
                 Turn::Unimport(id) => Some(ToRouter::Unimport { id }),
                 Turn::Unexport(id) => Some(ToRouter::Unexport { id }),

@@ -105,8 +105,10 @@ struct Router {
     hello: bool,
     imports: BTreeMap<SocketId, ServicePort>,
     exports: BTreeMap<SocketId, (ServicePort, NonZeroU16)>,
-    /// Every import that was ever told.
+    /// Every import that was ever told, and not refused since.
     told: BTreeSet<SocketId>,
+    /// What was refused, of which it may hear again.
+    refused: BTreeSet<SocketId>,
     /// How many edits of the exports there had been when an export was told.
     told_at: BTreeMap<SocketId, usize>,
 }
@@ -117,6 +119,8 @@ struct World {
     making: VecDeque<(SocketId, SocketAddrV4)>,
     open: BTreeMap<SocketId, SocketAddrV4>,
     dialled: bool,
+    /// Of each router.
+    version: u32,
     router: Option<Router>,
     zone: Option<Zone>,
     /// How often the exports were edited.
@@ -158,8 +162,11 @@ impl World {
         self.sidecar.handle_connected(self.now);
         assert!(self.send(false), "no Hello");
         assert!(!self.send(false), "something before Welcome");
-        let welcome =
-            ToSidecar::Welcome { version: 1, cluster: cluster.parse().unwrap(), node: "n".parse().unwrap() };
+        let welcome = ToSidecar::Welcome {
+            version: self.version,
+            cluster: cluster.parse().unwrap(),
+            node: "n".parse().unwrap(),
+        };
         self.sidecar.handle_message(welcome, self.now);
         self.drive();
     }
@@ -172,7 +179,7 @@ impl World {
         }
     }
 
-    /// Sends one message, or fails to. False where there is none.
+    /// Sends one message that tells something, or fails to. False where there is none.
     fn send(&mut self, fails: bool) -> bool {
         let Some(outgoing) = self.sidecar.poll_message() else { return false };
         let router = self.router.as_mut().expect("nothing is said to nobody");
@@ -182,6 +189,7 @@ impl World {
                 assert_eq!(id, socket);
                 assert!(self.open.contains_key(&id), "an import without a socket");
                 assert!(router.told.insert(id), "an import is told twice");
+                router.refused.remove(&id);
                 router.imports.insert(id, wanted);
             }
             Outgoing::Stock { tcp, udp } => {
@@ -191,13 +199,26 @@ impl World {
                 }
             }
             Outgoing::Plain(ToRouter::Hello { .. }) => assert!(!std::mem::replace(&mut router.hello, true)),
-            Outgoing::Plain(ToRouter::Unimport { id }) => assert!(router.imports.remove(&id).is_some()),
-            Outgoing::Plain(ToRouter::Unexport { id }) => assert!(router.exports.remove(&id).is_some()),
+            Outgoing::Plain(ToRouter::Unimport { id }) => {
+                assert!(router.imports.remove(&id).is_some() || router.refused.contains(&id));
+            }
+            Outgoing::Plain(ToRouter::Unexport { id }) => {
+                assert!(router.exports.remove(&id).is_some() || router.refused.contains(&id));
+            }
             Outgoing::Plain(ToRouter::Export { id, offered, target, .. }) => {
                 router.exports.insert(id, (offered, target));
+                router.refused.remove(&id);
                 // An edit and one that takes it back may come between two messages; without an edit there is no other.
                 let before = router.told_at.insert(id, self.edits);
                 assert!(before.is_none_or(|before| before < self.edits), "an export is told twice");
+            }
+            Outgoing::Plain(ToRouter::Ping) => {
+                assert!(self.version >= handoff::PINGS, "an old router is asked");
+                if !fails {
+                    self.sidecar.handle_message(ToSidecar::Pong, self.now);
+                }
+                // It tells nothing.
+                return self.send(fails);
             }
             other => panic!("{other:?}"),
         }
@@ -225,11 +246,13 @@ impl World {
             Step::Welcome(cluster) => self.welcome(cluster),
             Step::Down => self.down(),
             Step::RefuseAll => {
-                let router = self.router.iter();
-                let ids: Vec<SocketId> = router
-                    .flat_map(|router| router.told.iter().chain(router.exports.keys()))
-                    .copied()
-                    .collect();
+                let Some(router) = &mut self.router else { return };
+                // Of those that are over the word is on its way.
+                let mut ids = std::mem::take(&mut router.told);
+                ids.extend(std::mem::take(&mut router.exports).into_keys());
+                router.imports.clear();
+                router.told_at.clear();
+                router.refused.extend(&ids);
                 for id in ids {
                     let refused = ToSidecar::Refused { id: Some(id), reason: "no".into() };
                     self.sidecar.handle_message(refused, self.now);
@@ -277,6 +300,10 @@ impl World {
             self.made(true);
         }
         while self.send(false) {}
+        self.pass(Duration::from_secs(31));
+        assert!(!self.send(false), "something is told that the router knows");
+        let refused = [Annotation::Exports, Annotation::Imports].map(|a| self.sidecar.rejected(a).count());
+        assert_eq!(refused, [0, 0]);
         assert!(self.making.is_empty());
         self.note_addresses();
     }
@@ -287,7 +314,7 @@ proptest! {
     /// and each export, told once; DNS names them; and nothing that was served well changes its address.
     #[test]
     #[allow(clippy::disallowed_methods)]
-    fn any_sequence(configured in any::<bool>(), steps in steps()) {
+    fn any_sequence(configured in any::<bool>(), version in 1..=handoff::VERSION, steps in steps()) {
         let now = Instant::now();
         let config = Config {
             pod: Pod { name: "p".into(), namespace: "default".parse().unwrap(), uid: "u".into() },
@@ -303,6 +330,7 @@ proptest! {
             making: VecDeque::new(),
             open: BTreeMap::new(),
             dialled: false,
+            version,
             router: None,
             zone: None,
             edits: 0,

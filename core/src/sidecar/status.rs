@@ -77,6 +77,13 @@ pub enum RouterStatus<'a> {
         /// For so long.
         lasts: Duration,
     },
+    /// There is one, and the router does not answer: it hangs, or is stopped.
+    Silent {
+        /// Which.
+        router: &'a RouterId,
+        /// For so long it has said nothing.
+        lasts: Duration,
+    },
     /// There is none; the router is dialled again and again.
     Down {
         /// Why, where that is known.
@@ -122,8 +129,11 @@ impl Sidecar {
 
     /// The router.
     pub fn router(&self, now: Instant) -> RouterStatus<'_> {
-        match self.conversation.phase() {
-            Phase::Up { router, since } => {
+        match (self.conversation.phase(), self.conversation.silent_since()) {
+            (Phase::Up { router, .. }, Some(since)) => {
+                RouterStatus::Silent { router, lasts: now.saturating_duration_since(since) }
+            }
+            (Phase::Up { router, since }, None) => {
                 RouterStatus::Up { router, lasts: now.saturating_duration_since(*since) }
             }
             _ => RouterStatus::Down {

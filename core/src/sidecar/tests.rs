@@ -100,11 +100,16 @@ impl World {
     }
 
     fn welcome(&mut self, cluster: &str) -> Vec<Outgoing> {
+        self.welcome_of(1, cluster)
+    }
+
+    /// As [`Self::welcome`], by a router of this version.
+    fn welcome_of(&mut self, version: u32, cluster: &str) -> Vec<Outgoing> {
         self.sidecar.handle_connected(self.now);
         let hello = self.messages();
         assert!(matches!(&hello[..], [Outgoing::Plain(ToRouter::Hello { .. })]), "{hello:?}");
         let welcome =
-            ToSidecar::Welcome { version: 1, cluster: cluster.parse().unwrap(), node: "n1".parse().unwrap() };
+            ToSidecar::Welcome { version, cluster: cluster.parse().unwrap(), node: "n1".parse().unwrap() };
         self.sidecar.handle_message(welcome, self.now);
         self.drive();
         self.messages()

@@ -1,5 +1,6 @@
 //! `check`: what is wrong with a config, an annotation or a manifest.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileTypeExt;
@@ -8,7 +9,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
-use servicekeel_core::annotation::{Defaults, Finding, Parsed, parse_exports, parse_imports};
+use servicekeel_core::annotation::{Defaults, Finding, Parsed, parse_exports_of_mesh, parse_imports};
 use servicekeel_core::name::ClusterName;
 use servicekeel_runtime::file::{bounded, read_bounded};
 
@@ -21,10 +22,11 @@ const MAX_FILE: usize = 256 << 20;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// Files to check; `-` is stdin.
+    /// Files to check; `-` is stdin. A router's config says which clusters there are: rules of `allow` in the files after
+    /// it that name another are warned of.
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// What they are; told by their names and content where this is not given.
+    /// What the files are. Default: guessed from their names and content.
     #[arg(long)]
     kind: Option<Kind>,
 }
@@ -32,13 +34,13 @@ pub(super) struct Arguments {
 /// What a file is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Kind {
-    /// A router's config, with the certificates that it names.
+    /// A router's config, with the certificates it refers to.
     Config,
     /// The text of the annotation servicekeel.io/imported-services.
     Imports,
     /// The text of the annotation servicekeel.io/exported-services.
     Exports,
-    /// Manifests of Kubernetes, YAML or JSON: Pods, what has a Pod's template, Services and Namespaces.
+    /// Kubernetes manifests, YAML or JSON: Pods, workloads with a Pod template, Services and Namespaces.
     Manifest,
 }
 
@@ -56,8 +58,9 @@ impl Kind {
 impl Arguments {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         let mut good = true;
+        let mut mesh = None;
         for file in &self.files {
-            let checked = Checked::of(file, self.kind);
+            let checked = Checked::of(file, self.kind, mesh.as_ref());
             for problem in checked.told() {
                 print(format_args!("{problem}\n"))?;
             }
@@ -65,6 +68,7 @@ impl Arguments {
                 print(format_args!("{}: ok, {}\n", file.display(), checked.summary))?;
             }
             good &= checked.errors.is_empty();
+            mesh = checked.mesh.or(mesh);
         }
         Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
@@ -77,10 +81,16 @@ pub(super) struct Checked {
     pub(super) warnings: Vec<Problem>,
     /// What is fine, for the line that says so.
     pub(super) summary: String,
+    /// The clusters that a good config trusts, its own among them.
+    pub(super) mesh: Option<Mesh>,
 }
 
+/// The clusters that rules of `allow` may name.
+pub(super) type Mesh = BTreeSet<ClusterName>;
+
 impl Checked {
-    fn of(file: &Path, kind: Option<Kind>) -> Self {
+    /// `mesh`: what is known of the clusters so far.
+    fn of(file: &Path, kind: Option<Kind>, mesh: Option<&Mesh>) -> Self {
         let (name, text) = match read(file) {
             Ok(read) => read,
             Err(error) => {
@@ -95,13 +105,13 @@ impl Checked {
                 let mut checked = config(&name, &text);
                 if kind.is_none() && !has(&text, "cluster:") {
                     for error in &mut checked.errors {
-                        error.text.push_str(" (taken for a router's config; --kind says otherwise)");
+                        error.text.push_str(" (read as a router config; use --kind to override)");
                     }
                 }
                 checked
             }
-            Kind::Manifest => manifest::check(&name, &text),
-            kind => annotation(&name, &text, kind),
+            Kind::Manifest => manifest::check(&name, &text, mesh),
+            kind => annotation(&name, &text, kind, mesh),
         }
     }
 
@@ -121,15 +131,15 @@ fn read(file: &Path) -> anyhow::Result<(PathBuf, String)> {
     let (name, bytes) = if ["-", "/dev/stdin"].iter().any(|stdin| file == Path::new(stdin)) {
         ("stdin".into(), bounded(io::stdin().lock(), MAX_FILE))
     } else {
-        let opened = File::open(file).context("can't be read")?;
-        match opened.metadata().context("can't be read")?.file_type() {
+        let opened = File::open(file).context("cannot be read")?;
+        match opened.metadata().context("cannot be read")?.file_type() {
             kind if kind.is_fifo() || kind.is_char_device() || kind.is_socket() => {
                 ("pipe".into(), bounded(opened, MAX_FILE))
             }
             _ => (file.to_owned(), read_bounded(file, MAX_FILE)),
         }
     };
-    let text = String::from_utf8(bytes.context("can't be read")?).context("not UTF-8 text")?;
+    let text = String::from_utf8(bytes.context("cannot be read")?).context("not UTF-8 text")?;
     Ok((name, text))
 }
 
@@ -171,6 +181,7 @@ fn config(file: &Path, text: &str) -> Checked {
         Err(bad) => checked.errors = bad.problems.0,
         Ok(good) => {
             let config = &good.settings.config;
+            checked.mesh = good.settings.mesh();
             let identity = good.settings.identity.as_ref().map_or("no identity".into(), |identity| {
                 format!("certificate valid until {}", crate::identity::Date::from(identity.not_after()))
             });
@@ -181,22 +192,27 @@ fn config(file: &Path, text: &str) -> Checked {
     checked
 }
 
-fn annotation(file: &Path, text: &str, kind: Kind) -> Checked {
+fn annotation(file: &Path, text: &str, kind: Kind, mesh: Option<&Mesh>) -> Checked {
     let at = |finding: Finding| Problem {
         file: file.to_owned(),
         place: Some((finding.line, finding.column)),
         text: words(&finding),
     };
-    findings(text, kind, at)
+    findings(text, kind, mesh, at)
 }
 
 /// What is wrong with the text of an annotation; `at` says where a finding is.
-pub(super) fn findings(text: &str, kind: Kind, at: impl Fn(Finding) -> Problem) -> Checked {
+pub(super) fn findings(
+    text: &str,
+    kind: Kind,
+    mesh: Option<&Mesh>,
+    at: impl Fn(Finding) -> Problem,
+) -> Checked {
     // Neither is checked here: what is left out is the pod's own.
     let defaults =
         Defaults { namespace: "default".parse().expect("a label"), cluster: ClusterName::fallback() };
     let parsed = match kind {
-        Kind::Exports => parse_exports(text, &defaults).map(all),
+        Kind::Exports => parse_exports_of_mesh(text, &defaults, mesh).map(all),
         _ => parse_imports(text, &defaults).map(all),
     };
     match parsed {
@@ -205,6 +221,7 @@ pub(super) fn findings(text: &str, kind: Kind, at: impl Fn(Finding) -> Problem) 
             errors: refused.into_iter().map(&at).collect(),
             warnings: warnings.into_iter().map(&at).collect(),
             summary: format!("{} with {}", kind.name(), manifest::count(entries, "entry", "entries")),
+            mesh: None,
         },
     }
 }
@@ -230,7 +247,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join(name);
         std::fs::write(&file, text).unwrap();
-        let checked = Checked::of(&file, kind);
+        let checked = Checked::of(&file, kind, None);
         let shown = |problems: &[Problem]| {
             let prefix = format!("{}/", dir.path().display());
             problems.iter().map(|p| p.to_string().replace(&prefix, "")).collect()
@@ -260,9 +277,9 @@ mod tests {
         assert!(errors[0].contains("did you mean `services`?"), "{errors:?}");
         assert_eq!(checked("exported-services-config.yaml", "", None).2, "exported-services with 0 entries");
         let (errors, ..) = checked("x.yaml", wrong, None);
-        assert!(errors[0].ends_with("(taken for a router's config; --kind says otherwise)"), "{errors:?}");
+        assert!(errors[0].ends_with("(read as a router config; use --kind to override)"), "{errors:?}");
         let (errors, ..) = checked("x.yaml", wrong, Some(Kind::Config));
-        assert!(!errors[0].contains("taken for"), "{errors:?}");
+        assert!(!errors[0].contains("read as"), "{errors:?}");
         let pod = r#"{"apiVersion": "v1", "kind": "Pod", "metadata": {"annotations":
             {"servicekeel.io/imported-services": "services: [{name: a, ports: [{port: 1}]}]"}}}"#;
         let (errors, _, summary) = checked("pod.json", pod, None);
@@ -278,7 +295,7 @@ mod tests {
         let check = |text: String| {
             let to = fifo.clone();
             let writer = std::thread::spawn(move || std::fs::write(to, text));
-            let checked = Checked::of(&fifo, None);
+            let checked = Checked::of(&fifo, None, None);
             let _ = writer.join();
             checked
         };
@@ -292,7 +309,8 @@ mod tests {
         let file = dir.path().join("i.yaml");
         let text = "services:\n- name: a\n  colour: red\n  ports: [{port: 0}]\n  size: 1\n- name: b\n";
         std::fs::write(&file, text).unwrap();
-        let lines: Vec<_> = Checked::of(&file, None).told().iter().map(|it| it.place.unwrap().0).collect();
+        let lines: Vec<_> =
+            Checked::of(&file, None, None).told().iter().map(|it| it.place.unwrap().0).collect();
         assert_eq!(lines, [3, 4, 5, 6]);
     }
 
@@ -323,7 +341,27 @@ mod tests {
     fn what_cannot_be_read_is_told() {
         let (errors, ..) = checked("x.yaml", "services: [", None);
         assert!(errors[0].starts_with("x.yaml:1:") && errors[0].contains("not YAML"), "{errors:?}");
-        let missing = Checked::of(Path::new("/nowhere/x.yaml"), None);
-        assert!(missing.errors[0].to_string().contains("/nowhere/x.yaml: can't be read"), "{missing:?}");
+        let missing = Checked::of(Path::new("/nowhere/x.yaml"), None, None);
+        assert!(missing.errors[0].to_string().contains("/nowhere/x.yaml: cannot be read"), "{missing:?}");
+    }
+
+    #[test]
+    fn rules_are_held_against_the_clusters_of_a_config_before_them() {
+        let mesh = ["a.local", "b.local"].map(|name| name.parse().unwrap()).into();
+        let exports = "services:\n- name: a\n  ports: [{port: 1}]\n  allow: [b.local, b]\n";
+        let service = "kind: Service\nmetadata:\n  annotations:\n    servicekeel.io/allow: b.local,b\n";
+        let pod = format!(
+            "kind: Pod\nmetadata:\n  annotations:\n    servicekeel.io/exported-services: |\n{}",
+            exports.lines().map(|line| format!("      {line}\n")).collect::<String>()
+        );
+        let dir = tempfile::tempdir().unwrap();
+        for (text, place) in [(exports, (4, 20)), (service, (4, 27)), (&pod, (8, 26))] {
+            let file = dir.path().join("exports.yaml");
+            std::fs::write(&file, text).unwrap();
+            assert_eq!(Checked::of(&file, None, None).warnings, [], "{text}");
+            let told = Checked::of(&file, None, Some(&mesh)).warnings;
+            assert_eq!((told.len(), told[0].place), (1, Some(place)), "{told:?}");
+            assert!(told[0].text.ends_with("did you mean b.local?"), "{told:?}");
+        }
     }
 }

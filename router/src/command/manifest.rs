@@ -14,7 +14,7 @@ use servicekeel_core::annotation;
 use servicekeel_core::plan::{self, ALLOW, EXPORT, EXPORTED_SERVICES, IMPORTED_SERVICES, SIDECAR};
 
 use self::shape::{Documents, Object, Value};
-use super::check::{Checked, Kind, findings, words};
+use super::check::{Checked, Kind, Mesh, findings, words};
 use crate::settings::problem::Problem;
 use crate::settings::{explain, options};
 
@@ -30,12 +30,12 @@ const MAX_UNFOLDED: usize = 1 << 23;
 const MAX_DEPTH: usize = 64;
 
 /// Checks the annotations of every document.
-pub(super) fn check(file: &Path, text: &str) -> Checked {
-    check_within(file, text, MAX_UNFOLDED)
+pub(super) fn check(file: &Path, text: &str, mesh: Option<&Mesh>) -> Checked {
+    check_within(file, text, mesh, MAX_UNFOLDED)
 }
 
 /// As [`check`], with another bound for [`MAX_UNFOLDED`].
-fn check_within(file: &Path, text: &str, unfold: usize) -> Checked {
+fn check_within(file: &Path, text: &str, mesh: Option<&Mesh>, unfold: usize) -> Checked {
     let read =
         serde_yaml::from_str_multiple_with_options::<Option<Object>, Documents>(text, limits(text.len()));
     let documents = match read {
@@ -44,9 +44,9 @@ fn check_within(file: &Path, text: &str, unfold: usize) -> Checked {
             let place = error.location().map(|at| (at.line().max(1), at.column().max(1)));
             let text = match error.without_snippet() {
                 Error::Budget { breach: BudgetBreach::Depth { .. }, .. } => {
-                    format!("nested too deep: {MAX_DEPTH} levels are the most")
+                    format!("nested too deeply: the limit is {MAX_DEPTH} levels")
                 }
-                Error::Budget { .. } => "its aliases unfold to too much: write them out".to_owned(),
+                Error::Budget { .. } => "too many aliases: write the values out".to_owned(),
                 error => explain(error),
             };
             let error = Problem { file: file.to_owned(), place, text };
@@ -55,6 +55,7 @@ fn check_within(file: &Path, text: &str, unfold: usize) -> Checked {
     };
     let mut reader = Reader {
         file,
+        mesh,
         lines: text.lines().collect(),
         of: None,
         unfold,
@@ -70,7 +71,7 @@ fn check_within(file: &Path, text: &str, unfold: usize) -> Checked {
     let Reader { mut checked, seen, mut summaries, further, more, unchecked, .. } = reader;
     if unchecked > 1 {
         let text = format!(
-            "{} in all were not checked for their aliases",
+            "{} in all were not checked because of their aliases",
             count(unchecked, "annotation", "annotations")
         );
         checked.errors.push(Problem::of_file(file, text));
@@ -83,7 +84,7 @@ fn check_within(file: &Path, text: &str, unfold: usize) -> Checked {
         summaries.push(format!("and {further} more"));
     }
     if !seen {
-        let warning = format!("no annotation {IMPORTED_SERVICES} or {EXPORTED_SERVICES} in it");
+        let warning = format!("no {IMPORTED_SERVICES} or {EXPORTED_SERVICES} annotation found");
         checked.warnings.push(Problem::of_file(file, warning));
     }
     if summaries.is_empty() {
@@ -138,7 +139,7 @@ impl<'o> Holder<'o> {
             Self::Namespace => ("Namespace", key == EXPORT),
             Self::Workload(kind) if of_pods => {
                 return Some(format!(
-                    "stands on the {kind}, not in its pod template: no pod gets it; \
+                    "is set on the {kind}, not in its pod template: no pod gets it; \
                      move it to spec.template.metadata.annotations"
                 ));
             }
@@ -149,12 +150,14 @@ impl<'o> Holder<'o> {
             ALLOW => "a Service",
             _ => "a pod",
         };
-        (!read).then(|| format!("stands on the {kind}, where nothing reads it; it belongs on {belongs}"))
+        (!read).then(|| format!("is set on the {kind}, where it has no effect; it belongs on {belongs}"))
     }
 }
 
 struct Reader<'m> {
     file: &'m Path,
+    /// The clusters that rules may name, where they are known.
+    mesh: Option<&'m Mesh>,
     lines: Vec<&'m str>,
     /// The object of a List that is read: its place in the output of kubectl finds nobody.
     of: Option<String>,
@@ -230,11 +233,12 @@ impl Reader<'_> {
             Value::Empty => return,
             Value::Text(text) => text,
             Value::Bare => {
-                return self.refuse(value, format!("{name}: an annotation is a text: put it in quotes"));
+                return self
+                    .refuse(value, format!("{name}: annotation values are strings: put it in quotes"));
             }
             Value::Tree => {
                 let reason =
-                    "an annotation is a text: put `|` behind the colon, and the lines below it indented";
+                    "annotation values are strings: put `|` after the colon and indent the lines below it";
                 return self.refuse(key, format!("{name}: {reason}"));
             }
         };
@@ -245,7 +249,9 @@ impl Reader<'_> {
                 Ok(out) => self.sum_up(format!("{name} is \"{}\"", !out)),
                 Err(other) => self.refuse(
                     value,
-                    format!("{name} is {other:?}; \"true\" and \"false\" are understood, and nothing is exported by another"),
+                    format!(
+                        "{name} is {other:?}; use \"true\" or \"false\"; any other value exports nothing"
+                    ),
                 ),
             },
             ALLOW => match plan::allow(value_text) {
@@ -254,6 +260,13 @@ impl Reader<'_> {
                         let reason = "a rule with a namespace lets nobody in yet; name the whole cluster";
                         self.warn(value, format!("{name}: {reason}"));
                     }
+                    for rule in &rules {
+                        if let Some(reason) =
+                            self.mesh.and_then(|mesh| annotation::stranger(&rule.cluster, mesh))
+                        {
+                            self.warn(value, format!("{name}: {reason}"));
+                        }
+                    }
                     self.sum_up(format!("{name} with {}", count(rules.len(), "rule", "rules")));
                 }
                 Err(reason) => self.refuse(value, reason.to_string()),
@@ -261,7 +274,7 @@ impl Reader<'_> {
             SIDECAR => match value_text.as_str() {
                 "true" => self.sum_up(format!("{name} is \"true\"")),
                 "false" => {}
-                other => self.warn(value, format!("{name} is {other:?}; only \"true\" says that a sidecar runs")),
+                other => self.warn(value, format!("{name} is {other:?}; only \"true\" has an effect")),
             },
             _ => {}
         }
@@ -272,14 +285,14 @@ impl Reader<'_> {
             self.unchecked += 1;
             if self.unchecked == 1 {
                 let reason = format!(
-                    "{key}: not checked, since it has aliases, and those of the annotations before it unfold to as much \
-                     as one check may: check it by itself"
+                    "{key}: not checked: the aliases of the annotations before it reached the limit of one check; \
+                     check it by itself"
                 );
                 self.refuse(value, reason);
             }
             return;
         }
-        let checked = services(self.file, &self.lines, key, kind, place(value), text);
+        let checked = services((self.file, &self.lines), self.mesh, key, kind, place(value), text);
         for (problem, refused) in checked
             .errors
             .into_iter()
@@ -345,30 +358,30 @@ fn unknown(key: &str) -> Option<String> {
     let ours = key.starts_with(PREFIX);
     let shown: String = key.chars().take(80).flat_map(char::escape_debug).collect();
     if key.len() > 2 * PREFIX.len() + IMPORTED_SERVICES.len() {
-        return ours.then(|| format!("{shown}… is not read by anything; known are {}", KEYS.join(", ")));
+        return ours.then(|| format!("{shown}… is unknown; known annotations: {}", KEYS.join(", ")));
     }
     let near = KEYS.map(|known| (strsim::damerau_levenshtein(known, key), known)).into_iter().min()?;
     // A short word is another one after two letters.
     let slips = |known: &str| if ours { ((known.len() - PREFIX.len()) / 4).max(1) } else { 2 };
     match near {
         (distance, known) if distance <= slips(known) => {
-            Some(format!("{shown} is not read by anything; did you mean {known}?"))
+            Some(format!("{shown} is unknown; did you mean {known}?"))
         }
-        _ => ours.then(|| format!("{shown} is not read by anything; known are {}", KEYS.join(", "))),
+        _ => ours.then(|| format!("{shown} is unknown; known annotations: {}", KEYS.join(", "))),
     }
 }
 
 /// Checks a text of `imported-services` or `exported-services` that stands at this place of the manifest.
 fn services(
-    file: &Path,
-    manifest: &[&str],
+    (file, manifest): (&Path, &[&str]),
+    mesh: Option<&Mesh>,
     key: &str,
     kind: Kind,
     (line, column): (u64, u64),
     text: &str,
 ) -> Checked {
     let block = block(manifest, line, column);
-    findings(text, kind, |finding| {
+    findings(text, kind, mesh, |finding| {
         let (place, text) = match block {
             Some((head, indent)) => {
                 ((head + finding.line, indent + finding.column), format!("{key}: {}", words(&finding)))

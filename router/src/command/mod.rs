@@ -11,15 +11,16 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use servicekeel_core::reason::shown_lines;
 
 use crate::settings::DEFAULT_PATH;
 
-/// ServiceKeel's router: one on each node. It carries flows between the pods of its node, and to other routers over
-/// mutual TLS. Without a subcommand it runs.
+/// The ServiceKeel router, which runs on each node. It carries flows between the pods of its node, and to other routers
+/// over mutual TLS. Without a subcommand it starts the router.
 #[derive(Debug, Parser)]
 #[command(version, after_long_help = EXAMPLES)]
 pub struct Arguments {
-    /// The config file. It is watched while the router runs.
+    /// The config file. Changes take effect while the router runs.
     #[arg(long, value_name = "FILE", default_value = DEFAULT_PATH)]
     config: PathBuf,
     #[command(subcommand)]
@@ -28,13 +29,13 @@ pub struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Make an authority for a cluster, and certificates for its nodes.
+    /// Create a cluster's certificate authority, and issue certificates for its nodes.
     #[command(subcommand, after_long_help = pki::EXAMPLES)]
     Pki(pki::Command),
-    /// Ask a router that runs how it is.
+    /// Show the status of a running router.
     #[command(after_long_help = status::WORDS, after_help = status::WORDS)]
     Status(status::Arguments),
-    /// Say what is wrong with a config, an annotation or a manifest.
+    /// Validate a config, an annotation or a manifest.
     Check(check::Arguments),
 }
 
@@ -48,26 +49,27 @@ A first start, on one node of the cluster cluster-a.local:
   servicekeel-router --config router.yaml
   servicekeel-router status --config router.yaml
 
-The config, with what stands where nothing is said. Only `cluster` is required; without `identity` the router serves \
-its own node only:
+The config, with its defaults. Only `cluster` is required; without `identity` the router serves only its own node:
 
   cluster: cluster-a.local
   node: node-1                         # the host's name
   listen:
     sidecars: unix:///tmp/router.sock
-    peers: 0.0.0.0:7443                # TCP; off: nobody can dial this router
+    peers: 0.0.0.0:7443                # TCP; off: no router can dial this one
     admin: 127.0.0.1:7480              # /livez /readyz /metrics /status and a page; off
-  peers:                               # routers to dial; one that dials nobody only accepts
+  peers:                               # routers to dial; may be empty on a router that is dialled
     - address: hub.example:7443
   identity: { ca: ca.crt, cert: node.crt, key: node.key }
   trust:                               # other clusters' authorities (see `pki bundle`)
     - { cluster: cluster-b.local, ca: cluster-b-ca.crt }
+  revoked: []                          # cut off at once: cluster/node, or a certificate's SHA-256 fingerprint
   state: /var/lib/servicekeel/router   # reserved: nothing is kept there yet
 
-Changes of `peers`, `identity`, `trust` and of the certificates take effect at once, those of `cluster`, `node` and \
-`listen` at the next start. A change for the worse is told in the log, and the last good settings stay.
+Changes to `peers`, `identity`, `trust`, `revoked` and the certificates take effect at once, changes to `cluster`, `node` \
+and `listen` after a restart. An invalid change is logged, and the last good config stays in use.
 
-The log goes to stderr. SERVICEKEEL_LOG=debug shows more of it, SERVICEKEEL_LOG_FORMAT=json suits machines.";
+Logs go to stderr. SERVICEKEEL_LOG sets the level (error, warn, info, debug; default info), SERVICEKEEL_LOG_FORMAT the \
+format (text, json).";
 
 impl Arguments {
     /// Does what they say.
@@ -96,10 +98,11 @@ fn ended(outcome: anyhow::Result<ExitCode>) -> ExitCode {
     })
 }
 
-/// Prints to stdout.
+/// Prints lines to stdout. What comes from elsewhere, such as what a pod calls itself, may be among them: nothing of it is
+/// obeyed by a terminal.
 ///
 /// # Errors
 /// Such as a pipe whose reader is gone.
 fn print(text: std::fmt::Arguments<'_>) -> anyhow::Result<()> {
-    Ok(io::stdout().lock().write_fmt(text)?)
+    Ok(io::stdout().lock().write_all(shown_lines(&text.to_string()).as_bytes())?)
 }

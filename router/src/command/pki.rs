@@ -24,42 +24,42 @@ const MAX_PEM: usize = 64 * 1024;
 
 /// What comes when.
 pub(super) const EXAMPLES: &str = "\
-Once for a cluster. Keep the directory safe; no node needs it:
+Once per cluster. Keep the directory safe; nodes do not need it:
   servicekeel-router pki init --cluster cluster-a.local --dir pki
 
-For each node. The three files go beside its config, and what is printed goes into it:
+Once per node. Put the three files next to the node's config, and the printed lines into it:
   servicekeel-router pki issue --dir pki --node node-1 --out node-1
 
-Before the certificate ends, after a year, issue another. A router that runs takes the new files by itself:
+Before the certificate expires (after one year), issue a new one. A running router picks up the new files:
   servicekeel-router pki issue --dir pki --node node-1 --out node-1 --force
 
-For the routers of other clusters, which take it into `trust`:
+For the routers of other clusters, to be added to their `trust`:
   servicekeel-router pki bundle --dir pki > cluster-a.local.crt";
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Make the authority of a cluster: DIR/ca.crt, and DIR/ca.key, which is a secret. Who has the key is every router
-    /// of the cluster.
+    /// Create a cluster's certificate authority: DIR/ca.crt and DIR/ca.key. Keep the key secret: it can impersonate every
+    /// router of the cluster.
     Init(Init),
-    /// Issue the certificate of a node's router: OUT/node.crt, OUT/node.key, which is a secret, and the authority's
-    /// certificate, OUT/ca.crt.
+    /// Issue the certificate of a node's router: OUT/node.crt, OUT/node.key (secret) and the authority's certificate,
+    /// OUT/ca.crt.
     Issue(Issue),
-    /// Print the authority's certificate, which other clusters take into their `trust`.
+    /// Print the authority's certificate, for the `trust` of other clusters.
     Bundle(Bundle),
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Init {
-    /// The cluster, such as cluster-a.local: a name of your choice, its own for each cluster of the mesh.
+    /// The cluster's name, such as cluster-a.local; unique in the mesh.
     #[arg(long)]
     cluster: ClusterName,
-    /// The authority's directory; made where it is not there.
+    /// The authority's directory; created if it does not exist.
     #[arg(long)]
     dir: PathBuf,
-    /// How long it is valid.
+    /// Validity in days.
     #[arg(long, default_value_t = AUTHORITY_DAYS)]
     days: u32,
-    /// Replace an authority that is there. Every certificate that it issued is worth nothing then.
+    /// Replace an existing authority. This invalidates every certificate it has issued.
     #[arg(long)]
     force: bool,
 }
@@ -69,19 +69,19 @@ pub(super) struct Issue {
     /// The authority's directory.
     #[arg(long)]
     dir: PathBuf,
-    /// The node, as the router's config names it.
+    /// The node's name, as in the router's config.
     #[arg(long)]
     node: ClusterName,
-    /// Where the files go; made where it is not there.
+    /// Directory for the files; created if it does not exist.
     #[arg(long)]
     out: PathBuf,
-    /// How long it is valid, and not longer than the authority.
+    /// Validity in days, at most that of the authority.
     #[arg(long, default_value_t = NODE_DAYS)]
     days: u32,
-    /// A DNS name to put into the certificate, for other software that looks at it. May be given several times.
+    /// A DNS name to add to the certificate, for other software that checks it. May be repeated.
     #[arg(long)]
     dns: Vec<ClusterName>,
-    /// Replace the certificate and key that are there. A router that runs by them goes over to the new ones.
+    /// Replace an existing certificate and key. A running router picks up the new ones.
     #[arg(long)]
     force: bool,
 }
@@ -111,9 +111,9 @@ impl Init {
         let secret = authority.key();
         let files =
             [(&*key, secret.as_bytes(), SECRET), (&certificate, authority.certificate().as_bytes(), PUBLIC)];
-        put(&files, self.force, "every certificate that it issued is worth nothing then")?;
+        put(&files, self.force, "invalidates every certificate it has issued")?;
         print(format_args!(
-            "the authority of {cluster}, valid until {until}:\n  {}\n  {} (a secret)\n\
+            "created the authority of {cluster}, valid until {until}:\n  {}\n  {} (a secret)\n\
              Next, for each node:  servicekeel-router pki issue --dir {dir} --node NODE --out OUT\n",
             certificate.display(),
             key.display(),
@@ -137,10 +137,10 @@ impl Issue {
         if !fs::read_to_string(&ca).is_ok_and(|text| text.contains(authority.certificate().trim())) {
             files.push((&ca, authority.certificate().as_bytes(), PUBLIC));
         }
-        put(&files, self.force, "a router that runs takes the new one by itself")?;
+        put(&files, self.force, "a running router picks up the new one")?;
         print(format_args!(
-            "the certificate of {cluster}/{node}, valid until {until}:\n  {}\n  {}\n  {} (a secret)\n\
-             Lines for a config beside them:\n  cluster: {cluster}\n  node: {node}\n  \
+            "issued the certificate of {cluster}/{node}, valid until {until}:\n  {}\n  {}\n  {} (a secret)\n\
+             Lines for a config in the same directory:\n  cluster: {cluster}\n  node: {node}\n  \
              identity: {{ ca: ca.crt, cert: node.crt, key: node.key }}\n",
             ca.display(),
             certificate.display(),
@@ -162,7 +162,7 @@ impl Bundle {
         let mut hint = std::io::stderr().lock();
         writeln!(
             hint,
-            "\nSave the above as {cluster}.crt beside the config of a router of another cluster, and there:\n\
+            "\nSave the above as {cluster}.crt next to the config of a router of another cluster, and add to that config:\n\
              trust:\n  - {{ cluster: {cluster}, ca: {cluster}.crt }}"
         )?;
         Ok(())
@@ -178,10 +178,10 @@ fn authority(dir: &Path) -> anyhow::Result<Authority> {
 fn read(path: &Path) -> anyhow::Result<String> {
     let bytes = match read_bounded(path, MAX_PEM) {
         Err(error) if error.kind() == ErrorKind::NotFound => bail!(
-            "{} is not there; make the authority first: servicekeel-router pki init --cluster CLUSTER --dir DIR",
+            "{} not found; create the authority first: servicekeel-router pki init --cluster CLUSTER --dir DIR",
             path.display()
         ),
-        read => read.with_context(|| format!("can't read {}", path.display()))?,
+        read => read.with_context(|| format!("cannot read {}", path.display()))?,
     };
     String::from_utf8(bytes).with_context(|| format!("{} is not PEM", path.display()))
 }
@@ -191,12 +191,12 @@ fn read(path: &Path) -> anyhow::Result<String> {
 fn put(files: &[(&Path, &[u8], u32)], force: bool, replaced: &str) -> anyhow::Result<()> {
     for (path, ..) in files {
         if !force && path.symlink_metadata().is_ok() {
-            bail!("{} is there already; --force replaces it, and {replaced}", path.display());
+            bail!("{} already exists; --force replaces it: {replaced}", path.display());
         }
     }
     let dirs = files.iter().filter_map(|(path, ..)| path.parent());
     for dir in dirs.filter(|dir| !dir.as_os_str().is_empty()) {
-        fs::create_dir_all(dir).with_context(|| format!("can't make the directory {}", dir.display()))?;
+        fs::create_dir_all(dir).with_context(|| format!("cannot create the directory {}", dir.display()))?;
     }
     let mut new = Vec::new();
     for (path, bytes, mode) in files {
@@ -205,7 +205,7 @@ fn put(files: &[(&Path, &[u8], u32)], force: bool, replaced: &str) -> anyhow::Re
             for path in new {
                 drop(fs::remove_file(path));
             }
-            return Err(error).with_context(|| format!("can't write {}", path.display()));
+            return Err(error).with_context(|| format!("cannot write {}", path.display()));
         }
         if !force {
             new.push(path);
@@ -290,7 +290,7 @@ mod tests {
         fs::remove_file(out.join("node.key")).unwrap();
         fs::remove_file(out.join("node.crt")).unwrap();
         fs::write(out.join("ca.crt"), "another").unwrap();
-        assert!(issue(&pki, &out, false).unwrap_err().to_string().contains("ca.crt is there already"));
+        assert!(issue(&pki, &out, false).unwrap_err().to_string().contains("ca.crt already exists"));
         assert!(!out.join("node.key").exists());
         issue(&pki, &out, true).unwrap();
         assert_eq!(fs::read_to_string(out.join("ca.crt")).unwrap(), ca);
@@ -301,7 +301,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (first, second) = (dir.path().join("first"), dir.path().join("x".repeat(300)));
         let files: [(&Path, &[u8], u32); 2] = [(&first, b"1", SECRET), (&second, b"2", PUBLIC)];
-        assert!(format!("{:#}", put(&files, false, "").unwrap_err()).contains("can't write"));
+        assert!(format!("{:#}", put(&files, false, "").unwrap_err()).contains("cannot write"));
         assert!(!first.exists());
     }
 
@@ -313,6 +313,6 @@ mod tests {
         init(dir.path(), "a.local", false).unwrap();
         fs::copy(dir.path().join("ca.crt"), dir.path().join("ca.key")).unwrap();
         let refused = format!("{:#}", issue(dir.path(), dir.path(), false).unwrap_err());
-        assert!(refused.contains("its key can't be read"), "{refused}");
+        assert!(refused.contains("its key cannot be read"), "{refused}");
     }
 }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use ring::rand::{SecureRandom, SystemRandom};
 use servicekeel_runtime::net::os::OsNet;
-use servicekeel_runtime::{limit, logs, signal};
+use servicekeel_runtime::{fatal, limit, logs, signal};
 use tokio::runtime::Builder;
 use tracing::info;
 
@@ -20,7 +20,7 @@ pub(super) fn run(config: PathBuf) -> ExitCode {
     match logs::init().map_err(anyhow::Error::msg).and_then(|()| serve(config)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            logs::fatal("servicekeel-router", &format!("{error:#}"));
+            fatal!("servicekeel-router", &format!("{error:#}"));
             ExitCode::FAILURE
         }
     }
@@ -28,12 +28,13 @@ pub(super) fn run(config: PathBuf) -> ExitCode {
 
 fn serve(config: PathBuf) -> anyhow::Result<()> {
     if !config.try_exists().unwrap_or(true) {
-        bail!("{}: is not there; name a config with --config FILE (--help shows one)", config.display());
+        bail!("{}: not found; pass a config with --config FILE (--help has an example)", config.display());
     }
     limit::raise_open_files();
+    limit::raise_threads();
     let mut seed = [0; 8];
-    SystemRandom::new().fill(&mut seed).ok().context("the system gives no random numbers")?;
-    let runtime = Builder::new_multi_thread().enable_all().build().context("can't start threads")?;
+    SystemRandom::new().fill(&mut seed).ok().context("no random numbers from the system")?;
+    let runtime = Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;
     let served = runtime.block_on(async {
         let (follow, receiver) = Follow::start(config, settings::host())?;
         let asked = signal::shutdown();

@@ -1,70 +1,81 @@
 //! `status`: what a router that runs says of itself.
 
-use std::fmt::Write;
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use servicekeel_runtime::admin;
 
 use super::print;
 use crate::identity::Date;
+use crate::settings::problem::Problems;
 use crate::settings::{self, DEFAULT_ADMIN, DEFAULT_PATH};
 use crate::status::{FailureStatus, PeerStatus, Status};
 
 /// The words of the tables that do not explain themselves.
 pub(super) const WORDS: &str = "\
-Of the flows since the start, \"failed\" are those that found no endpoint, and \"lost\" those that had one and lost the \
-path to it: both were reset. A peer is \"up\" while there is a link to it, and \"expired\" where new flows to it fail, since \
-a certificate has expired. Exit code 1 where there is a PROBLEM: something that does not heal by itself. IDLE CONNS are connections to a peer that wait for the next flow.";
+Flows are counted since the start: \"failed\" ones had no endpoint, \"lost\" ones lost the path to theirs; both were reset. A \
+peer is \"up\" while it is linked, and \"expired\" if new flows to it fail because a certificate has expired. IDLE CONNS are \
+connections to a peer that are ready for the next flow. The exit code is 1 if there is a PROBLEM: something that needs an \
+operator, such as a certificate that has expired or that a peer rejects, or an address of `peers` not reached for 30 s.";
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// The router's config file, for its listen.admin. Where none is named and none is at the usual place:
+    /// The router's config file, for its listen.admin. Without one, and if the default file does not exist:
     /// 127.0.0.1:7480.
     #[arg(long, value_name = "FILE", conflicts_with = "admin")]
     config: Option<PathBuf>,
-    /// Where the router's admin endpoint listens.
+    /// Address of the router's admin endpoint.
     #[arg(long, value_name = "IP:PORT", value_parser = address)]
     admin: Option<SocketAddr>,
-    /// Print the JSON of /status as it is.
+    /// Print the JSON of /status.
     #[arg(long)]
     json: bool,
 }
 
 impl Arguments {
     pub(super) fn run(self, config: &Path) -> anyhow::Result<ExitCode> {
-        let addr = match self.admin {
-            Some(addr) => addr,
+        let (addr, invalid) = match self.admin {
+            Some(addr) => (addr, None),
             None => match &self.config {
                 // Nobody named a config, and there is none where they usually are.
-                None if config == Path::new(DEFAULT_PATH) && !config.exists() => DEFAULT_ADMIN.parse()?,
+                None if config == Path::new(DEFAULT_PATH) && !config.exists() => {
+                    (DEFAULT_ADMIN.parse()?, None)
+                }
                 named => admin_of(named.as_deref().unwrap_or(config))?,
             },
         };
+        if let Some(problems) = &invalid {
+            // What a running router says is asked for now more than ever.
+            writeln!(
+                io::stderr(),
+                "{problems}\nThe config is invalid; asking {addr} for the router that runs:"
+            )?;
+        }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (code, text) = match runtime.block_on(admin::get(addr, "/status")) {
             Err(error) => bail!(
-                "no router answers at {addr}: {error}. Does it run, and is this its listen.admin? --config and --admin name another"
+                "no router responded at {addr}: {error}. Is it running, and is this its listen.admin? Use --config or --admin to ask another"
             ),
             Ok(answer) => answer,
         };
         if code != 200 {
-            bail!("{addr} answers with HTTP {code}: is this a router's listen.admin?");
+            bail!("{addr} answered with HTTP {code}: is this a router's listen.admin?");
         }
         if self.json {
             print(format_args!("{}\n", text.trim_end()))?;
         }
         let status: Status = serde_json::from_str(&text)
-            .with_context(|| format!("what {addr} answers is not the status of a router of this version"))?;
-        if self.json {
-            return Ok(exit_code(&status));
+            .with_context(|| format!("the answer of {addr} is not the status of a router of this version"))?;
+        if !self.json {
+            print(format_args!("{}", render(&status, SystemTime::now())))?;
         }
-        print(format_args!("{}", render(&status, SystemTime::now())))?;
-        Ok(exit_code(&status))
+        Ok(if invalid.is_some() { ExitCode::FAILURE } else { exit_code(&status) })
     }
 }
 
@@ -77,24 +88,27 @@ fn address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| format!("not an address such as {DEFAULT_ADMIN}"))
 }
 
-/// The admin endpoint that a config names.
-fn admin_of(path: &Path) -> anyhow::Result<SocketAddr> {
-    let Some(mut addr) = settings::admin_of(path)? else {
-        bail!("listen.admin is off in {}: the router can't be asked", path.display());
+/// The admin endpoint that a config names; and what is wrong with the config, where that is so and it may still be asked
+/// what the router says that runs by an earlier one.
+fn admin_of(path: &Path) -> anyhow::Result<(SocketAddr, Option<Problems>)> {
+    let (admin, invalid) = settings::admin_of(path)
+        .map_err(|problems| anyhow!("{problems}; use --admin to ask a router that runs"))?;
+    let Some(mut addr) = admin else {
+        bail!("listen.admin is off in {}: the router has no admin endpoint to ask", path.display());
     };
     if addr.ip().is_unspecified() {
         addr.set_ip(IpAddr::V4(Ipv4Addr::LOCALHOST));
     }
-    Ok(addr)
+    Ok((addr, invalid))
 }
 
 /// The status as tables for people.
 fn render(status: &Status, now: SystemTime) -> String {
     let mut text = String::new();
-    let state = if status.draining { ", which ends" } else { "" };
+    let state = if status.draining { ", draining" } else { "" };
     let _ = writeln!(text, "router {}/{}{state}", status.cluster, status.node);
     let certificate =
-        status.certificate_ends.map_or("no certificate is in use: serves its own node only".into(), |ends| {
+        status.certificate_ends.map_or("no certificate in use: serving this node only".into(), |ends| {
             let ends = UNIX_EPOCH + Duration::from_secs(ends);
             if ends < now {
                 format!("certificate EXPIRED on {}", Date::from(ends))
@@ -119,7 +133,14 @@ fn render(status: &Status, now: SystemTime) -> String {
         ["PEER", "STATE", "LINK", "FLOWS", "IDLE CONNS"],
         status.peers.iter().map(|peer| {
             let (flows, idle) = (peer.flows.to_string(), peer.idle_connections.to_string());
-            [peer.router.clone(), peer.state.clone(), links(peer), flows, idle]
+            // Where there is no link, what ended it.
+            let reason = peer.reason.clone().filter(|_| peer.links.is_empty());
+            let link = match (reason, peer.links.is_empty()) {
+                (Some(reason), _) => format!("none: {reason}"),
+                (None, true) => "none: it was never linked since this router started".to_owned(),
+                (None, false) => links(peer),
+            };
+            [peer.router.clone(), peer.state.clone(), link, flows, idle]
         }),
     );
     table(
@@ -143,7 +164,7 @@ fn render(status: &Status, now: SystemTime) -> String {
                 0 => "its sockets are closed".to_owned(),
                 left => format!("its sockets are kept for {left} s more"),
             };
-            let gone = format!("went {} ago without a word; {sockets}", duration(m.gone_seconds));
+            let gone = format!("disconnected unexpectedly {} ago; {sockets}", duration(m.gone_seconds));
             [m.pod.clone(), m.namespace.clone(), m.user.to_string(), gone]
         }),
     );

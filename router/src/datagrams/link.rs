@@ -1,9 +1,11 @@
 //! The connection on which this router opens UDP sessions at a peer.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use rustls::pki_types::UnixTime;
 use servicekeel_core::flow::frame::{self, Kind, Open, Purpose, Refused};
 use servicekeel_core::mesh::outcome::Outcome;
 use servicekeel_core::mesh::table::Candidate;
@@ -43,6 +45,7 @@ impl<N: Net> Drop for Reply<N> {
 pub(crate) enum Outgoing<N: Net> {
     Open { session: u64, open: Open, reply: Reply<N> },
     Data { session: u64, datagram: Queued },
+    Opened { session: u64 },
     Refused { session: u64, refused: Refused },
     Close { session: u64 },
 }
@@ -79,11 +82,13 @@ impl<N: Net> Outbox<N> {
 pub(crate) struct DatagramLink<N: Net> {
     outgoing: Outbox<N>,
     delivered: mpsc::Sender<(Channel<N::TcpStream>, Standing<N>)>,
+    /// Until when a session may begin on it, once it is connected.
+    until: Arc<OnceLock<UnixTime>>,
 }
 
 impl<N: Net> Clone for DatagramLink<N> {
     fn clone(&self) -> Self {
-        Self { outgoing: self.outgoing.clone(), delivered: self.delivered.clone() }
+        Self { outgoing: self.outgoing.clone(), delivered: self.delivered.clone(), until: self.until.clone() }
     }
 }
 
@@ -91,19 +96,26 @@ impl<N: Net> Clone for DatagramLink<N> {
 pub(crate) struct Receiver<N: Net> {
     outgoing: mpsc::Receiver<Outgoing<N>>,
     delivered: mpsc::Receiver<(Channel<N::TcpStream>, Standing<N>)>,
+    until: Arc<OnceLock<UnixTime>>,
 }
 
 impl<N: Net> DatagramLink<N> {
     pub(crate) fn new() -> (Self, Receiver<N>) {
         let (outgoing, from_imports) = Outbox::new();
         let (delivered, channels) = mpsc::channel(1);
-        let receiver = Receiver { outgoing: from_imports, delivered: channels };
-        (Self { outgoing, delivered }, receiver)
+        let until = Arc::new(OnceLock::new());
+        let receiver = Receiver { outgoing: from_imports, delivered: channels, until: until.clone() };
+        (Self { outgoing, delivered, until }, receiver)
     }
 
     /// Whether its sessions can carry no more.
     pub(crate) fn is_closed(&self) -> bool {
         self.outgoing.queue.is_closed()
+    }
+
+    /// Whether a certificate has expired by which it was made: no session begins on it, and those that have go on.
+    pub(crate) fn is_over(&self, now: UnixTime) -> bool {
+        self.until.get().is_some_and(|until| *until < now)
     }
 
     /// Opens a session; the peer's answer is not waited for.
@@ -146,14 +158,37 @@ pub(crate) async fn run<N: Net>(
     };
     let ended = match channel {
         Ok((channel, standing)) => {
+            receiver.until.get_or_init(|| standing.until());
             let replies = Sessions::new(MAX_SESSIONS, KEPT);
             let mut link = Link { node: &node, peer: &peer, channel, replies, crowd: Crowd::new() };
             link.serve(receiver.outgoing, &standing).await
         }
-        Err(error) => Err(error),
+        Err(error) => {
+            no_path(&node, &peer, &mut receiver.outgoing, &error);
+            Err(error)
+        }
     };
     if let Err(error) = ended {
         debug!(peer = %peer.id, %error, "the connection for UDP sessions is down");
+    }
+}
+
+/// Sessions were to begin on a connection that could not be made. Each Service is told of once.
+fn no_path<N: Net>(
+    node: &Node<N>,
+    peer: &Peer<N>,
+    outgoing: &mut mpsc::Receiver<Outgoing<N>>,
+    error: &LinkError,
+) {
+    let candidate = Candidate::Remote(peer.id.clone());
+    let mut told = BTreeSet::new();
+    while let Ok(next) = outgoing.try_recv() {
+        if let Outgoing::Open { reply, .. } = next
+            && told.insert(reply.import.wanted.clone())
+        {
+            node.report(&reply.import.wanted, &candidate, Outcome::Refused, error);
+            reply.import.tell_no_session(node, Some(error.to_string()));
+        }
     }
 }
 
@@ -226,7 +261,7 @@ impl<N: Net> Link<'_, N> {
                 }
             }
             // Said by the side that serves.
-            Outgoing::Refused { .. } => {}
+            Outgoing::Opened { .. } | Outgoing::Refused { .. } => {}
             Outgoing::Close { session } => {
                 if self.replies.remove(&session).is_some() {
                     self.channel.send_payload(Kind::Close, session, &[])?;
@@ -267,13 +302,18 @@ fn handle<N: Net>(
                 let candidate = Candidate::Remote(peer.id.clone());
                 let outcome = Outcome::Rejected(refused.cause);
                 node.report(&reply.import.wanted, &candidate, outcome, &refused.reason);
-                reply.import.tell_no_session(|| refused.reason);
+                reply.import.tell_no_session(node, Some(refused.reason));
             }
         }
         Kind::Close => {
             replies.remove(&session);
         }
-        Kind::Opened => {}
+        Kind::Opened => {
+            if let Some(reply) = replies.touch(&session, Instant::now().into_std()) {
+                let candidate = Candidate::Remote(peer.id.clone());
+                node.report(&reply.import.wanted, &candidate, Outcome::Taken, "");
+            }
+        }
         kind => return Err(LinkError::Unexpected(kind)),
     }
     Ok(())

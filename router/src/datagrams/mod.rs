@@ -28,6 +28,9 @@ use crate::tls::BufferPool;
 
 /// How long a session lives without a datagram.
 pub(crate) const SESSION_IDLE: Duration = Duration::from_secs(60);
+/// Where a pod or a peer has as many sessions as it may, one that was idle for so long gives way to a new one of its own.
+/// A flood of new ones waits for that, and costs their endpoint no socket.
+pub(crate) const GIVES_WAY: Duration = Duration::from_secs(5);
 /// The most sessions of one import, and of one connection between two routers.
 pub(crate) const MAX_SESSIONS: usize = 4096;
 /// Datagrams that wait for a slow receiver; further ones are dropped, as a network would.

@@ -12,16 +12,19 @@ use servicekeel_core::mesh::table::Candidate;
 use servicekeel_core::name::ServicePort;
 use servicekeel_runtime::net::{Datagrams, Net};
 use tokio::sync::mpsc;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 
-use super::link::Outbox;
+use super::link::{Outbox, Outgoing};
 use super::{QUEUE, Queued, Signs, receive};
+use crate::endpoint::PodPort;
 use crate::node::Node;
 use crate::rooms::Account;
 
 /// How often it is told at most that an endpoint which has answered refuses.
 const TELL: Duration = Duration::from_secs(1);
+/// An endpoint that has refused nothing for so long takes what it gets: it need not answer.
+const ACCEPTED: Duration = Duration::from_secs(1);
 
 /// Where the pod's answers go.
 pub(crate) enum Answers<N: Net> {
@@ -43,6 +46,13 @@ impl<N: Net> Answers<N> {
             }
         }
     }
+
+    /// The endpoint takes datagrams and has not answered. Another router would not know.
+    fn accepted(&self) {
+        if let Self::Session(outbox, session, _) = self {
+            outbox.send(Outgoing::Opened { session: *session });
+        }
+    }
 }
 
 /// The queue to a session that [`run`] serves.
@@ -50,35 +60,37 @@ pub(crate) fn queue() -> (mpsc::Sender<Queued>, mpsc::Receiver<Queued>) {
     mpsc::channel(QUEUE)
 }
 
-/// Carries one session until its queue closes or its endpoint is gone; says why no endpoint takes its first datagram.
+/// Carries one session until its queue closes. It sticks to its endpoint until that refuses or is withdrawn, and goes on
+/// with the next of those that `choose` gives then. Where this node has none, it says why, and the session is over: its
+/// client's router may have another. One of this node that has answered is kept as long as there is no other.
+///
+/// # Errors
+/// Why no endpoint of this node takes the last datagram.
 pub(crate) async fn run<N: Net>(
     node: &Arc<Node<N>>,
     wanted: &ServicePort,
-    candidates: Vec<Candidate>,
-    mut queue: mpsc::Receiver<Queued>,
-    answers: Answers<N>,
+    choose: impl Fn() -> Vec<Candidate> + Send + Sync,
+    queue: &mut mpsc::Receiver<Queued>,
+    answers: &Answers<N>,
 ) -> Result<(), Refused> {
-    let Ok(_permit) = node.flows.clone().try_acquire_owned() else {
-        node.counters.datagrams_dropped.inc();
-        let reason = "the router carries as many flows as it may".into();
-        return Err(Refused { cause: Cause::Busy, reason });
-    };
-    // The last one, kept until something answers: it is sent again to the next address where one refuses.
-    let Some(mut last) = queue.recv().await else { return Ok(()) };
+    let Some(last) = queue.recv().await else { return Ok(()) };
+    let mut session = Session { node, wanted, choose, queue, answers, last };
+    // Those that refused the last datagram.
+    let mut tried: Vec<Arc<PodPort<N>>> = Vec::new();
     let mut reason = String::from("none is there");
-    for candidate in candidates {
-        let Candidate::Local(id) = candidate else { continue };
-        let Some(endpoint) = node.endpoints().get(&id).cloned() else { continue };
+    'endpoints: while let Some(mut place) = session.next(&tried) {
+        let endpoint = place.endpoint.clone();
+        tried.push(endpoint.clone());
         let taken = endpoint.pod.stock.take(DescriptorKind::UdpUnconnected).await;
         let adopted = match taken {
-            Ok(descriptor) => node.net.adopt_udp(descriptor).await,
+            Ok(stocked) => node.net.adopt_udp(stocked.socket).await,
             Err(error) => Err(error),
         };
         let socket = match adopted {
             Ok(socket) => socket,
             Err(error) => {
                 reason = error.to_string();
-                node.report(wanted, &candidate, Outcome::Away, &reason);
+                node.report(wanted, &place.candidate, Outcome::Away, &reason);
                 continue;
             }
         };
@@ -88,81 +100,205 @@ pub(crate) async fn run<N: Net>(
                 reason = format!("{addr}: {error}");
                 continue;
             }
-            let health = |outcome, reason: &str| {
-                if outcome == Outcome::Taken {
-                    endpoint.answered(number);
+            match session.converse(&socket, (number, addr), &mut place).await {
+                End::Over => return Ok(()),
+                End::Withdrawn => {
+                    debug!(%wanted, %addr, "endpoint withdrawn; a UDP session goes to another");
+                    tried.clear();
+                    continue 'endpoints;
                 }
-                node.report(wanted, &candidate, outcome, reason);
-            };
-            match converse(node, &socket, addr, &mut last, &mut queue, &answers, health).await {
-                Ok(()) => return Ok(()),
-                Err(error) => {
-                    debug!(%wanted, %addr, %error, "an address takes no datagrams");
+                End::Failed(error) => {
+                    debug!(%wanted, %addr, %error, "endpoint refused; a UDP session goes to another");
+                    reason = format!("{addr}: {error}");
+                    tried = vec![endpoint];
+                    continue 'endpoints;
+                }
+                End::Refused(error) => {
+                    debug!(%wanted, %addr, %error, "address refused datagrams");
                     reason = format!("{addr}: {error}");
                 }
             }
         }
-        node.report(wanted, &candidate, Outcome::Refused, &reason);
+        if let Some(untried) = endpoint.not_dialled() {
+            reason = format!("{reason}; {untried}");
+        }
+        node.report(wanted, &place.candidate, Outcome::Refused, &reason);
     }
     node.counters.datagrams_dropped.inc();
     let reason = format!("no endpoint of {wanted} at {} takes the datagram: {reason}", node.id);
     Err(Refused { cause: Cause::Unreachable, reason })
 }
 
-/// Carries datagrams both ways. An error before the first answer, however late, means that the next address may do better
-/// with the `last` datagram. `report` is told the first answer, and refusals behind an answer.
-async fn converse<N: Net>(
-    node: &Node<N>,
-    socket: &N::UdpSocket,
-    addr: SocketAddr,
-    last: &mut Queued,
-    queue: &mut mpsc::Receiver<Queued>,
-    answers: &Answers<N>,
-    report: impl Fn(Outcome, &str),
-) -> io::Result<()> {
-    // An answer came at any time; and it was the last thing that came.
-    let (mut heard, mut well) = (false, false);
-    let mut told: Option<Instant> = None;
-    // An ICMP refusal: the port is closed. It comes to whoever asks the socket next, so both ways end here.
-    let mut refuse = |error: io::Error, heard: bool, well: &mut bool| {
-        if !heard {
-            return Err(error);
+/// Where a session is.
+struct Place<N: Net> {
+    candidate: Candidate,
+    endpoint: Arc<PodPort<N>>,
+}
+
+struct Session<'a, N: Net, F> {
+    node: &'a Arc<Node<N>>,
+    wanted: &'a ServicePort,
+    choose: F,
+    queue: &'a mut mpsc::Receiver<Queued>,
+    answers: &'a Answers<N>,
+    /// Kept until the next one comes: it is sent again where it is refused.
+    last: Queued,
+}
+
+/// How a conversation with an address ends.
+enum End {
+    /// The client's side ended it.
+    Over,
+    /// The endpoint is offered no more, and another of this node is.
+    Withdrawn,
+    /// The endpoint refuses, and has answered before. There may be another.
+    Failed(io::Error),
+    /// It refuses and has never answered: another address of the same endpoint may.
+    Refused(io::Error),
+}
+
+/// What came of the datagrams that went to an address.
+struct Course {
+    /// An answer came, at any time.
+    heard: bool,
+    /// The endpoint is known to work: it answered, or took what it got, and has refused nothing since.
+    well: bool,
+    /// When it is taken to work: what it got since it refused something is not refused till then.
+    accepted: Option<Instant>,
+    /// When it was told last that it refuses.
+    told: Option<Instant>,
+}
+
+impl<N: Net, F: Fn() -> Vec<Candidate>> Session<'_, N, F> {
+    /// The endpoints of this node that may have it.
+    fn places(&self) -> Vec<Place<N>> {
+        let candidates = (self.choose)();
+        let endpoints = self.node.endpoints();
+        let place = |candidate| match candidate {
+            Candidate::Local(id) => Some(Place { candidate, endpoint: endpoints.get(&id)?.clone() }),
+            Candidate::Remote(_) => None,
+        };
+        candidates.into_iter().filter_map(place).collect()
+    }
+
+    /// The best that was not tried.
+    fn next(&self, tried: &[Arc<PodPort<N>>]) -> Option<Place<N>> {
+        let untried = |place: &Place<N>| !tried.iter().any(|tried| Arc::ptr_eq(tried, &place.endpoint));
+        self.places().into_iter().find(untried)
+    }
+
+    /// Whether it leaves its endpoint, since that is not offered any more and another of this node is. The same pod by its
+    /// next sidecar, or by other rules, is the same place.
+    fn is_withdrawn(&self, place: &mut Place<N>) -> bool {
+        let mut places = self.places();
+        match places.iter().position(|other| other.endpoint.is_where(&place.endpoint)) {
+            Some(i) => {
+                *place = places.swap_remove(i);
+                false
+            }
+            None => !places.is_empty(),
         }
-        // One that answered before may only be restarting.
-        debug!(%addr, %error, "an endpoint refuses datagrams");
-        node.counters.datagrams_dropped.inc();
+    }
+
+    /// Whether it may go on anywhere else than at an endpoint which refuses. What another router's side has it knows.
+    fn has_another(&self, place: &Place<N>) -> bool {
+        match self.answers {
+            Answers::Session(..) => true,
+            Answers::Client(..) => {
+                (self.choose)().iter().any(|other| *other != place.candidate)
+                    || self.next(std::slice::from_ref(&place.endpoint)).is_some()
+            }
+        }
+    }
+
+    fn report(&self, place: &Place<N>, outcome: Outcome, reason: &str) {
+        self.node.report(self.wanted, &place.candidate, outcome, reason);
+    }
+
+    /// An ICMP refusal: the port is closed. It comes to whoever asks the socket next, so both ways end here. Says whether
+    /// the conversation ends.
+    fn refuse(
+        &self,
+        error: io::Error,
+        addr: SocketAddr,
+        place: &Place<N>,
+        course: &mut Course,
+    ) -> Option<End> {
         let now = Instant::now();
-        if std::mem::replace(well, false) || told.is_none_or(|told| now - told >= TELL) {
-            told = Some(now);
-            report(Outcome::Refused, &format!("{addr}: {error}"));
+        course.accepted = None;
+        if !course.heard {
+            return Some(End::Refused(error));
         }
-        Ok(())
-    };
-    socket.send_to(&last.bytes, addr).await?;
-    node.counters.datagrams.inc();
-    loop {
-        tokio::select! {
-            biased;
-            received = receive(socket, &node.buffers) => match received {
-                Ok((datagram, _)) => {
-                    if !well {
-                        (heard, well) = (true, true);
-                        report(Outcome::Taken, "");
+        if std::mem::replace(&mut course.well, false) || course.told.is_none_or(|told| now - told >= TELL) {
+            course.told = Some(now);
+            self.report(place, Outcome::Refused, &format!("{addr}: {error}"));
+        }
+        if self.has_another(place) {
+            return Some(End::Failed(error));
+        }
+        // It may only be restarting.
+        debug!(%addr, %error, "endpoint refused datagrams");
+        self.node.counters.datagrams_dropped.inc();
+        None
+    }
+
+    /// Carries datagrams both ways, from the last one on.
+    async fn converse(
+        &mut self,
+        socket: &N::UdpSocket,
+        (number, addr): (usize, SocketAddr),
+        place: &mut Place<N>,
+    ) -> End {
+        let node = self.node;
+        let accepted = Some(Instant::now() + ACCEPTED);
+        let mut course = Course { heard: false, well: false, accepted, told: None };
+        let mut version = *node.changed.borrow();
+        if let Err(error) = socket.send_to(&self.last.bytes, addr).await {
+            return End::Refused(error);
+        }
+        node.counters.datagrams.inc();
+        loop {
+            let refused = tokio::select! {
+                biased;
+                received = receive(socket, &node.buffers) => match received {
+                    Ok((datagram, _)) => {
+                        course.heard = true;
+                        if !std::mem::replace(&mut course.well, true) {
+                            place.endpoint.answered(number);
+                            self.report(place, Outcome::Taken, "");
+                        }
+                        let sent = self.answers.send(&datagram).await;
+                        if sent { node.counters.datagrams.inc() } else { node.counters.datagrams_dropped.inc() };
+                        continue;
                     }
-                    let sent = answers.send(&datagram).await;
-                    if sent { node.counters.datagrams.inc() } else { node.counters.datagrams_dropped.inc() };
+                    Err(error) => error,
+                },
+                () = sleep_until(course.accepted.unwrap_or_else(Instant::now)), if !course.well && course.accepted.is_some() => {
+                    course.well = true;
+                    place.endpoint.answered(number);
+                    self.report(place, Outcome::Taken, "");
+                    self.answers.accepted();
+                    continue;
                 }
-                Err(error) => refuse(error, heard, &mut well)?,
-            },
-            datagram = queue.recv() => {
-                let Some(datagram) = datagram else { return Ok(()) };
-                *last = datagram;
-                match socket.send_to(&last.bytes, addr).await {
-                    Ok(()) => {
-                        node.counters.datagrams.inc();
-                    },
-                    Err(error) => refuse(error, heard, &mut well)?,
+                datagram = self.queue.recv() => {
+                    let Some(datagram) = datagram else { return End::Over };
+                    self.last = datagram;
+                    let now = *node.changed.borrow();
+                    if std::mem::replace(&mut version, now) != now && self.is_withdrawn(place) {
+                        return End::Withdrawn;
+                    }
+                    match socket.send_to(&self.last.bytes, addr).await {
+                        Ok(()) => {
+                            node.counters.datagrams.inc();
+                            course.accepted.get_or_insert_with(|| Instant::now() + ACCEPTED);
+                            continue;
+                        }
+                        Err(error) => error,
+                    }
                 }
+            };
+            if let Some(end) = self.refuse(refused, addr, place, &mut course) {
+                return end;
             }
         }
     }

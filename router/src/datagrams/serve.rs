@@ -1,8 +1,9 @@
 //! UDP sessions that a peer opens to pods of this node.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use servicekeel_core::flow::frame::{self, Cause, Kind, Open, Refused};
+use servicekeel_core::mesh::table::Consumer;
 use servicekeel_core::name::Protocol;
 use servicekeel_core::session::Sessions;
 use servicekeel_runtime::net::Net;
@@ -12,7 +13,8 @@ use tracing::debug;
 
 use super::link::{Outbox, Outgoing};
 use super::pod::{self, Answers};
-use super::{Counted, Crowd, MAX_SESSIONS, QUEUE, Queued, SESSION_IDLE};
+use super::{Counted, Crowd, GIVES_WAY, MAX_SESSIONS, QUEUE, Queued, SESSION_IDLE};
+use crate::bounds::Held;
 use crate::inbound;
 use crate::links::LinkError;
 use crate::node::Node;
@@ -23,6 +25,9 @@ use crate::tls::{Channel, Next};
 struct Session {
     queue: mpsc::Sender<Queued>,
     _task: AbortOnDrop,
+    held: Held,
+    /// Why no endpoint takes its datagrams, once none does.
+    refused: Arc<OnceLock<Refused>>,
 }
 
 /// Serves the sessions of one connection until the peer closes it.
@@ -32,11 +37,6 @@ pub(crate) async fn run<N: Net>(
     peer: Arc<Peer<N>>,
     standing: &Standing<N>,
 ) {
-    // One carries all of a peer's sessions, so it counts as one of the few that carry no flow.
-    let Ok(_unused) = peer.unused.clone().try_acquire_owned() else {
-        debug!(peer = %peer.id, "a peer has more connections without a flow than it may; one is closed");
-        return;
-    };
     if let Err(error) = serve(&node, channel, &peer, standing).await {
         debug!(peer = %peer.id, %error, "a peer's connection for UDP sessions is down");
     }
@@ -54,6 +54,7 @@ async fn serve<N: Net>(
     let mut served = Served {
         node,
         peer,
+        standing,
         answers,
         sessions: Sessions::new(MAX_SESSIONS, SESSION_IDLE),
         counted: Counted::new(node.clone()),
@@ -89,6 +90,8 @@ async fn serve<N: Net>(
             () = &mut lost => return Ok(()),
         };
         match due {
+            // The next datagram of the session would be answered in the same way.
+            Some((_, Due::Close)) if channel.is_full() => {}
             Some((session, Due::Close)) => channel.send_payload(Kind::Close, session, &[])?,
             Some((session, Due::Refused(refused))) => {
                 channel.send_message(Kind::Refused, session, &refused)?;
@@ -107,6 +110,7 @@ enum Due {
 struct Served<'a, N: Net> {
     node: &'a Arc<Node<N>>,
     peer: &'a Peer<N>,
+    standing: &'a Standing<N>,
     answers: Outbox<N>,
     sessions: Sessions<u64, Session>,
     counted: Counted<N>,
@@ -125,17 +129,19 @@ impl<N: Net> Served<'_, N> {
             }
             Kind::Datagram => {
                 self.peer.activity.note();
-                let served = self.sessions.touch(&session, now);
-                if served.as_ref().is_some_and(|served| served.queue.is_closed()) {
-                    self.sessions.remove(&session);
-                    return Ok(Some((session, Due::Close)));
-                }
-                let sent = served.is_some_and(|served| {
+                let served = self.sessions.touch(&session, now).filter(|served| !served.queue.is_closed());
+                let sent = served.as_ref().is_some_and(|served| {
                     Queued::new(payload, &self.peer.datagrams_in)
                         .is_some_and(|datagram| served.queue.try_send(datagram).is_ok())
                 });
                 if !sent {
                     self.node.counters.datagrams_dropped.inc();
+                }
+                if served.is_none() {
+                    // The peer's next datagram of this client opens another.
+                    let ended = self.sessions.remove(&session);
+                    let refused = ended.and_then(|ended| ended.refused.get().cloned());
+                    return Ok(Some((session, refused.map_or(Due::Close, Due::Refused))));
                 }
             }
             Kind::Close => {
@@ -147,24 +153,49 @@ impl<N: Net> Served<'_, N> {
     }
 
     fn open(&mut self, session: u64, open: Open) -> Option<(u64, Due)> {
-        let candidates = match admit(self.node, self.peer, &open) {
-            Ok(candidates) => candidates,
-            Err(refused) => return Some((session, Due::Refused(refused))),
+        if self.standing.is_over(self.node.time()) {
+            let reason = format!("a certificate of the connection from {} has expired", self.peer.id);
+            return Some((session, Due::Refused(Refused { cause: Cause::NotAllowed, reason })));
+        }
+        if let Err(refused) = admit(self.node, self.peer, &open) {
+            return Some((session, Due::Refused(refused)));
+        }
+        // Where the peer, or its consumer, has as many as it may, one of the consumer's own that is idle gives way.
+        let owner = self.peer.holder.for_consumer(open.consumer);
+        let mut closed = None;
+        let mut held = self.node.flows.take(&owner);
+        if held.is_none() {
+            let now = Instant::now().into_std();
+            let own = |session: &Session| *session.held.owner() == owner;
+            closed = self.sessions.pop_idle_of(GIVES_WAY, now, own).map(|(oldest, _)| oldest);
+            held = self.node.flows.take(&owner);
+        }
+        let Some(held) = held else {
+            return Some((session, Due::Refused(self.peer.busy(self.node))));
         };
-        let (queue, queued) = pod::queue();
+        let (queue, mut queued) = pod::queue();
         let to = Answers::Session(self.answers.clone(), session, self.peer.datagrams_out.clone());
         let (node, answers) = (self.node.clone(), self.answers.clone());
+        let cluster = self.peer.id.cluster.clone();
+        let refused = Arc::<OnceLock<Refused>>::default();
+        let slot = refused.clone();
         let task = self.node.tasks.spawn(async move {
-            if let Err(refused) = pod::run(&node, &open.wanted, candidates, queued, to).await {
-                // Dropped, the next datagram is answered by a Close.
+            let consumer = Consumer { cluster: &cluster, namespace: None };
+            let choose = || node.local_candidates(&open.wanted, consumer).1;
+            if let Err(refused) = pod::run(&node, &open.wanted, choose, &mut queued, &to).await {
+                // Dropped, the next datagram is answered by it.
+                let _ = slot.set(refused.clone());
                 answers.send(Outgoing::Refused { session, refused });
             }
         });
         let task = AbortOnDrop(task);
         let now = Instant::now().into_std();
-        let (oldest, _) = self.sessions.insert(session, Session { queue, _task: task }, now)?;
-        self.crowd.tell(&self.peer.id);
-        Some((oldest, Due::Close))
+        let opened = Session { queue, _task: task, held, refused };
+        if let Some((oldest, _)) = self.sessions.insert(session, opened, now) {
+            self.crowd.tell(&self.peer.id);
+            closed = Some(oldest);
+        }
+        closed.map(|oldest| (oldest, Due::Close))
     }
 
     /// Puts an answer of a pod to what is sent.
@@ -175,6 +206,7 @@ impl<N: Net> Served<'_, N> {
                 self.sessions.touch(&session, Instant::now().into_std());
                 channel.send_payload(Kind::Datagram, session, &datagram.bytes)?;
             }
+            Outgoing::Opened { session } => channel.send_payload(Kind::Opened, session, &[])?,
             Outgoing::Refused { session, refused } => {
                 if self.sessions.remove(&session).is_some() {
                     channel.send_message(Kind::Refused, session, &refused)?;
@@ -187,13 +219,9 @@ impl<N: Net> Served<'_, N> {
     }
 }
 
-fn admit<N: Net>(
-    node: &Node<N>,
-    peer: &Peer<N>,
-    open: &Open,
-) -> Result<Vec<servicekeel_core::mesh::table::Candidate>, Refused> {
+fn admit<N: Net>(node: &Node<N>, peer: &Peer<N>, open: &Open) -> Result<(), Refused> {
     if open.wanted.protocol != Protocol::Udp {
         return Err(Refused { cause: Cause::NotExported, reason: format!("{} is not UDP", open.wanted) });
     }
-    inbound::admit(node, &peer.id, open)
+    inbound::admit(node, &peer.id, open).map(drop)
 }

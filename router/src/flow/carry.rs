@@ -172,9 +172,7 @@ impl<S: Stream, A: Stream> Carry<'_, S, A> {
         if self.app.is_none() {
             let resetting = self.resetting.get_or_insert_with(|| Box::pin(sleep(RESET_TIMEOUT)));
             if resetting.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Err(ChannelError::Protocol(
-                    "a reset that the peer does not confirm".into(),
-                )));
+                return Poll::Ready(Err(ChannelError::Protocol("the peer did not confirm a reset".into())));
             }
         }
         Poll::Pending

@@ -20,7 +20,7 @@ pub enum Answer {
 }
 
 fn unexpected(kind: Kind, instead: &str) -> ChannelError {
-    ChannelError::Protocol(format!("a {kind:?} frame where {instead} belongs"))
+    ChannelError::Protocol(format!("unexpected {kind:?} frame, expected {instead}"))
 }
 
 fn malformed(error: frame::PayloadError) -> ChannelError {

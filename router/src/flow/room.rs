@@ -7,6 +7,7 @@ use std::sync::Arc;
 use servicekeel_core::flow::frame::MAX_DATA;
 use servicekeel_core::flow::machine::ACK_EVERY;
 
+use crate::bounds;
 use crate::rooms::{Account, Rooms};
 
 /// What each flow may have on its way at any time: as much as the peer acknowledges at the latest, so that a flow which
@@ -25,6 +26,12 @@ pub(crate) struct Owner {
 }
 
 impl Owner {
+    /// Of a router.
+    pub(crate) fn of(router: &bounds::Owner, rooms: &Rooms) -> Self {
+        Self { on_way: rooms.on_way.account_of(router), held: rooms.held.account_of(router) }
+    }
+
+    #[cfg(test)]
     pub(crate) fn new(rooms: &Rooms) -> Self {
         Self { on_way: rooms.on_way.account(), held: rooms.held.account() }
     }

@@ -72,15 +72,50 @@ impl TrustBundle {
     }
 }
 
+/// A PEM text with its lines where its readers look for them: editors put a mark of the byte order before the first line
+/// (and `cat` then anywhere), and what is cut out of YAML is indented.
+pub(super) fn flush_left(pem: &[u8]) -> Vec<u8> {
+    const MARK: &[u8] = b"\xef\xbb\xbf";
+    let mut text = Vec::with_capacity(pem.len());
+    for line in pem.split_inclusive(|byte| *byte == b'\n') {
+        let line = line.strip_prefix(MARK).unwrap_or(line);
+        // The end of an empty line is no indent.
+        let indent = line.iter().take_while(|byte| matches!(byte, b' ' | b'\t')).count();
+        text.extend_from_slice(&line[indent..]);
+    }
+    text
+}
+
+/// Whether a PEM text has a private key in it.
+pub(crate) fn has_private_key(pem: &[u8]) -> bool {
+    flush_left(pem)
+        .split(|byte| *byte == b'\n')
+        .map(<[u8]>::trim_ascii_end)
+        .any(|line| line.strip_prefix(b"-----BEGIN ").is_some_and(|kind| kind.ends_with(b"PRIVATE KEY-----")))
+}
+
+/// What a text is that is no PEM, where that can be told by its first bytes.
+fn told_by_its_start(text: &[u8]) -> Option<&'static str> {
+    match text {
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => Some("it is UTF-16 text: save it as UTF-8 or ASCII"),
+        // A SEQUENCE of ASN.1 with a length of two bytes, as every certificate is.
+        [0x30, 0x82, ..] => Some("it is DER: openssl x509 -inform der -in FILE makes PEM of it"),
+        _ => None,
+    }
+}
+
 /// The certificates of a PEM text, at least one.
 pub(super) fn certificates(pem: &[u8], part: &Part) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
     let refuse = |reason: String| IdentityError::Pem { part: part.clone(), reason };
-    let certificates = CertificateDer::pem_slice_iter(pem)
+    if let Some(what) = told_by_its_start(pem) {
+        return Err(refuse(format!("this is not PEM: {what}")));
+    }
+    let certificates = CertificateDer::pem_slice_iter(&flush_left(pem))
         .take(MAX_CERTIFICATES + 1)
         .collect::<Result<Vec<_>, _>>()
-        .map_err(|e| refuse(format!("this is not PEM: {}", in_words(&e))))?;
+        .map_err(|e| refuse(format!("not PEM: {}", in_words(&e))))?;
     match certificates.len() {
-        0 => Err(refuse("there is no certificate in it (-----BEGIN CERTIFICATE-----)".to_owned())),
+        0 => Err(refuse("no certificate found (-----BEGIN CERTIFICATE-----)".to_owned())),
         n if n > MAX_CERTIFICATES => Err(refuse(format!("more than {MAX_CERTIFICATES} certificates"))),
         _ => Ok(certificates),
     }
@@ -91,10 +126,10 @@ pub(super) fn in_words(error: &pem::Error) -> String {
     let shown = |line: &[u8]| String::from_utf8_lossy(line).escape_debug().to_string();
     match error {
         pem::Error::MissingSectionEnd { end_marker } => {
-            format!("it ends before its last line, -----END {}-----: is the file whole?", shown(end_marker))
+            format!("truncated: no line -----END {}-----", shown(end_marker))
         }
         pem::Error::IllegalSectionStart { line } => {
-            format!("a line begins a section and does not end with five dashes: {}", shown(line))
+            format!("a BEGIN line without its five closing dashes: {}", shown(line))
         }
         other => other.to_string(),
     }
@@ -119,7 +154,7 @@ fn check_authority(
 ) -> Result<UnixTime, IdentityError> {
     let refuse = |reason: String| IdentityError::Pem { part: part.clone(), reason };
     let (_, x509) = x509_parser::parse_x509_certificate(certificate)
-        .map_err(|e| refuse(format!("a certificate can't be read: {e}")))?;
+        .map_err(|e| refuse(format!("cannot parse a certificate: {e}")))?;
     if !x509.is_ca() {
         return Err(IdentityError::NotAnAuthority {
             part: part.clone(),

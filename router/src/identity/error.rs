@@ -9,16 +9,16 @@ use servicekeel_core::name::{ClusterName, RouterId};
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PeerError {
     /// The other side showed none.
-    #[error("no certificate was shown; routers always show theirs")]
+    #[error("no certificate presented; routers must present one")]
     NoCertificate,
     /// More certificates than any chain of ours has.
-    #[error("a chain of {0} certificates; {max} is the most", max = super::MAX_CHAIN)]
+    #[error("a chain of {0} certificates; the limit is {max}", max = super::MAX_CHAIN)]
     LongChain(usize),
     /// Longer than any chain of ours.
-    #[error("a chain of {0} bytes; {max} is the most", max = super::MAX_CHAIN_BYTES)]
+    #[error("a chain of {0} bytes; the limit is {max}", max = super::MAX_CHAIN_BYTES)]
     LargeChain(usize),
     /// Not a certificate that can be read.
-    #[error("the certificate can't be read: {0}")]
+    #[error("cannot parse the certificate: {0}")]
     Malformed(webpki::Error),
     /// No URI among the subject alternative names.
     #[error("the certificate has no SPIFFE name (a URI among its subject alternative names)")]
@@ -100,20 +100,36 @@ pub enum PeerError {
 }
 
 impl PeerError {
-    /// Finds the reason inside of an error of a TLS handshake.
-    pub fn of(error: &rustls::Error) -> Option<&Self> {
-        match error {
-            rustls::Error::InvalidCertificate(rustls::CertificateError::Other(other)) => {
-                other.0.downcast_ref()
+    /// What kind of reason it is to rustls, which makes the alert of it that the other side gets (RFC 8446 §6.2): such
+    /// as certificate_expired, unknown_ca, certificate_revoked.
+    pub(super) fn kind(&self) -> rustls::CertificateError {
+        use rustls::CertificateError as Kind;
+        match self {
+            Self::Expired { .. } => Kind::Expired,
+            Self::NotYetValid { .. } => Kind::NotValidYet,
+            Self::Revoked { .. } => Kind::Revoked,
+            Self::UntrustedCluster { .. } | Self::WrongAuthority { .. } => Kind::UnknownIssuer,
+            Self::Usage { .. } => Kind::InvalidPurpose,
+            Self::Malformed(_) => Kind::BadEncoding,
+            Self::NoSpiffeName | Self::SpiffeNames(_) | Self::NotARouter { .. } => Kind::NotValidForName,
+            Self::NoCertificate | Self::LongChain(_) | Self::LargeChain(_) | Self::Invalid { .. } => {
+                Kind::Other(rustls::OtherError(std::sync::Arc::new(self.clone())))
             }
-            _ => None,
         }
     }
-}
 
-impl From<PeerError> for rustls::Error {
-    fn from(error: PeerError) -> Self {
-        rustls::CertificateError::Other(rustls::OtherError(std::sync::Arc::new(error))).into()
+    /// Whom the certificate names, which is not proven.
+    pub fn claims(&self) -> Option<&RouterId> {
+        match self {
+            Self::UntrustedCluster { id }
+            | Self::Revoked { id, .. }
+            | Self::WrongAuthority { id }
+            | Self::Expired { id, .. }
+            | Self::NotYetValid { id, .. }
+            | Self::Usage { id, .. }
+            | Self::Invalid { id, .. } => Some(id),
+            _ => None,
+        }
     }
 }
 
@@ -172,7 +188,7 @@ pub enum IdentityError {
     },
     /// `revoked` has an authority, where it has no effect.
     #[error(
-        "{part}: the authority {fingerprint} is revoked as if it were a node's certificate; take it out of here instead"
+        "{part}: the authority {fingerprint} is revoked as if it were a node's certificate; remove it from here instead"
     )]
     RevokedAuthority {
         /// Where it is trusted.
@@ -181,16 +197,14 @@ pub enum IdentityError {
         fingerprint: super::Fingerprint,
     },
     /// One authority for two clusters: each could then speak for the other.
-    #[error(
-        "one authority stands for both {0} and {1}; each cluster has its own, and it speaks for that alone"
-    )]
+    #[error("the same authority is configured for {0} and {1}; each cluster needs its own")]
     SharedAuthority(ClusterName, ClusterName),
     /// `trust` names a cluster twice.
-    #[error("trust names {0} twice; a bundle may hold several certificates, put them into one file")]
+    #[error("trust lists {0} twice; put all its certificates into one file")]
     TrustTwice(ClusterName),
     /// `trust` names the own cluster.
     #[error(
-        "trust names {0}, the own cluster; its authorities belong into identity.ca (one file, several certificates)"
+        "trust lists {0}, this router's own cluster; its authorities belong in identity.ca (one file may hold several)"
     )]
     TrustOwn(ClusterName),
     /// The own certificate would be refused by every peer.

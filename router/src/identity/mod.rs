@@ -24,13 +24,18 @@ use servicekeel_core::name::{ClusterName, RouterId};
 
 mod bundle;
 mod error;
+mod refusal;
 mod revoked;
 pub mod spiffe;
 mod verifier;
 
 pub use bundle::TrustBundle;
+pub(crate) use bundle::has_private_key;
 pub use error::{Date, IdentityError, Part, PeerError, Untimely};
+use refusal::Witness;
+pub use refusal::{Client, Refusal, Server};
 pub use revoked::{Fingerprint, Revocation, Revoked};
+pub(crate) use verifier::Proven;
 use verifier::{Usage, Verifier};
 
 /// The most certificates that a router shows: its own and the intermediate ones.
@@ -63,8 +68,9 @@ impl fmt::Debug for Material {
 /// A router's identity: it proves who it is and checks who others are.
 pub struct Identity {
     id: RouterId,
-    client: Arc<ClientConfig>,
-    server: Arc<ServerConfig>,
+    provider: Arc<CryptoProvider>,
+    /// The certificate and its key.
+    own: Arc<SingleCertAndKey>,
     verifier: Arc<Verifier>,
     clock: Arc<dyn TimeProvider>,
     not_after: UnixTime,
@@ -89,26 +95,23 @@ impl Identity {
         clock: Arc<dyn TimeProvider>,
     ) -> Result<Self, IdentityError> {
         let provider = Arc::new(provider());
-        let verifier = Arc::new(Verifier::new(
+        let verifier = Verifier::new(
             bundles(&id.cluster, material)?,
             material.revoked.clone(),
             provider.signature_verification_algorithms,
-        ));
+        );
 
         let chain = bundle::certificates(&material.certificate, &Part::Certificate)?;
         let now = now(&*clock);
-        let named = verifier.verify(&chain, Usage::Server, now)?;
+        let Proven { id: named, until: not_after } = verifier.verify(&chain, Usage::Server, now)?;
         verifier.verify(&chain, Usage::Client, now)?;
         if named != id {
             return Err(IdentityError::OtherRouter { certificate: named, config: id });
         }
-        let not_after = expiry(&chain).unwrap_or(now);
         let key = key(&material.key)?;
 
         let own = certified(&provider, chain, key)?;
-        let client = client(&provider, &clock, &verifier, own.clone());
-        let server = server(&provider, &clock, &verifier, own);
-        Ok(Self { id, client: Arc::new(client), server: Arc::new(server), verifier, clock, not_after })
+        Ok(Self { id, provider, own, verifier: Arc::new(verifier), clock, not_after })
     }
 
     /// The same router by the same certificate, which believes from now on what `material` believes for a router of
@@ -132,15 +135,12 @@ impl Identity {
             bundles.retain(|_, bundle| !bundle.shares_with(before));
             bundles.insert(own.clone(), before.clone());
         }
-        let provider = Arc::new(provider());
-        let algorithms = provider.signature_verification_algorithms;
+        let algorithms = self.provider.signature_verification_algorithms;
         let verifier = Arc::new(Verifier::new(bundles, material.revoked.clone(), algorithms));
-        let client = client(&provider, &self.clock, &verifier, self.client.client_auth_cert_resolver.clone());
-        let server = server(&provider, &self.clock, &verifier, self.server.cert_resolver.clone());
         Ok(Self {
             id: self.id.clone(),
-            client: Arc::new(client),
-            server: Arc::new(server),
+            provider: self.provider.clone(),
+            own: self.own.clone(),
             verifier,
             clock: self.clock.clone(),
             not_after: self.not_after,
@@ -152,14 +152,18 @@ impl Identity {
         &self.id
     }
 
-    /// For connections that this router dials.
-    pub fn client(&self) -> Arc<ClientConfig> {
-        self.client.clone()
+    /// For one connection that this router dials.
+    pub fn client(&self) -> Client {
+        let refusal = Refusal::default();
+        let config = client(&self.provider, &self.clock, &self.verifier, &refusal, self.own.clone());
+        Client { config: Arc::new(config), refusal }
     }
 
-    /// For connections that it accepts.
-    pub fn server(&self) -> Arc<ServerConfig> {
-        self.server.clone()
+    /// For one connection that it accepts.
+    pub fn server(&self) -> Server {
+        let refusal = Refusal::default();
+        let config = server(&self.provider, &self.clock, &self.verifier, &refusal, self.own.clone());
+        Server { config: Arc::new(config), refusal }
     }
 
     /// The router that a peer's certificates (`rustls::…::peer_certificates`) prove, now and by this identity's trust:
@@ -177,6 +181,15 @@ impl Identity {
         certificates: &[CertificateDer<'_>],
         at: UnixTime,
     ) -> Result<RouterId, PeerError> {
+        self.prove(certificates, at).map(|proven| proven.id)
+    }
+
+    /// As [`Identity::peer_at`], with the end of what they prove.
+    pub(crate) fn prove(
+        &self,
+        certificates: &[CertificateDer<'_>],
+        at: UnixTime,
+    ) -> Result<Proven, PeerError> {
         self.verifier.verify(certificates, Usage::Either, at)
     }
 
@@ -210,11 +223,6 @@ impl fmt::Debug for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Identity").field("id", &self.id).finish_non_exhaustive()
     }
-}
-
-/// When the first certificate of a chain expires.
-pub(crate) fn expiry(chain: &[CertificateDer<'_>]) -> Option<UnixTime> {
-    chain.iter().filter_map(bundle::not_after).min_by_key(UnixTime::as_secs)
 }
 
 /// The name to give to rustls when dialling. It is neither sent (no SNI) nor compared: the certificate names the peer.
@@ -263,13 +271,13 @@ fn bundles(
 }
 
 fn key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, IdentityError> {
-    PrivateKeyDer::from_pem_slice(pem).map_err(|e| IdentityError::Pem {
+    PrivateKeyDer::from_pem_slice(&bundle::flush_left(pem)).map_err(|e| IdentityError::Pem {
         part: Part::Key,
         reason: match e {
             rustls::pki_types::pem::Error::NoItemsFound => {
-                "there is no private key in it (-----BEGIN PRIVATE KEY-----)".to_owned()
+                "no private key found (-----BEGIN PRIVATE KEY-----)".to_owned()
             }
-            e => format!("this is not a key in PEM: {}", bundle::in_words(&e)),
+            e => format!("not a PEM key: {}", bundle::in_words(&e)),
         },
     })
 }
@@ -279,7 +287,7 @@ fn key_error(error: rustls::Error) -> IdentityError {
         rustls::Error::InconsistentKeys(_) => IdentityError::KeyMismatch,
         e => IdentityError::Pem {
             part: Part::Key,
-            reason: format!("the key can't be used ({e}); Ed25519, ECDSA P-256 or P-384, or RSA, as PKCS#8"),
+            reason: format!("unsupported key ({e}); use Ed25519, ECDSA P-256 or P-384, or RSA, as PKCS#8"),
         },
     }
 }
@@ -297,13 +305,14 @@ fn client(
     provider: &Arc<CryptoProvider>,
     clock: &Arc<dyn TimeProvider>,
     verifier: &Arc<Verifier>,
+    refusal: &Refusal,
     own: Arc<dyn ResolvesClientCert>,
 ) -> ClientConfig {
     let mut config = ClientConfig::builder_with_details(provider.clone(), clock.clone())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .expect("the provider has suites of TLS 1.3")
         .dangerous()
-        .with_custom_certificate_verifier(verifier.clone())
+        .with_custom_certificate_verifier(Witness::new(verifier, refusal))
         .with_client_cert_resolver(own);
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.enable_sni = false;
@@ -316,12 +325,13 @@ fn server(
     provider: &Arc<CryptoProvider>,
     clock: &Arc<dyn TimeProvider>,
     verifier: &Arc<Verifier>,
+    refusal: &Refusal,
     own: Arc<dyn ResolvesServerCert>,
 ) -> ServerConfig {
     let mut config = ServerConfig::builder_with_details(provider.clone(), clock.clone())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .expect("the provider has suites of TLS 1.3")
-        .with_client_cert_verifier(verifier.clone())
+        .with_client_cert_verifier(Witness::new(verifier, refusal))
         .with_cert_resolver(own);
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});

@@ -33,7 +33,7 @@ impl Fingerprint {
         for (byte, [high, low]) in bytes.iter_mut().zip(pairs) {
             let digit = |digit: &u8| char::from(*digit).to_digit(16);
             let (Some(high), Some(low)) = (digit(high), digit(low)) else {
-                return Err("has characters that are no hexadecimal digits".into());
+                return Err("has characters that are not hexadecimal digits".into());
             };
             *byte = (high << 4 | low) as u8;
         }
@@ -73,8 +73,8 @@ impl FromStr for Revocation {
 
     fn from_str(text: &str) -> Result<Self, String> {
         if let Some((cluster, node)) = text.split_once('/') {
-            let cluster = cluster.parse().map_err(|e| format!("names a cluster that {e}"))?;
-            let node = node.parse().map_err(|e| format!("names a node that {e}"))?;
+            let cluster = cluster.parse().map_err(|e| format!("has a cluster that {e}"))?;
+            let node = node.parse().map_err(|e| format!("has a node that {e}"))?;
             return Ok(Self::Node(RouterId { cluster, node }));
         }
         let digits = text.get(.."sha256:".len()).filter(|start| start.eq_ignore_ascii_case("sha256:"));
@@ -126,7 +126,7 @@ impl Revoked {
         let by = if self.nodes.contains(id) {
             "its name".into()
         } else if let Some(fingerprint) = self.named_in(chain) {
-            format!("a certificate that it shows, {fingerprint}")
+            format!("a certificate that it presents, {fingerprint}")
         } else {
             return Ok(());
         };
@@ -163,8 +163,8 @@ mod tests {
             ("/edge-7", "a cluster that is empty"),
             ("b.local/edge_7", "the character '_'"),
             (&digits[1..], "has 63 digits; a SHA-256 fingerprint has 64"),
-            (&digits.replace('f', "g"), "no hexadecimal digits"),
-            (&"ä".repeat(32), "no hexadecimal digits"),
+            (&digits.replace('f', "g"), "not hexadecimal digits"),
+            (&"ä".repeat(32), "not hexadecimal digits"),
             ("sha256", "neither a node"),
         ] {
             let error = text.parse::<Revocation>().unwrap_err();

@@ -6,10 +6,13 @@ use rcgen::{
     BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
     SanType,
 };
-use rustls::{ClientConnection, Connection, ServerConnection};
+use rustls::{AlertDescription, ClientConnection, Connection, ServerConnection};
 
 use super::*;
 use crate::pki::Authority;
+
+mod certificates;
+mod own;
 
 const BOTH: [ExtendedKeyUsagePurpose; 2] =
     [ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
@@ -81,18 +84,53 @@ fn stranger(
 ) -> (Arc<ClientConfig>, Arc<ServerConfig>) {
     let (provider, clock) = (Arc::new(provider()), like.clock.clone());
     let own = certified(&provider, chain, key).unwrap();
-    let client = client(&provider, &clock, &like.verifier, own.clone());
-    let server = server(&provider, &clock, &like.verifier, own);
+    let nobody = Refusal::default();
+    let client = client(&provider, &clock, &like.verifier, &nobody, own.clone());
+    let server = server(&provider, &clock, &like.verifier, &nobody, own);
     (Arc::new(client), Arc::new(server))
 }
 
-/// Both sides of a finished handshake, or the error of the side that broke it off.
-fn handshake(client: Arc<ClientConfig>, server: Arc<ServerConfig>) -> Result<[Connection; 2], rustls::Error> {
-    let mut client = Connection::from(ClientConnection::new(client, server_name()).unwrap());
-    let mut server = Connection::from(ServerConnection::new(server).unwrap());
+impl From<Arc<ClientConfig>> for Client {
+    fn from(config: Arc<ClientConfig>) -> Self {
+        Self { config, refusal: Refusal::default() }
+    }
+}
+
+impl From<Arc<ServerConfig>> for Server {
+    fn from(config: Arc<ServerConfig>) -> Self {
+        Self { config, refusal: Refusal::default() }
+    }
+}
+
+/// How a handshake was broken off.
+#[derive(Debug)]
+struct Broken {
+    /// What rustls says on the side that did.
+    tls: rustls::Error,
+    /// Why, where it was for a certificate.
+    refusal: Option<PeerError>,
+    /// What the other side was told.
+    alert: Option<AlertDescription>,
+}
+
+/// Both sides of a finished handshake.
+fn handshake(client: impl Into<Client>, server: impl Into<Server>) -> Result<[Connection; 2], Box<Broken>> {
+    let (as_client, as_server) = (client.into(), server.into());
+    let mut client = Connection::from(ClientConnection::new(as_client.config, server_name()).unwrap());
+    let mut server = Connection::from(ServerConnection::new(as_server.config).unwrap());
+    let told = |from: &mut Connection, to: &mut Connection| match carry(from, to) {
+        Err(rustls::Error::AlertReceived(alert)) => Some(alert),
+        _ => None,
+    };
     for _ in 0..10 {
-        carry(&mut client, &mut server)?;
-        carry(&mut server, &mut client)?;
+        if let Err(tls) = carry(&mut client, &mut server) {
+            let alert = told(&mut server, &mut client);
+            return Err(Box::new(Broken { tls, refusal: as_server.refusal.take(), alert }));
+        }
+        if let Err(tls) = carry(&mut server, &mut client) {
+            let alert = told(&mut client, &mut server);
+            return Err(Box::new(Broken { tls, refusal: as_client.refusal.take(), alert }));
+        }
     }
     assert!(!client.is_handshaking() && !server.is_handshaking());
     Ok([client, server])
@@ -111,13 +149,31 @@ fn carry(from: &mut Connection, to: &mut Connection) -> Result<(), rustls::Error
     Ok(())
 }
 
+/// What RFC 8446 §6.2 has for it.
+fn alert_of(refusal: &PeerError) -> AlertDescription {
+    match refusal {
+        PeerError::Expired { .. } | PeerError::NotYetValid { .. } => AlertDescription::CertificateExpired,
+        PeerError::Revoked { .. } => AlertDescription::CertificateRevoked,
+        PeerError::UntrustedCluster { .. } | PeerError::WrongAuthority { .. } => AlertDescription::UnknownCA,
+        PeerError::Usage { .. } => AlertDescription::UnsupportedCertificate,
+        PeerError::NoSpiffeName
+        | PeerError::SpiffeNames(_)
+        | PeerError::NotARouter { .. }
+        | PeerError::Malformed(_) => AlertDescription::BadCertificate,
+        _ => AlertDescription::CertificateUnknown,
+    }
+}
+
 /// What `to` says of the certificate when it is shown by the dialler and by the dialled.
 fn refusals(to: &Identity, shown: (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)) -> [PeerError; 2] {
     let (client, server) = stranger(to, shown);
     let dialled = handshake(client, to.server()).expect_err("the server lets it in");
     let dialler = handshake(to.client(), server).expect_err("the client believes it");
-    [dialled, dialler]
-        .map(|e| PeerError::of(&e).unwrap_or_else(|| panic!("not of the certificate: {e}")).clone())
+    [dialled, dialler].map(|broken| {
+        let Some(refusal) = broken.refusal else { panic!("not of the certificate: {}", broken.tls) };
+        assert_eq!(broken.alert, Some(alert_of(&refusal)), "{refusal}");
+        refusal
+    })
 }
 
 #[test]
@@ -189,150 +245,12 @@ fn a_trusted_authority_speaks_for_its_own_cluster_alone() {
 }
 
 #[test]
-fn self_signed() {
-    let (_, _, a, _) = pair();
-    let refused = refusals(&a, Forged::new(&["spiffe://b.local/router/n2"]).by_itself());
-    assert_eq!(refused, [(); 2].map(|()| PeerError::WrongAuthority { id: id("b.local", "n2") }));
-}
-
-#[test]
-fn a_node_is_not_an_authority() {
-    let (_, b, of_a, _) = pair();
-    // A node of b signs a certificate of another node with its own key, and shows its own as the intermediate.
-    let node_key = KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
-    let node = Forged { params: Forged::new(&["spiffe://b.local/router/n2"]).params, key: node_key };
-    let (params, node_private) = (node.params.clone(), node.key.serialize_pem());
-    let (node_chain, _) = node.by(&b);
-    let issuer = Issuer::new(params, KeyPair::from_pem(&node_private).unwrap());
-    let victim = Forged::new(&["spiffe://b.local/router/n3"]);
-    let leaf = victim.params.signed_by(&victim.key, &issuer).unwrap().der().clone();
-    let refused = refusals(&of_a, (vec![leaf, node_chain[0].clone()], private(&victim.key)));
-    for error in refused {
-        assert!(
-            matches!(error, PeerError::Invalid { reason: webpki::Error::EndEntityUsedAsCa, .. }),
-            "{error}"
-        );
-    }
-}
-
-#[test]
-fn an_intermediate_authority_is_followed_within_its_path_length() {
-    // Ours issue none, but other software does: root, one or two intermediate ones of path length 0, leaf.
-    let authority = |cn: &str, constraint| {
-        Forged::new(&[]).with(|p| {
-            p.distinguished_name.push(rcgen::DnType::CommonName, cn);
-            p.is_ca = IsCa::Ca(constraint);
-            p.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-            p.extended_key_usages.clear();
-        })
-    };
-    for (middles, gets_in) in [(&["one"][..], true), (&["one", "two"], false)] {
-        let root = authority("root", BasicConstraints::Unconstrained);
-        let root_pem = root.params.self_signed(&root.key).unwrap().pem();
-        let mut issuer = Issuer::new(root.params, root.key);
-        let mut chain = String::new();
-        for cn in middles {
-            let middle = authority(cn, BasicConstraints::Constrained(0));
-            chain = middle.params.signed_by(&middle.key, &issuer).unwrap().pem() + &chain;
-            issuer = Issuer::new(middle.params, middle.key);
-        }
-        let leaf = Forged::new(&["spiffe://a.local/router/n1"]);
-        let certificate = leaf.params.signed_by(&leaf.key, &issuer).unwrap().pem() + &chain;
-        let material = Material {
-            ca: root_pem.into(),
-            certificate: certificate.into(),
-            key: leaf.key.serialize_pem().into(),
-            trust: vec![],
-            revoked: Revoked::default(),
-        };
-        let made = Identity::from_pem(id("a.local", "n1"), &material);
-        assert_eq!(made.is_ok(), gets_in, "{made:?}");
-    }
-}
-
-#[test]
-fn expired_and_not_yet_valid() {
-    let (_, b, of_a, _) = pair();
-    let (past, future) = (rcgen::date_time_ymd(2020, 2, 29), rcgen::date_time_ymd(2990, 1, 1));
-    let expired = Forged::new(&["spiffe://b.local/router/n2"]).with(|p| p.not_after = past).by(&b);
-    for error in refusals(&of_a, expired) {
-        assert!(matches!(error, PeerError::Expired { .. }));
-        assert!(
-            error.to_string().contains("b.local/n2 expired on 2020-02-29 00:00:00 UTC; it is 2"),
-            "{error}"
-        );
-    }
-    let early = Forged::new(&["spiffe://b.local/router/n2"]).with(|p| p.not_before = future).by(&b);
-    for error in refusals(&of_a, early) {
-        assert!(matches!(error, PeerError::NotYetValid { .. }));
-        assert!(error.to_string().contains("valid from 2990-01-01 00:00:00 UTC on"), "{error}");
-    }
-}
-
-#[test]
-fn a_usage_for_one_side_only() {
-    let (_, b, of_a, _) = pair();
-    let only = |usages: &[ExtendedKeyUsagePurpose]| {
-        let usages = usages.to_vec();
-        stranger(
-            &of_a,
-            Forged::new(&["spiffe://b.local/router/n2"]).with(|p| p.extended_key_usages = usages).by(&b),
-        )
-    };
-    let (client, server) = only(&BOTH[1..]);
-    handshake(client, of_a.server()).expect("a client with clientAuth");
-    let error = handshake(of_a.client(), server).expect_err("a server with clientAuth");
-    let wanted = PeerError::Usage { id: id("b.local", "n2"), wanted: "serverAuth" };
-    assert_eq!(PeerError::of(&error), Some(&wanted));
-
-    let (client, server) = only(&BOTH[..1]);
-    handshake(of_a.client(), server).expect("a server with serverAuth");
-    let error = handshake(client, of_a.server()).expect_err("a client with serverAuth");
-    let wanted = PeerError::Usage { id: id("b.local", "n2"), wanted: "clientAuth" };
-    assert_eq!(PeerError::of(&error), Some(&wanted));
-
-    for usages in [&[][..], &[ExtendedKeyUsagePurpose::CodeSigning]] {
-        let (client, server) = only(usages);
-        assert!(handshake(client, of_a.server()).is_err() && handshake(of_a.client(), server).is_err());
-    }
-}
-
-#[test]
-fn names_that_are_not_one_router() {
-    let (_, b, of_a, _) = pair();
-    assert_eq!(refusals(&of_a, Forged::new(&[]).by(&b)), [PeerError::NoSpiffeName, PeerError::NoSpiffeName]);
-    let two = Forged::new(&["spiffe://b.local/router/n2", "spiffe://b.local/router/n3"]).by(&b);
-    assert_eq!(refusals(&of_a, two), [PeerError::SpiffeNames(2), PeerError::SpiffeNames(2)]);
-    let workload = Forged::new(&["spiffe://b.local/ns/default/sa/web"]).by(&b);
-    for error in refusals(&of_a, workload) {
-        assert!(matches!(error, PeerError::NotARouter { .. }), "{error}");
-    }
-    // A DNS name is nobody's name here.
-    let dns =
-        Forged::new(&[]).with(|p| p.subject_alt_names = vec![SanType::DnsName("n2".try_into().unwrap())]);
-    assert_eq!(refusals(&of_a, dns.by(&b))[0], PeerError::NoSpiffeName);
-}
-
-#[test]
-fn an_authority_is_not_a_router() {
-    let (_, b, of_a, _) = pair();
-    let ca = Forged::new(&["spiffe://b.local/router/n2"])
-        .with(|p| p.is_ca = IsCa::Ca(BasicConstraints::Unconstrained));
-    for error in refusals(&of_a, ca.by(&b)) {
-        assert!(
-            matches!(error, PeerError::Invalid { reason: webpki::Error::CaUsedAsEndEntity, .. }),
-            "{error}"
-        );
-    }
-}
-
-#[test]
 fn a_client_without_a_certificate() {
     let (_, _, a, b) = pair();
-    let mut bare = (*a.client()).clone();
+    let mut bare = (*a.client().config).clone();
     bare.client_auth_cert_resolver = Arc::new(NoCertificate);
     let error = handshake(Arc::new(bare), b.server()).expect_err("nobody gets in");
-    assert_eq!(error, rustls::Error::NoCertificatesPresented);
+    assert_eq!(error.tls, rustls::Error::NoCertificatesPresented);
 }
 
 #[derive(Debug)]
@@ -346,44 +264,6 @@ impl rustls::client::ResolvesClientCert for NoCertificate {
     fn has_certs(&self) -> bool {
         false
     }
-}
-
-#[test]
-fn a_stolen_certificate_without_its_key() {
-    let (_, b, of_a, of_b) = pair();
-    let shown = b.issue(&name("n2"), &[], 10, SystemTime::now()).unwrap();
-    let chain = bundle::certificates(shown.certificate.as_bytes(), &Part::Certificate).unwrap();
-    let thief = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
-    // rustls refuses to build such a config, so the resolver is ours.
-    let key = rustls::crypto::ring::sign::any_supported_type(&private(&thief)).unwrap();
-    let mut client = (*of_b.client()).clone();
-    client.client_auth_cert_resolver =
-        Arc::new(rustls::sign::SingleCertAndKey::from(rustls::sign::CertifiedKey::new(chain, key)));
-    let error = handshake(Arc::new(client), of_a.server()).expect_err("the key is another");
-    assert_eq!(error, rustls::Error::InvalidCertificate(rustls::CertificateError::BadSignature));
-}
-
-#[test]
-fn key_algorithms_of_other_software() {
-    let (_, b, of_a, _) = pair();
-    for algorithm in [&rcgen::PKCS_ED25519, &rcgen::PKCS_ECDSA_P256_SHA256, &rcgen::PKCS_ECDSA_P384_SHA384] {
-        let mut forged = Forged::new(&["spiffe://b.local/router/n2"]);
-        forged.key = KeyPair::generate_for(algorithm).unwrap();
-        let (client, server) = stranger(&of_a, forged.by(&b));
-        handshake(client, of_a.server()).unwrap();
-        handshake(of_a.client(), server).unwrap();
-    }
-}
-
-#[test]
-fn another_protocol() {
-    let (_, _, a, b) = pair();
-    let mut http = (*a.client()).clone();
-    http.alpn_protocols = vec![b"h2".to_vec()];
-    assert_eq!(
-        handshake(Arc::new(http), b.server()).expect_err("h2 is not spoken"),
-        rustls::Error::NoApplicationProtocol
-    );
 }
 
 /// A clock that stands.
@@ -415,73 +295,4 @@ fn a_live_peer_is_asked_again_after_its_time() {
     ];
     assert!(matches!(of_a.peer(&chain[0]), Err(PeerError::Expired { .. })));
     assert_eq!(of_a.peer(&chain[1]).as_ref(), Ok(old.id()));
-}
-
-#[test]
-fn own_material_that_does_not_fit() {
-    let (a, b, ..) = pair();
-    let now = SystemTime::now();
-    let good = a.material(&name("n1"), &[&b], now).unwrap();
-    let make = |m: &Material| Identity::from_pem(id("a.local", "n1"), m);
-    make(&good).unwrap();
-    let refused = |change: &dyn Fn(&mut Material)| {
-        let mut material = good.clone();
-        change(&mut material);
-        make(&material).expect_err("refused")
-    };
-
-    let other = a.issue(&name("n1"), &[], 10, now).unwrap();
-    assert_eq!(refused(&|m| m.key = other.key.clone().into()), IdentityError::KeyMismatch);
-    assert!(matches!(refused(&|m| m.key = m.ca.clone()), IdentityError::Pem { part: Part::Key, .. }));
-    assert!(matches!(
-        refused(&|m| m.key = b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n".to_vec()),
-        IdentityError::Pem { part: Part::Key, .. }
-    ));
-    for rubbish in
-        [&b""[..], b"hello", b"\xff\xfe\0", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----"]
-    {
-        assert!(matches!(refused(&|m| m.ca = rubbish.to_vec()), IdentityError::Pem { part: Part::Ca, .. }));
-        let error = refused(&|m| m.certificate = rubbish.to_vec());
-        assert!(error.to_string().starts_with("identity.cert: "), "{error}");
-        let error = refused(&|m| m.trust[0].1 = rubbish.to_vec());
-        assert!(error.to_string().starts_with("trust of b.local: "), "{error}");
-    }
-    // A node's certificate where an authority's belongs.
-    assert!(matches!(
-        refused(&|m| m.trust[0].1 = b.issue(&name("x"), &[], 9, now).unwrap().certificate.into()),
-        IdentityError::NotAnAuthority { part: Part::Trust(_), .. }
-    ));
-    // One authority for two clusters, one cluster twice, the own cluster.
-    let shared = Forged::new(&[]).with(|p| p.is_ca = IsCa::Ca(BasicConstraints::Unconstrained));
-    let shared = shared.params.self_signed(&shared.key).unwrap().pem();
-    assert_eq!(
-        refused(&|m| m.trust = ["c.local", "d.local"].map(|c| (name(c), shared.clone().into())).into()),
-        IdentityError::SharedAuthority(name("c.local"), name("d.local"))
-    );
-    assert_eq!(refused(&|m| m.trust.extend(m.trust.clone())), IdentityError::TrustTwice(name("b.local")));
-    assert_eq!(refused(&|m| m.trust[0].0 = name("a.local")), IdentityError::TrustOwn(name("a.local")));
-    // The certificate of somebody else.
-    let error = Identity::from_pem(id("a.local", "n7"), &good).expect_err("another node");
-    assert!(error.to_string().contains("is that of a.local/n1, but the config says a.local/n7"), "{error}");
-    let error = refused(&|m| m.certificate = b.issue(&name("n1"), &[], 9, now).unwrap().certificate.into());
-    assert_eq!(
-        error,
-        IdentityError::OtherRouter { certificate: id("b.local", "n1"), config: id("a.local", "n1") }
-    );
-    assert!(!format!("{good:?}").contains("PRIVATE"));
-}
-
-#[test]
-fn an_authority_is_replaced_by_having_two_for_a_while() {
-    let (old, new, b) = (authority("a.local"), authority("a.local"), authority("b.local"));
-    let now = SystemTime::now();
-    let both = format!("{}{}", old.certificate(), new.certificate()).into_bytes();
-    let mut material = b.material(&name("n2"), &[&old], now).unwrap();
-    material.trust[0].1 = both;
-    let of_b = Identity::from_pem(id("b.local", "n2"), &material).unwrap();
-    for authority in [&old, &new] {
-        let material = authority.material(&name("n1"), &[&b], now).unwrap();
-        let of_a = Identity::from_pem(id("a.local", "n1"), &material).unwrap();
-        handshake(of_a.client(), of_b.server()).unwrap();
-    }
 }

@@ -4,15 +4,14 @@
 
 use std::collections::BTreeMap;
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::WebPkiSupportedAlgorithms;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{DigitallySignedStruct, DistinguishedName, PeerIncompatible, SignatureScheme};
+use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::{DigitallySignedStruct, SignatureScheme};
 use servicekeel_core::name::{ClusterName, RouterId};
 use webpki::{ExtendedKeyUsageValidator, KeyPurposeIdIter};
 
-use super::bundle::TrustBundle;
+use super::bundle::{self, TrustBundle};
 use super::error::PeerError;
 use super::revoked::Revoked;
 use super::spiffe;
@@ -60,7 +59,16 @@ impl ExtendedKeyUsageValidator for Usage {
     }
 }
 
-/// The verifier of both sides.
+/// What a chain proves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Proven {
+    /// Who shows it.
+    pub(crate) id: RouterId,
+    /// Until when: the first end among the certificates by which its authority vouches for it.
+    pub(crate) until: UnixTime,
+}
+
+/// Judges chains, for both sides.
 #[derive(Debug)]
 pub(super) struct Verifier {
     bundles: BTreeMap<ClusterName, TrustBundle>,
@@ -81,13 +89,13 @@ impl Verifier {
         self.bundles.values()
     }
 
-    /// The router that the chain (its own certificate first) proves.
+    /// What the chain (its own certificate first) proves.
     pub(super) fn verify(
         &self,
         chain: &[CertificateDer<'_>],
         usage: Usage,
         now: UnixTime,
-    ) -> Result<RouterId, PeerError> {
+    ) -> Result<Proven, PeerError> {
         let (end_entity, intermediates) = chain.split_first().ok_or(PeerError::NoCertificate)?;
         if chain.len() > MAX_CHAIN {
             return Err(PeerError::LongChain(chain.len()));
@@ -118,13 +126,23 @@ impl Verifier {
             None,
         );
         match verified {
-            Ok(_) if has_usages(end_entity) => Ok(id),
+            Ok(path) if has_usages(end_entity) => {
+                // What else it shows proves nothing, and its end ends nothing.
+                let used = path.intermediate_certificates().map(|certificate| certificate.der());
+                let used = std::iter::once(end_entity.clone()).chain(used);
+                let until = used.filter_map(|certificate| bundle::not_after(&certificate)).min();
+                Ok(Proven { id, until: until.unwrap_or(now) })
+            }
             Ok(_) => Err(PeerError::Usage { id, wanted: usage.name() }),
             Err(error) => Err(explain(error, id, usage)),
         }
     }
 
-    fn handshake_signature(
+    pub(super) fn schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+
+    pub(super) fn handshake_signature(
         &self,
         message: &[u8],
         certificate: &CertificateDer<'_>,
@@ -151,89 +169,5 @@ fn explain(error: webpki::Error, id: RouterId, usage: Usage) -> PeerError {
         }
         webpki::Error::EmptyEkuExtension => PeerError::Usage { id, wanted: usage.name() },
         reason => PeerError::Invalid { id, reason },
-    }
-}
-
-fn chain<'a>(end: &CertificateDer<'a>, intermediates: &[CertificateDer<'a>]) -> Vec<CertificateDer<'a>> {
-    std::iter::once(end).chain(intermediates).cloned().collect()
-}
-
-/// TLS 1.2 is not configured; that it is not spoken must not hang on that alone.
-fn no_tls12() -> Result<HandshakeSignatureValid, rustls::Error> {
-    Err(PeerIncompatible::Tls12NotOffered.into())
-}
-
-impl ServerCertVerifier for Verifier {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        self.verify(&chain(end_entity, intermediates), Usage::Server, now)?;
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        no_tls12()
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.handshake_signature(message, certificate, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
-    }
-}
-
-impl ClientCertVerifier for Verifier {
-    /// None: a router has one certificate, a hint would not change which one it shows.
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &[]
-    }
-
-    fn verify_client_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<ClientCertVerified, rustls::Error> {
-        self.verify(&chain(end_entity, intermediates), Usage::Client, now)?;
-        Ok(ClientCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        no_tls12()
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.handshake_signature(message, certificate, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
     }
 }

@@ -19,12 +19,14 @@ use crate::tls::Channel;
 const CHECKOUT_TIMEOUT: Duration = Duration::from_secs(3);
 /// ... and how long while they do come, for others that wait.
 const CROWD_TIMEOUT: Duration = Duration::from_secs(15);
+/// One that has waited for so long for its first flow is no new one any more.
+const STOOD: Duration = Duration::from_secs(1);
 /// How long a connection stays in the pool unused.
 pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// So many dials that failed while a flow waits, and it waits no more. One may be bad luck.
 const TRIES: u64 = 2;
 /// The most unused connections to one peer.
-pub(super) const MAX_IDLE: usize = 256;
+const MAX_IDLE: usize = 256;
 /// The most dials to one peer at once, and the most dials back that it has asked for.
 pub(crate) const MAX_DIALS: usize = 64;
 /// Why there is no connection to open a flow on.
@@ -32,12 +34,14 @@ pub(crate) const MAX_DIALS: usize = 64;
 pub(crate) enum CheckoutError {
     #[error("no link to {0} is up")]
     NoLink(RouterId),
-    #[error("{0} can't be dialled: {1}")]
+    #[error("cannot dial {0}: {1}")]
     Dial(RouterId, String),
     #[error("no connection to {0} came up within {limit} s", limit = CHECKOUT_TIMEOUT.as_secs())]
     Timeout(RouterId),
     #[error("too many flows wait for a connection to {0}")]
     Crowd(RouterId),
+    #[error("no connection to {0} came up within {limit} s: {1}", limit = CHECKOUT_TIMEOUT.as_secs())]
+    Certificate(RouterId, String),
 }
 
 /// A connection that carries a flow. Dropped without [`Checkout::put_back`], it is closed.
@@ -45,15 +49,16 @@ pub(crate) struct Checkout<N: Net> {
     pub(crate) peer: Arc<Peer<N>>,
     pub(crate) channel: Channel<N::TcpStream>,
     pub(crate) standing: Standing<N>,
-    /// Whether it was used before.
+    /// Whether it was used before, or has stood unused: its path may have gone since.
     pub(crate) pooled: bool,
     _busy: Busy<N>,
 }
 
 impl<N: Net> Checkout<N> {
     /// Gives the connection back for the next flow.
-    pub(crate) fn put_back(self) {
-        self.peer.put(self.channel, self.standing);
+    pub(crate) fn put_back(mut self, node: &Node<N>) {
+        self.standing.heard(self.peer.breaks());
+        self.peer.put(node, self.channel, self.standing);
     }
 }
 
@@ -92,6 +97,47 @@ impl<N: Net> Peer<N> {
         self: &Arc<Self>,
         node: &Arc<Node<N>>,
     ) -> Result<Checkout<N>, CheckoutError> {
+        let idle = self.take_idle(node, &mut self.lock());
+        if let Some(idle) = idle {
+            return Ok(self.checked_out(idle, Busy::new(self.clone())));
+        }
+        // Each connection that comes wakes one that waits: nobody waits on a thread that a pod can hold up.
+        let (peer, task) = (self.clone(), node.clone());
+        let waiting = node.tasks.at_home(async move { peer.wait_for_connection(&task).await });
+        let mut connection = waiting.await.unwrap_or(Err(CheckoutError::Timeout(self.id.clone())))?;
+        // Where this fails its first use does.
+        let _ = connection.channel.come_here();
+        Ok(connection)
+    }
+
+    /// An unused connection of the pool.
+    fn take_idle(self: &Arc<Self>, node: &Arc<Node<N>>, state: &mut State<N>) -> Option<Idle<N>> {
+        let time = node.time();
+        while let Some(mut idle) = state.idle.pop() {
+            let useful = !idle.standing.is_lost() && !idle.standing.is_over(time);
+            // Whoever looks uses it.
+            if useful && idle.channel.come_here().is_ok() && idle.channel.is_quiet() {
+                node.counters.pool_reused.inc_by(idle.channel.was_used().into());
+                // One is kept in reserve, so that the next flow need not wait for a handshake.
+                if state.idle.is_empty() && state.dialling == 0 && !node.net.is_short() {
+                    self.more(node, state, 1);
+                }
+                return Some(idle);
+            }
+        }
+        None
+    }
+
+    fn checked_out(self: &Arc<Self>, idle: Idle<N>, busy: Busy<N>) -> Checkout<N> {
+        let Idle { channel, standing, since, .. } = idle;
+        let pooled = channel.was_used() || since.elapsed() >= STOOD;
+        Checkout { peer: self.clone(), pooled, channel, standing, _busy: busy }
+    }
+
+    async fn wait_for_connection(
+        self: &Arc<Self>,
+        node: &Arc<Node<N>>,
+    ) -> Result<Checkout<N>, CheckoutError> {
         let busy = Busy::new(self.clone());
         let start = Instant::now();
         let mut deadline = start + CHECKOUT_TIMEOUT;
@@ -106,22 +152,8 @@ impl<N: Net> Peer<N> {
             news.as_mut().enable();
             {
                 let mut state = self.lock();
-                while let Some(mut idle) = state.idle.pop() {
-                    if !idle.standing.is_lost() && idle.channel.is_quiet() {
-                        let pooled = idle.channel.was_used();
-                        node.counters.pool_reused.inc_by(pooled.into());
-                        // One is kept in reserve, so that the next flow need not wait for a handshake.
-                        if state.idle.is_empty() && state.dialling == 0 && !node.net.is_short() {
-                            self.more(node, &mut state, 1);
-                        }
-                        return Ok(Checkout {
-                            peer: self.clone(),
-                            channel: idle.channel,
-                            standing: idle.standing,
-                            pooled,
-                            _busy: busy,
-                        });
-                    }
+                if let Some(idle) = self.take_idle(node, &mut state) {
+                    return Ok(self.checked_out(idle, busy));
                 }
                 if state.links.is_empty() {
                     return Err(CheckoutError::NoLink(self.id.clone()));
@@ -139,7 +171,10 @@ impl<N: Net> Peer<N> {
             if timeout_at(deadline, news).await.is_err() {
                 let now_came = self.lock().came;
                 if now_came == came {
-                    return Err(CheckoutError::Timeout(self.id.clone()));
+                    return Err(match node.lapsed(self) {
+                        Some(reason) => CheckoutError::Certificate(self.id.clone(), reason),
+                        None => CheckoutError::Timeout(self.id.clone()),
+                    });
                 }
                 if start.elapsed() >= CROWD_TIMEOUT {
                     return Err(CheckoutError::Crowd(self.id.clone()));
@@ -161,20 +196,26 @@ impl<N: Net> Peer<N> {
         };
         for _ in 0..missing {
             state.dialling += 1;
-            let dialling = Dialling(self.clone());
+            let (dialling, breaks) = (Dialling(self.clone()), self.breaks());
             let (node, at) = (node.clone(), at.clone());
             let owner = node.clone();
             owner.tasks.spawn(async move {
-                let dialled = links::dial(&node, &at, Purpose::Flows, Some(&dialling.0.id)).await;
+                let dialled = tokio::select! {
+                    biased;
+                    dialled = links::dial(&node, &at, Purpose::Flows, Some(&dialling.0.id)) => Some(dialled),
+                    // The pool would not take it, and flows wait for another, maybe at another address.
+                    () = dialling.0.broke_since(breaks) => None,
+                };
                 let peer = dialling.0.clone();
                 drop(dialling);
+                let Some(dialled) = dialled else { return peer.news.notify_waiters() };
                 match dialled {
                     Ok(met) => {
                         node.counters.pool_dialled.inc();
-                        peer.put(met.channel, met.standing);
+                        peer.put(&node, met.channel, met.standing);
                     }
                     Err(error) => {
-                        debug!(peer = %peer.id, %at, %error, "a dial for flows failed");
+                        debug!(peer = %peer.id, %at, %error, "dialling for flows failed");
                         node.relieve();
                         peer.dial_failed(error.to_string());
                     }
@@ -190,6 +231,12 @@ impl<N: Net> Peer<N> {
         }
     }
 
+    /// One connection of the pool is silently dead: those that were heard no later than `when` may have gone the same way,
+    /// and cost no more than a handshake.
+    pub(crate) fn suspect(&self, when: Instant) {
+        self.lock().idle.retain(|idle| idle.since > when);
+    }
+
     fn dial_failed(&self, reason: String) {
         let mut state = self.lock();
         state.failures += 1;
@@ -198,11 +245,18 @@ impl<N: Net> Peer<N> {
         self.news.notify_waiters();
     }
 
-    /// A connection for flows came up, or its flow ended. One that is of no use any more is closed.
-    pub(crate) fn put(&self, channel: Channel<N::TcpStream>, standing: Standing<N>) {
+    /// A connection for flows came up, or its flow ended. One that is of no use any more is closed, and so is one for which
+    /// the peer has no place.
+    pub(crate) fn put(&self, node: &Node<N>, channel: Channel<N::TcpStream>, standing: Standing<N>) {
+        let time = node.time();
         let mut state = self.lock();
-        if !standing.is_lost() && state.idle.len() < MAX_IDLE {
-            state.idle.push(Idle { channel, standing, since: Instant::now() });
+        // What was made before a link broke is no better than that, and without a link nobody would say that it broke.
+        let has_path = !state.links.is_empty() && standing.breaks() == self.breaks();
+        let useful = has_path && !standing.is_lost() && !standing.is_over(time);
+        let place = node.connections.take_sparing(&self.holder);
+        // One that a flow waits for is not unused for long.
+        if useful && state.idle.len() < MAX_IDLE && (place.is_some() || state.waiting > 0) {
+            state.idle.push(Idle { channel, standing, since: Instant::now(), _place: place });
             state.came += 1;
         }
         drop(state);
@@ -210,10 +264,15 @@ impl<N: Net> Peer<N> {
     }
 
     /// The peer dialled back.
-    pub(crate) fn put_dialled_back(&self, channel: Channel<N::TcpStream>, standing: Standing<N>) {
+    pub(crate) fn put_dialled_back(
+        &self,
+        node: &Node<N>,
+        channel: Channel<N::TcpStream>,
+        standing: Standing<N>,
+    ) {
         let mut state = self.lock();
         state.asked.0 = state.asked.0.saturating_sub(1);
         drop(state);
-        self.put(channel, standing);
+        self.put(node, channel, standing);
     }
 }

@@ -117,7 +117,7 @@ pub(super) fn parse(text: &str, file: &Path, host: &str) -> Result<Parsed, Probl
     let listen = reader.listen(&read.listen.unwrap_or_default());
     let peers = read.peers.unwrap_or_default();
     if peers.len() > MAX_PEERS {
-        reader.whole(format!("peers: {} addresses; {MAX_PEERS} is the most", peers.len()));
+        reader.whole(format!("peers: {} addresses; the limit is {MAX_PEERS}", peers.len()));
     }
     let peers: Vec<_> = peers.iter().take(MAX_PEERS).filter_map(|peer| reader.peer(&peer.address)).collect();
 
@@ -128,7 +128,7 @@ pub(super) fn parse(text: &str, file: &Path, host: &str) -> Result<Parsed, Probl
     });
     let trusted = read.trust.unwrap_or_default();
     if trusted.len() > MAX_PEERS {
-        reader.whole(format!("trust: {} clusters; {MAX_PEERS} is the most", trusted.len()));
+        reader.whole(format!("trust: {} clusters; the limit is {MAX_PEERS}", trusted.len()));
     }
     let mut trust = Vec::new();
     let mut seen = BTreeSet::new();
@@ -138,24 +138,24 @@ pub(super) fn parse(text: &str, file: &Path, host: &str) -> Result<Parsed, Probl
         if Some(&name) == cluster.as_ref() {
             reader.at(
                 &entry.cluster,
-                format!("trust: {name} is the own cluster; its authorities belong into identity.ca (one file may hold several)"),
+                format!("trust: {name} is this router's own cluster; its authorities belong in identity.ca (one file may hold several)"),
             );
         } else if !seen.insert(name.clone()) {
             reader.at(
                 &entry.cluster,
-                format!("trust: {name} stands twice; put all its authorities into one file"),
+                format!("trust: {name} is listed twice; put all its authorities into one file"),
             );
         }
         trust.push((name, ca));
     }
     let entries = read.revoked.unwrap_or_default();
     if entries.len() > MAX_REVOKED {
-        reader.whole(format!("revoked: {} entries; {MAX_REVOKED} is the most", entries.len()));
+        reader.whole(format!("revoked: {} entries; the limit is {MAX_REVOKED}", entries.len()));
     }
     let revoked: Vec<_> =
         entries.iter().take(MAX_REVOKED).filter_map(|entry| reader.revocation(entry)).collect();
     if identity.is_none() && !(peers.is_empty() && trust.is_empty() && revoked.is_empty()) {
-        let text = "without \"identity\" this router serves its own node only: \"peers\", \"trust\" and \"revoked\" have no effect";
+        let text = "without \"identity\" this router serves only its own node: \"peers\", \"trust\" and \"revoked\" have no effect";
         reader.warnings.push(Problem::of_file(file, text));
     }
     match (cluster, node, listen) {
@@ -195,7 +195,7 @@ impl Reader<'_> {
 
     fn named(&mut self, value: &Placed, key: &str) -> Named {
         if value.value.is_empty() {
-            self.at(value, format!("{key}: is empty; the path of a PEM file belongs here"));
+            self.at(value, format!("{key}: is empty; expected the path of a PEM file"));
         }
         let base = self.file.parent().unwrap_or(Path::new(""));
         Named { path: base.join(&value.value), place: place(value) }
@@ -217,7 +217,7 @@ impl Reader<'_> {
         let wrong = if !path.starts_with('/') {
             format!("{:?} is not an absolute path, such as unix://{SIDECARS}", value.value)
         } else if path.len() > MAX_SOCKET_PATH {
-            format!("a path of {} bytes; {MAX_SOCKET_PATH} is the most for a Unix socket", path.len())
+            format!("a path of {} bytes; the limit is {MAX_SOCKET_PATH} for a Unix socket", path.len())
         } else {
             return Some(path.into());
         };
@@ -272,7 +272,7 @@ fn check_address(text: &str) -> Result<(), String> {
         return Err(format!("has no port; write [{text}]:7443"));
     }
     if text.contains("://") {
-        return Err("is a URL; a host and a port belong here, such as hub.example:7443".into());
+        return Err("is a URL; expected a host and a port, such as hub.example:7443".into());
     }
     let Some((host, port)) = text.rsplit_once(':') else {
         return Err(format!("has no port; write {text}:7443"));

@@ -104,7 +104,7 @@ impl Follow {
             files: reading.files,
         };
         if let Some(problems) = untimely {
-            follow.tell(problems, "only the own node is served until then");
+            follow.tell(problems, "serving this node only until then");
         }
         follow.look(SystemTime::now());
         Ok((follow, receiver))
@@ -199,7 +199,7 @@ impl Follow {
             Some(Ok(identity)) => Some(Arc::new(identity)),
             // Read for the new name, they are good.
             Some(Err(error)) => {
-                error!(%error, "the new trust can't be applied before the router starts anew");
+                error!(%error, "the new trust cannot be applied until the router restarts");
                 Some(current)
             }
             None => None,
@@ -280,13 +280,13 @@ impl Follow {
         if validity != self.validity {
             let ends = Date::from(ends);
             match validity {
-                Validity::Fine => info!(expires = %ends, "this router's certificate has been renewed"),
+                Validity::Fine => info!(expires = %ends, "certificate renewed"),
                 Validity::Soon => {
                     warn!(expires = %ends, "this router's certificate expires soon: renew it with `servicekeel-router pki issue --force`");
                 }
                 Validity::Ended => error!(
                     expired = %ends,
-                    "this router's certificate has expired: flows that are up go on, new ones to and from other routers fail; renew it with `servicekeel-router pki issue --force`"
+                    "this router's certificate has expired: existing flows continue, new flows to and from other routers fail; renew it with `servicekeel-router pki issue --force`"
                 ),
             }
             self.validity = validity;

@@ -6,9 +6,13 @@ pub mod problem;
 mod read;
 mod text;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
+
+use rustls::pki_types::UnixTime;
+use servicekeel_core::name::ClusterName;
 
 pub use config::{Config, DEFAULT_ADMIN, DEFAULT_PATH, Listen, MAX_PEERS, Peer};
 pub use read::{Bad, Good, Reading, read};
@@ -16,7 +20,7 @@ pub(crate) use read::{admin_of, host, read_text};
 pub use text::MAX_CONFIG;
 pub(crate) use text::{explain, options};
 
-use crate::identity::{Date, Identity, Untimely};
+use crate::identity::{Date, Identity, TrustBundle, Untimely};
 
 /// Good settings: what the router runs by until the next ones.
 #[derive(Debug, Clone)]
@@ -54,7 +58,7 @@ pub struct Refused {
 impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (since, in_use) = (Date::from(self.since), Date::from(self.in_use));
-        write!(f, "the config is refused since {since}: {}; the one of {in_use} is in use", self.reason)
+        write!(f, "config rejected since {since}: {}; the config of {in_use} is in use", self.reason)
     }
 }
 
@@ -68,6 +72,23 @@ impl Settings {
                 Some(ends.unwrap_or_default().as_secs())
             }
         }
+    }
+
+    /// How many seconds the own certificate is valid still: negative once it has expired, 0 where it is not valid yet and
+    /// NaN where there is none.
+    pub(crate) fn seconds_left(&self) -> f64 {
+        let now = self.identity.as_ref().map_or_else(UnixTime::now, |identity| identity.now());
+        match (self.certificate_ends(), self.untimely()) {
+            (Some(ends), _) => ends as f64 - now.as_secs() as f64,
+            (None, Some(_)) => 0.0,
+            (None, None) => f64::NAN,
+        }
+    }
+
+    /// The clusters whose routers get in, this one's own among them; `None` without an identity: nobody's do.
+    pub(crate) fn mesh(&self) -> Option<BTreeSet<ClusterName>> {
+        let trust = self.identity.as_ref()?.trust();
+        Some(trust.map(TrustBundle::cluster).chain([&self.config.cluster]).cloned().collect())
     }
 
     /// Why the own certificate proves nothing just now, where the config names one.

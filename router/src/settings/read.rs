@@ -9,8 +9,8 @@ use servicekeel_runtime::file::read_bounded;
 
 use super::config::{self, Config, IdentityFiles, Named, Parsed};
 use super::problem::{Problem, Problems};
-use super::{MAX_CONFIG, Pending, Settings};
-use crate::identity::{Identity, IdentityError, Material, Part, TrustBundle, Untimely};
+use super::{DEFAULT_ADMIN, MAX_CONFIG, Pending, Settings};
+use crate::identity::{Identity, IdentityError, Material, Part, TrustBundle, Untimely, has_private_key};
 
 /// The most bytes of a certificate or key file: 16 certificates are a tenth of that.
 const MAX_PEM: usize = 256 * 1024;
@@ -68,8 +68,9 @@ pub(crate) fn read_text(text: &str, path: &Path, host: &str) -> Reading {
         Err(problems) => Reading { files, warnings: Vec::new(), outcome: Err(problems.into()) },
         Ok(mut parsed) => {
             files.extend(parsed.files().map(|named| named.path.clone()));
-            let warnings = std::mem::take(&mut parsed.warnings);
-            Reading { files, warnings, outcome: identity(path, parsed) }
+            let mut warnings = std::mem::take(&mut parsed.warnings);
+            let outcome = identity(path, parsed, &mut warnings);
+            Reading { files, warnings, outcome }
         }
     }
 }
@@ -79,25 +80,42 @@ pub(crate) fn host() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
-/// Where the admin endpoint is by a config, whatever the files are that it names; `None`: off.
+/// Where the admin endpoint is by a config, whatever the files are that it names; `None`: off. With all that is wrong
+/// with the config, where something is: it is where the text seems to say then, or where it is by default.
 ///
 /// # Errors
-/// All that is wrong with the config.
-pub(crate) fn admin_of(path: &Path) -> Result<Option<SocketAddr>, Problems> {
-    let parsed = config::parse(&text(path)?, path, &host())?;
-    Ok(parsed.config.listen.admin)
+/// The file can't be read.
+pub(crate) fn admin_of(path: &Path) -> Result<(Option<SocketAddr>, Option<Problems>), Problems> {
+    let text = text(path)?;
+    match config::parse(&text, path, &host()) {
+        Ok(parsed) => Ok((parsed.config.listen.admin, None)),
+        Err(problems) => Ok((seeming_admin(&text), Some(problems))),
+    }
+}
+
+/// What follows on the first `admin:` of a text that may be no YAML.
+fn seeming_admin(text: &str) -> Option<SocketAddr> {
+    let lines = text.lines().map(|line| line.split(" #").next().unwrap_or(line));
+    let lines = lines.filter(|line| !line.trim_start().starts_with('#'));
+    let said = lines.filter_map(|line| line.split_once("admin:")).map(|(_, said)| said).next();
+    let said = said.map(|said| said.trim_start().trim_matches(['"', '\'']));
+    let word = said.and_then(|said| said.split([',', '}', '"', '\'', ' ']).next());
+    match word {
+        Some("off") => None,
+        word => word.and_then(|word| word.parse().ok()).or_else(|| DEFAULT_ADMIN.parse().ok()),
+    }
 }
 
 fn text(path: &Path) -> Result<String, Problems> {
     let bytes = read_bounded(path, MAX_CONFIG)
-        .map_err(|error| Problem::of_file(path, format!("can't be read: {error}")))?;
+        .map_err(|error| Problem::of_file(path, format!("cannot be read: {error}")))?;
     Ok(String::from_utf8(bytes).map_err(|error| {
         let place = error.utf8_error().valid_up_to();
         Problem::of_file(path, format!("not UTF-8 text (the byte at {place})"))
     })?)
 }
 
-fn identity(file: &Path, parsed: Parsed) -> Result<Good, Bad> {
+fn identity(file: &Path, parsed: Parsed, warnings: &mut Vec<Problem>) -> Result<Good, Bad> {
     let Parsed { config, identity, trust, .. } = parsed;
     let Some(files) = identity else {
         return Ok(Good {
@@ -113,7 +131,7 @@ fn identity(file: &Path, parsed: Parsed) -> Result<Good, Bad> {
     let mut problems = Vec::new();
     let mut pem = |named: &Named, part: &Part| {
         read_bounded(&named.path, MAX_PEM).unwrap_or_else(|error| {
-            problems.push(problem(file, named, format!("{part}: can't be read: {error}")));
+            problems.push(problem(file, named, format!("{part}: cannot be read: {error}")));
             Vec::new()
         })
     };
@@ -127,6 +145,15 @@ fn identity(file: &Path, parsed: Parsed) -> Result<Good, Bad> {
             .collect(),
         revoked: config.revoked.iter().cloned().collect(),
     };
+    let bundles = material.trust.iter().map(|(cluster, pem)| (Part::Trust(cluster.clone()), pem));
+    let bundles = std::iter::once((Part::Ca, &material.ca)).chain(bundles);
+    let named = std::iter::once(&files.ca).chain(trust.iter().map(|(_, named)| named));
+    for ((part, _), named) in bundles.zip(named).filter(|((_, pem), _)| has_private_key(pem)) {
+        let text = format!(
+            "{part}: there is a private key beside the certificates; whoever can read it can speak for them, so take it out and keep it where they are issued"
+        );
+        warnings.push(problem(file, named, text));
+    }
     if problems.is_empty() {
         // Each bundle by itself first, so that all of them are told at once.
         for ((cluster, pem), (_, named)) in material.trust.iter().zip(&trust) {

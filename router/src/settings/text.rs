@@ -74,7 +74,7 @@ impl File {
     /// The first thing for which the text has not this shape.
     pub(super) fn read(text: &str, file: &Path) -> Result<Self, Problem> {
         if text.len() > MAX_CONFIG {
-            let text = format!("{} bytes; {MAX_CONFIG} is the most for a config", text.len());
+            let text = format!("{} bytes; the limit is {MAX_CONFIG} for a config", text.len());
             return Err(Problem::of_file(file, text));
         }
         // An empty text is an empty mapping: what is missing is said then.
@@ -152,22 +152,21 @@ pub(crate) fn explain(error: &Error) -> String {
         Error::SerdeUnknownField { field, expected, .. } => unknown_key(field, expected),
         Error::SerdeMissingField { field, .. } => format!("the key \"{field}\" is missing here"),
         Error::DuplicateMappingKey { key: Some(key), .. } => {
-            format!("the key {key} stands twice; keep one of the two")
+            format!("duplicate key {key}; remove one of them")
         }
         Error::MultipleDocuments { .. } | Error::Budget { breach: BudgetBreach::Documents { .. }, .. } => {
-            "a second YAML document begins here; one is all that is read, so remove the rest with its ---"
-                .into()
+            "a second YAML document starts here; only one is allowed".into()
         }
         Error::Budget { .. } => format!(
-            "too large or too deep: {MAX_NODES} values and {MAX_DEPTH} levels are the most ({})",
+            "too large or nested too deeply: the limit is {MAX_NODES} values and {MAX_DEPTH} levels ({})",
             UserMessageFormatter.format_message(error)
         ),
         Error::AliasError { error, .. } => explain(error),
         Error::Unexpected { expected, .. } => match *expected {
-            "mapping start" => "a mapping belongs here: lines of the form key: value".into(),
-            "sequence start" => "a list belongs here: entries with a - each".into(),
-            "string scalar" => "a single value belongs here".into(),
-            other => format!("{other} belongs here"),
+            "mapping start" => "expected a mapping: lines of the form key: value".into(),
+            "sequence start" => "expected a list: entries starting with -".into(),
+            "string scalar" => "expected a single value".into(),
+            other => format!("expected {other}"),
         },
         Error::NullIntoString { .. } => "a value is missing here".into(),
         Error::SerdeInvalidType { .. } | Error::SerdeInvalidValue { .. } | Error::InvalidScalar { .. } => {
@@ -181,6 +180,6 @@ fn unknown_key(key: &str, known: &[&'static str]) -> String {
     let shown: String = key.chars().take(80).flat_map(char::escape_debug).collect();
     match nearest(key, known.iter().copied()) {
         Some(meant) => format!("unknown key \"{shown}\"; did you mean \"{meant}\"?"),
-        None => format!("unknown key \"{shown}\"; known here: {}", known.join(", ")),
+        None => format!("unknown key \"{shown}\"; known keys: {}", known.join(", ")),
     }
 }

@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 
 use rustls::ExtractedSecrets;
 use servicekeel_core::flow::frame::{FrameError, HEADER, Header};
@@ -23,7 +24,7 @@ mod send;
 #[derive(Debug, thiserror::Error)]
 pub enum ChannelError {
     /// The network.
-    #[error("the connection broke: {0}")]
+    #[error("connection broken: {0}")]
     Io(#[from] io::Error),
     /// A record.
     #[error("{0}")]
@@ -32,10 +33,10 @@ pub enum ChannelError {
     #[error("{0}")]
     Frame(#[from] FrameError),
     /// The next keys.
-    #[error("the TLS keys can't be updated: {0}")]
+    #[error("cannot update the TLS keys: {0}")]
     Keys(rustls::Error),
     /// It ended without close_notify or within a frame: cut, not closed.
-    #[error("the connection was cut")]
+    #[error("connection closed unexpectedly")]
     Cut,
     /// So many bytes are more than a frame holds, or than what may wait to be sent.
     #[error("{0} bytes that no frame holds, or that the peer is too slow for")]
@@ -47,11 +48,18 @@ pub enum ChannelError {
     #[error("{0}")]
     Protocol(String),
     /// More waits for applications than may be held for the peer.
-    #[error("more than may be held for the peer waits for applications that take nothing")]
+    #[error("too much data queued for applications that do not read")]
     Crowded,
     /// No path to the peer for too long, or the peer has restarted.
-    #[error("the path to the peer is lost")]
+    #[error("lost the path to the peer")]
     Lost,
+}
+
+impl ChannelError {
+    /// Whether the other side has said why it closes.
+    pub(crate) fn is_alert(&self) -> bool {
+        matches!(self, Self::Record(RecordError::Alert(_)))
+    }
 }
 
 /// Where the payload of a frame lies.
@@ -118,6 +126,14 @@ impl<S> std::fmt::Debug for Channel<S> {
 }
 
 impl<S: Stream> Channel<S> {
+    /// See [`Stream::come_here`].
+    ///
+    /// # Errors
+    /// [`ChannelError::Io`]: the channel is of no use any more.
+    pub(crate) fn come_here(&mut self) -> Result<(), ChannelError> {
+        Ok(self.stream.come_here()?)
+    }
+
     /// A channel over a stream whose handshake is done; `behind` came behind it.
     pub(super) fn new(
         stream: S,
@@ -325,12 +341,17 @@ impl<S: Stream> Channel<S> {
     pub fn is_quiet(&mut self) -> bool {
         let mut cx = Context::from_waker(Waker::noop());
         let empty = self.sent == self.filled && self.plain.is_empty() && self.start == self.end;
-        empty && self.poll_fill(&mut cx).is_pending()
+        empty && self.stream.is_idle() && self.poll_fill(&mut cx).is_pending()
     }
 
     /// Whether the other side's system has acknowledged all that was sent.
     pub(crate) fn is_taken(&self) -> bool {
         self.sent == self.filled && self.stream.is_taken()
+    }
+
+    /// After how long the system sends again what is not acknowledged; `None` where this can't be told.
+    pub(crate) fn retransmits_after(&self) -> Option<Duration> {
+        self.stream.retransmits_after()
     }
 
     /// Whether what was sent finds no answer, so that the path must be dead.

@@ -9,14 +9,15 @@ use rustls::kernel::KernelConnection;
 use rustls::pki_types::CertificateDer;
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{ConnectionState, EncodeError, InsufficientSizeError, UnbufferedStatus};
-use rustls::{AlertDescription, ClientConfig, ExtractedSecrets, ServerConfig};
+use rustls::{AlertDescription, ExtractedSecrets};
 use servicekeel_core::flow::frame::ALPN;
 use servicekeel_runtime::net::Stream;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
+use super::refused;
 use super::{BufferPool, Channel, RecordError};
-use crate::identity::{PeerError, server_name};
+use crate::identity::{Client, PeerError, Refusal, Server, server_name};
 
 /// How long a handshake may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -30,13 +31,13 @@ pub enum HandshakeError {
     #[error("no TLS handshake within {} s", TIMEOUT.as_secs())]
     Timeout,
     /// The network.
-    #[error("the connection broke during the TLS handshake: {0}")]
+    #[error("connection broken during the TLS handshake: {0}")]
     Io(#[from] io::Error),
     /// The other side closed.
-    #[error("closed during the TLS handshake{}", if *.0 { "" } else { ", before a word" })]
+    #[error("closed during the TLS handshake{}", if *.0 { "" } else { ", before sending anything" })]
     Closed(bool),
     /// It speaks HTTP.
-    #[error("speaks HTTP, not TLS: is this port taken for a web server?")]
+    #[error("speaks HTTP, not TLS: is a web client connecting to this port?")]
     Http,
     /// It speaks neither.
     #[error("does not speak TLS (its first bytes are {0:02x?})")]
@@ -45,10 +46,13 @@ pub enum HandshakeError {
     #[error("a TLS handshake of more than {MAX_WAITING} bytes")]
     TooLong,
     /// The other side refused.
-    #[error("the peer rejected us with TLS alert {0:?}; see the peer's log")]
+    #[error("{}", refused(*.0))]
     Alert(AlertDescription),
-    /// Refused here: such as a certificate that is not trusted.
-    #[error("{}", reason(.0))]
+    /// The other side's certificate is refused here.
+    #[error("{0}")]
+    Certificate(PeerError),
+    /// Refused here for anything else.
+    #[error("{0}")]
     Tls(rustls::Error),
     /// A protocol that is not ours.
     #[error("does not speak {}", String::from_utf8_lossy(ALPN))]
@@ -67,9 +71,16 @@ impl From<rustls::Error> for HandshakeError {
     }
 }
 
-/// What rustls carries of ours it would show as Rust's debug text.
-fn reason(error: &rustls::Error) -> String {
-    PeerError::of(error).map_or_else(|| error.to_string(), ToString::to_string)
+impl HandshakeError {
+    /// With the reason for which a certificate was refused: rustls knows its kind only.
+    fn explained(self, refusal: &Refusal) -> Self {
+        match self {
+            Self::Tls(rustls::Error::InvalidCertificate(_)) => {
+                refusal.take().map_or(self, HandshakeError::Certificate)
+            }
+            other => other,
+        }
+    }
 }
 
 /// Gives the next traffic keys.
@@ -99,13 +110,13 @@ type Done = (ExtractedSecrets, Box<dyn Rekey>, Chain, Vec<u8>);
 /// [`HandshakeError`], within 10 s.
 pub async fn connect<S: Stream>(
     mut stream: S,
-    config: Arc<ClientConfig>,
+    side: Client,
     buffers: Arc<BufferPool>,
 ) -> Result<(Channel<S>, Chain), HandshakeError> {
-    let connection = UnbufferedClientConnection::new(config, server_name())?;
+    let connection = UnbufferedClientConnection::new(side.config, server_name())?;
     let done =
-        timeout(TIMEOUT, client(&mut stream, connection)).await.map_err(|_| HandshakeError::Timeout)??;
-    finish(stream, done, buffers)
+        timeout(TIMEOUT, client(&mut stream, connection)).await.map_err(|_| HandshakeError::Timeout)?;
+    finish(stream, done.map_err(|error| error.explained(&side.refusal))?, buffers)
 }
 
 /// Shakes hands as the side that was dialled.
@@ -114,13 +125,13 @@ pub async fn connect<S: Stream>(
 /// [`HandshakeError`], within 10 s.
 pub async fn accept<S: Stream>(
     mut stream: S,
-    config: Arc<ServerConfig>,
+    side: Server,
     buffers: Arc<BufferPool>,
 ) -> Result<(Channel<S>, Chain), HandshakeError> {
-    let connection = UnbufferedServerConnection::new(config)?;
+    let connection = UnbufferedServerConnection::new(side.config)?;
     let done =
-        timeout(TIMEOUT, server(&mut stream, connection)).await.map_err(|_| HandshakeError::Timeout)??;
-    finish(stream, done, buffers)
+        timeout(TIMEOUT, server(&mut stream, connection)).await.map_err(|_| HandshakeError::Timeout)?;
+    finish(stream, done.map_err(|error| error.explained(&side.refusal))?, buffers)
 }
 
 fn finish<S: Stream>(

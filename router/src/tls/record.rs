@@ -47,10 +47,10 @@ pub enum RecordError {
     #[error("a TLS record of {0} bytes")]
     TooLong(usize),
     /// It was changed on its way, or is none of this connection's.
-    #[error("a TLS record that does not open: it was changed on its way")]
+    #[error("a TLS record that cannot be decrypted: it was modified in transit")]
     Sealed,
     /// The peer's alert (RFC 8446 §6).
-    #[error("the peer rejected us with TLS alert {:?}; see the peer's log", AlertDescription::from(*.0))]
+    #[error("{}", super::refused(AlertDescription::from(*.0)))]
     Alert(u8),
     /// A message that does not belong behind a handshake.
     #[error("an unexpected TLS message of type {0}")]
@@ -62,7 +62,7 @@ pub enum RecordError {
     #[error("more than {MAX_KEY_UPDATES} TLS key updates in a row, with no data between them")]
     KeyUpdates,
     /// No more records can be sealed under this key.
-    #[error("the TLS key is used up")]
+    #[error("the TLS key has reached its limit")]
     Exhausted,
 }
 

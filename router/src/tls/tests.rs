@@ -1,14 +1,13 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use rustls::{ClientConfig, ServerConfig};
 use servicekeel_core::name::RouterId;
 use servicekeel_runtime::net::os::OsNet;
 use servicekeel_runtime::net::{Listener, Net};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
-use crate::identity::{Identity, server_name};
+use crate::identity::{Client, Identity, Server, server_name};
 use crate::pki::Authority;
 use servicekeel_core::flow::frame::{HEADER, Header, Kind};
 
@@ -117,7 +116,7 @@ async fn rustls_understands_our_records_and_we_its() {
             [&header.encode()[..], payload].concat()
         };
         if dialler_is_ours {
-            let theirs = tokio_rustls::TlsAcceptor::from(b.server());
+            let theirs = tokio_rustls::TlsAcceptor::from(b.server().config);
             let (ours, theirs) =
                 tokio::join!(connect(near, a.client(), BufferPool::new()), theirs.accept(far));
             exchange(ours.unwrap().0, theirs.unwrap(), frame, |t| {
@@ -125,7 +124,7 @@ async fn rustls_understands_our_records_and_we_its() {
             })
             .await;
         } else {
-            let theirs = tokio_rustls::TlsConnector::from(a.client());
+            let theirs = tokio_rustls::TlsConnector::from(a.client().config);
             let (theirs, ours) =
                 tokio::join!(theirs.connect(server_name(), near), accept(far, b.server(), BufferPool::new()));
             exchange(ours.unwrap().0, theirs.unwrap(), frame, |t| {
@@ -211,7 +210,7 @@ async fn strangers_get_a_clear_error() {
         (&b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"[..], "HTTP"),
         (&[0, 1, 2, 3, 4, 5, 6, 7][..], "does not speak TLS"),
         (&[0x16, 3, 1, 0xff, 0xff][..], ""),
-        (b"", "before a word"),
+        (b"", "before sending anything"),
     ] {
         let (mut near, far) = streams().await;
         near.write_all(words).await.unwrap();
@@ -224,10 +223,9 @@ async fn strangers_get_a_clear_error() {
 #[tokio::test]
 async fn another_protocol_is_refused() {
     let (a, b) = identities();
-    let other = |config: Arc<ClientConfig>| {
-        let mut config = (*config).clone();
-        config.alpn_protocols = vec![b"h2".to_vec()];
-        Arc::new(config)
+    let other = |mut side: Client| {
+        Arc::make_mut(&mut side.config).alpn_protocols = vec![b"h2".to_vec()];
+        side
     };
     let (near, far) = streams().await;
     let (dialled, accepted) = tokio::join!(
@@ -235,10 +233,9 @@ async fn another_protocol_is_refused() {
         accept(far, b.server(), BufferPool::new()),
     );
     assert!(dialled.is_err() && accepted.is_err());
-    let none: fn(Arc<ServerConfig>) -> Arc<ServerConfig> = |config| {
-        let mut config = (*config).clone();
-        config.alpn_protocols = Vec::new();
-        Arc::new(config)
+    let none = |mut side: Server| {
+        Arc::make_mut(&mut side.config).alpn_protocols = Vec::new();
+        side
     };
     let (near, far) = streams().await;
     let (dialled, _) = tokio::join!(

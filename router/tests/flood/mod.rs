@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
@@ -62,8 +62,9 @@ async fn slow_path(tasks: &mut JoinSet<()>, from: &'static str, to: SocketAddr) 
     at
 }
 
-/// 1,300 connections a second that say nothing.
-async fn flood(from: &'static str, to: SocketAddr) {
+/// 1,300 connections a second that say nothing. It tells when more are open than a router has room for.
+async fn flood(from: &'static str, to: SocketAddr, full: oneshot::Sender<()>) {
+    let mut full = Some(full);
     let mut ticks = interval(Duration::from_millis(10));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
     let mut silent = VecDeque::new();
@@ -75,6 +76,7 @@ async fn flood(from: &'static str, to: SocketAddr) {
         // Those that were closed meanwhile.
         while silent.len() > 300 {
             silent.pop_front();
+            full.take().map(|full| full.send(()));
         }
     }
 }
@@ -92,8 +94,9 @@ async fn a_flood_of_strangers_keeps_no_router_out() {
             stand.b.apply();
             stand.wait_until_it_works().await;
         }
-        tasks.spawn(flood(stranger, stand.a.peers));
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        let (full, is_full) = oneshot::channel();
+        tasks.spawn(flood(stranger, stand.a.peers, full));
+        timeout(crate::LIMIT, is_full).await.unwrap().unwrap();
         if !known {
             stand.b.settings.peers.push(slow.to_string());
             stand.b.apply();

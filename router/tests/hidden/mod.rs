@@ -35,7 +35,9 @@ fn has(bytes: &[u8], text: &str) -> bool {
 
 async fn refusal(channel: &mut Channel<OsStream>, name: &str, namespace: Option<&str>) -> Refused {
     let namespace = namespace.map(|namespace| namespace.parse().unwrap());
-    channel.send_message(Kind::Open, 0, &Open { flow: 1, wanted: named(name), namespace }).unwrap();
+    channel
+        .send_message(Kind::Open, 0, &Open { flow: 1, wanted: named(name), namespace, consumer: None })
+        .unwrap();
     channel.flush().await.unwrap();
     let (header, payload) = channel.recv().await.unwrap().unwrap();
     assert_eq!(header.kind, Kind::Refused, "{name} is opened");
@@ -44,7 +46,7 @@ async fn refusal(channel: &mut Channel<OsStream>, name: &str, namespace: Option<
 
 #[tokio::test]
 async fn who_may_not_use_an_export_does_not_know_of_it() {
-    let stand = Stand::new().await;
+    let mut stand = Stand::new().await;
     let mut pod = stand.exporter("hider").await;
     pod.export(1, named("secret"), Some(&["c.local"])).await;
     pod.export(2, named("shown"), Some(&["b.local", "c.local"])).await;
@@ -81,7 +83,8 @@ async fn who_may_not_use_an_export_does_not_know_of_it() {
     }
     drop(flows);
 
-    // All that it is sent on a link, from the beginning and on each change.
+    // All that it is sent on a link, from the beginning and on each change. There is one router of a name.
+    stand.b.end().await;
     let mut link = rogue(&stand, Purpose::Link).await;
     let first = heard(&mut link).await;
     assert!(first.iter().any(|bytes| has(bytes, "shown")), "{first:?}");

@@ -30,7 +30,9 @@ async fn a_target_that_is_down_is_told_counted_and_shown_by_the_router_that_dial
     .await;
     assert!(of(&stand.a.status().await, "exports", "web.default.a.local:82").unwrap()["failing"].is_null());
     for _ in 0..2 {
-        let _ = TcpStream::connect(at).await.unwrap().read(&mut [0]).await;
+        if let Ok(mut flow) = TcpStream::connect(at).await {
+            let _ = flow.read(&mut [0]).await;
+        }
     }
 
     let failing =
@@ -64,10 +66,7 @@ async fn a_wrong_namespace_gets_what_was_meant() {
     wanted.service.namespace = "prod".parse().unwrap();
     let (_importer, _) = stand.nameless(wanted.clone(), "127.0.0.1:0".parse().unwrap()).await;
     let import = wait_for(LIMIT, async || of(&stand.b.status().await, "imports", "web.prod.")).await;
-    assert_eq!(
-        import["reason"],
-        "no router of a.local that is linked to this one offers it; did you mean web.default.a.local?"
-    );
+    assert_eq!(import["reason"], "no linked router of a.local offers it; did you mean web.default.a.local?");
     let said = stand.b.tool().await.1;
     assert!(said.contains("did you mean web.default.a.local?"), "{said}");
     // A slip of the finger, and what is not near at all.
@@ -98,7 +97,7 @@ async fn a_pod_whose_sidecar_went_is_missed_until_it_is_back() {
     assert_eq!((missing["pod"].as_str(), missing["namespace"].as_str()), (Some("bare"), Some("default")));
     assert!((1..=30).contains(&missing["sockets_kept_seconds"].as_u64().unwrap()), "{missing}");
     let (code, said) = stand.b.tool().await;
-    assert!(code == 0 && said.contains("ago without a word; its sockets are kept for "), "{said}");
+    assert!(code == 0 && said.contains(" ago; its sockets are kept for "), "{said}");
     let (_importer, _) = stand.nameless(port(80), at).await;
     // Its first socket shows that it is the same pod's.
     wait_for(LIMIT, async || stand.b.status().await["missing"].as_array().unwrap().is_empty().then_some(()))

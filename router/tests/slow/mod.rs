@@ -1,7 +1,7 @@
 //! An application that is slow to accept.
 
 use std::io::{Read, Write};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -11,11 +11,11 @@ use servicekeel_runtime::net::os::OsNet;
 use servicekeel_runtime::net::{Descriptor, Handoff, Net};
 use socket2::{Domain, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::stand::{Conversation, Router, Stand, port, say_hello, wait_for};
+use crate::stand::{Conversation, Router, Stand, port, say_hello, stock, wait_for};
 
 /// A server with a backlog of 1 that takes so long for each request. Ends with the process.
 fn serve_slowly(each: Duration) -> SocketAddr {
@@ -86,7 +86,7 @@ async fn a_burst_on_a_small_backlog_waits_as_tcp_would() {
 
 /// The same with twice as many, beside direct TCP, on one node and across.
 #[tokio::test]
-#[ignore = "takes 90 s"]
+#[ignore = "takes 90 s: make test-slow"]
 async fn of_a_long_burst_as_many_are_served_as_by_direct_tcp() {
     const CLIENTS: usize = 20;
     let each = Duration::from_secs(1);
@@ -133,4 +133,60 @@ async fn who_gives_up_waits_no_more() {
     socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
     drop(client);
     waiting(1.0).await;
+}
+
+/// One address of an endpoint has the flow; another, which was tried before it, refuses after that.
+#[tokio::test]
+async fn an_address_that_refuses_late_has_no_further_one_tried() {
+    let mut stand = Stand::new().await;
+    let wanted = port(87);
+    let further = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let target = further.local_addr().unwrap().port();
+    let (silent, serving) = (Ipv4Addr::new(127, 77, 1, 1), Ipv4Addr::new(127, 77, 1, 2));
+    let full = std::net::TcpListener::from(with_a_full_backlog((silent, target).into()));
+    let echo = TcpListener::bind((serving, target)).await.unwrap();
+    stand.spawn(async move {
+        let (mut stream, _) = echo.accept().await.unwrap();
+        let (mut reader, mut writer) = stream.split();
+        let _ = tokio::io::copy(&mut reader, &mut writer).await;
+    });
+    let (net, socket) = (OsNet::new(), stand.a.sidecars().to_owned());
+    let pod = Pod { name: "many".into(), namespace: "default".parse().unwrap(), uid: "many".into() };
+    let exporter = say_hello(&net, &socket, pod, vec![silent.into(), serving.into()]).await;
+    let export =
+        ToRouter::Export { id: 1, offered: wanted.clone(), target: target.try_into().unwrap(), allow: None };
+    exporter.send(&export.encode(), Vec::new()).await.unwrap();
+    stand.spawn(stock(net, exporter));
+    let (_importer, at) = import(&socket, &wanted).await;
+    until_routed(&stand.a, &wanted).await;
+
+    let mut client = TcpStream::connect(at).await.unwrap();
+    let mut says = async || {
+        client.write_all(b"word").await.unwrap();
+        client.read_exact(&mut [0; 4]).await.unwrap();
+    };
+    says().await;
+    let is_dialled = || {
+        // tcp(5): in hexadecimal the remote address, and 02 for SYN_SENT.
+        let row = format!(" {:08X}:{target:04X} 02 ", u32::from_ne_bytes(silent.octets()));
+        std::fs::read_to_string("/proc/net/tcp").unwrap().contains(&row)
+    };
+    assert!(is_dialled(), "the silent one is tried still");
+    drop(full);
+    wait_for(Duration::from_secs(10), async || (!is_dialled()).then_some(())).await;
+    let tried = timeout(Duration::from_millis(500), further.accept()).await;
+    assert!(tried.is_err(), "a further one is tried: {tried:?}");
+    says().await;
+}
+
+/// A listener where a connect waits, for as long as it is there.
+fn with_a_full_backlog(at: SocketAddr) -> Socket {
+    let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    listener.bind(&at.into()).unwrap();
+    listener.listen(1).unwrap();
+    // Two fill it. They end with the process.
+    for _ in 0..2 {
+        std::mem::forget(std::net::TcpStream::connect(at).unwrap());
+    }
+    listener
 }

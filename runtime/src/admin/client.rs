@@ -40,7 +40,7 @@ async fn exchange(addr: SocketAddr, path: &str) -> io::Result<(u16, String)> {
         let status = response.status().as_u16();
         let body = Limited::new(response.into_body(), ANSWER_LIMIT).collect().await.map_err(cut)?;
         let text = String::from_utf8(body.to_bytes().into())
-            .map_err(|_| io::Error::new(ErrorKind::InvalidData, "the answer is no UTF-8"))?;
+            .map_err(|_| io::Error::new(ErrorKind::InvalidData, "the answer is not UTF-8"))?;
         Ok((status, text))
     };
     // What goes wrong with the connection is told by the answer too.

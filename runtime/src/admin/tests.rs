@@ -1,5 +1,7 @@
 //! The endpoint over real sockets.
 
+use std::future::ready;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use prometheus_client::metrics::counter::Counter;
@@ -19,7 +21,7 @@ async fn serving<T>(admin: Admin, test: impl AsyncFnOnce(SocketAddr) -> T) -> T 
 }
 
 fn admin() -> Admin {
-    Admin::new(Readiness::new(), Registry::default(), || r#"{"routes":3}"#.to_owned())
+    Admin::new(Readiness::new(), Registry::default(), || ready(r#"{"routes":3}"#.to_owned()))
 }
 
 async fn ask(addr: SocketAddr, request: &str) -> String {
@@ -36,7 +38,7 @@ async fn answers_each_path() {
     let flows: Counter = Counter::default();
     registry.register("flows", "Flows that were opened", flows.clone());
     flows.inc_by(7);
-    let admin = Admin::new(Readiness::new(), registry, || r#"{"routes":3}"#.to_owned());
+    let admin = Admin::new(Readiness::new(), registry, || ready(r#"{"routes":3}"#.to_owned()));
     serving(admin, async |addr| {
         assert_eq!(get(addr, "/livez").await.unwrap(), (200, "ok\n".to_owned()));
         assert_eq!(get(addr, "/readyz").await.unwrap(), (200, "ok\n".to_owned()));
@@ -57,7 +59,8 @@ async fn a_private_status_is_for_this_machine() {
     let private = admin().private();
     let of = |path: &str, from: &str| {
         let request = Request::builder().uri(path).body(()).unwrap();
-        private.answer(&request, Some(from.parse().unwrap())).status().as_u16()
+        let answer = private.answer(&request, Some(from.parse().unwrap()));
+        answer.map_or(200, |answer| answer.status().as_u16())
     };
     for path in ["/status", "/"] {
         for (from, code) in [
@@ -75,7 +78,7 @@ async fn a_private_status_is_for_this_machine() {
     }
     let everybody = admin();
     let request = Request::builder().uri("/status").body(()).unwrap();
-    assert_eq!(everybody.answer(&request, Some("192.0.2.1".parse().unwrap())).status(), StatusCode::OK);
+    assert!(everybody.answer(&request, Some("192.0.2.1".parse().unwrap())).is_none());
     serving(admin().private(), async |addr| assert_eq!(get(addr, "/status").await.unwrap().0, 200)).await;
 }
 
@@ -102,7 +105,7 @@ async fn is_ready_when_nothing_is_waited_for() {
     let readiness = Readiness::new();
     let router = readiness.wait_for("the router");
     let dns = readiness.wait_for("DNS");
-    let admin = Admin::new(readiness, Registry::default(), String::new);
+    let admin = Admin::new(readiness, Registry::default(), || ready(String::new()));
     serving(admin, async |addr| {
         let waiting = "waiting for the router\nwaiting for DNS\n";
         assert_eq!(get(addr, "/readyz").await.unwrap(), (503, waiting.to_owned()));
@@ -173,7 +176,7 @@ async fn a_name_of_a_browsers_page_reads_nothing() {
             assert_eq!(asked(path, "Host: node-1.default.svc.cluster.local:7480\r\n").await, "200");
         }
         let told = ask(addr, "GET /status HTTP/1.1\r\nHost: evil.example\r\n\r\n").await;
-        assert!(told.contains("no name of this endpoint") && !told.contains("routes"), "{told}");
+        assert!(told.contains("not a name of this endpoint") && !told.contains("routes"), "{told}");
     })
     .await;
 }
@@ -279,4 +282,37 @@ async fn the_client_does_not_wait_for_ever() {
     let mute = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let error = get(mute.local_addr().unwrap(), "/status").await.unwrap_err();
     assert_eq!((error.kind(), error.to_string()), (ErrorKind::TimedOut, "no answer within 5 s".to_owned()));
+}
+
+#[tokio::test]
+async fn who_asks_for_the_status_again_and_again_is_told_it_once_at_a_time() {
+    let (asked, asking) = (Arc::new(Semaphore::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (go, most) = (asked.clone(), Arc::new(AtomicUsize::new(0)));
+    let seen = most.clone();
+    let admin = Admin::new(Readiness::new(), Registry::default(), move || {
+        let (go, asking, most) = (go.clone(), asking.clone(), most.clone());
+        async move {
+            most.fetch_max(asking.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
+            go.acquire().await.unwrap().forget();
+            asking.fetch_sub(1, Ordering::Relaxed);
+            "{}".to_owned()
+        }
+    });
+    serving(admin, async |addr| {
+        let mut all = JoinSet::new();
+        for _ in 0..8 {
+            all.spawn(async move { get(addr, "/status").await.unwrap() });
+        }
+        // Those that wait are sent away while the first is still being told, and the rest is answered meanwhile.
+        for _ in 0..7 {
+            let (code, text) = all.join_next().await.unwrap().unwrap();
+            assert_eq!((code, text.as_str()), (503, "others are asking for the status; try again\n"));
+        }
+        assert_eq!(get(addr, "/livez").await.unwrap().0, 200);
+        asked.add_permits(2);
+        assert_eq!(all.join_next().await.unwrap().unwrap(), (200, "{}".to_owned()));
+        assert_eq!(get(addr, "/status").await.unwrap().0, 200);
+    })
+    .await;
+    assert_eq!(seen.load(Ordering::Relaxed), 1);
 }

@@ -3,19 +3,27 @@
 //! A socket goes through three hands. A sidecar makes it as a [`Net::Descriptor`], which nothing polls; hands it over
 //! a [`Handoff`] connection; and the router turns it into a live listener, connector or socket.
 
+use std::any::Any;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::pin::pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use servicekeel_core::handoff::DescriptorKind;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::runtime::Handle;
+use tokio::task::{AbortHandle, JoinSet};
 
 #[cfg(any(test, feature = "laws"))]
 pub mod laws;
+#[cfg(any(test, feature = "laws"))]
+mod memory;
 pub mod os;
+pub mod tcp;
 
 /// A network: where sockets are made, names of peers resolved, and descriptors handed over.
 pub trait Net: Clone + Send + Sync + 'static {
@@ -46,10 +54,18 @@ pub trait Net: Clone + Send + Sync + 'static {
     fn most_descriptors(&self) -> Option<u64> {
         None
     }
+    /// How many threads this process may have beside those that it has; `None`: as many as it likes.
+    fn most_threads(&self) -> Option<u64> {
+        None
+    }
     /// Whether so few descriptors are left that what is held for long should take none.
     fn is_short(&self) -> bool {
         false
     }
+
+    /// Threads of the program's own, for tasks that wait for those of pods again and again: what wakes them wakes one
+    /// thread. Nothing that blocks is called there.
+    fn own_threads(&self) -> Self::Thread;
 
     /// Makes a socket that is not bound: [`DescriptorKind::TcpUnconnected`] or [`DescriptorKind::UdpUnconnected`].
     fn make_unbound(&self, kind: DescriptorKind) -> io::Result<Self::Descriptor>;
@@ -73,7 +89,7 @@ pub trait Net: Clone + Send + Sync + 'static {
         &self,
         descriptor: Self::Descriptor,
     ) -> impl Future<Output = io::Result<Self::UdpSocket>> + Send;
-    /// Connects an unconnected TCP socket that was handed over, in the network namespace where it was made. It is an
+    /// Connects an unconnected TCP socket that was handed over and [checked](Descriptor::check), in the network namespace where it was made. It is an
     /// application's stream then: see [`Stream::close`]. It is polled on the pod's thread alone.
     fn connect_descriptor(
         &self,
@@ -119,6 +135,18 @@ pub trait PodThread: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = Option<T>> + Send {
         self.run(task)
     }
+    /// Starts a flow of `set` on one of them: the one that calls, unless it carries many and the flow is `carried` there. One
+    /// that is not waits for a thread of another pod to carry it. Where there is no thread of a pod it runs at `home`. The
+    /// threads last as long as the flow.
+    fn spawn_flow(
+        &self,
+        set: &mut JoinSet<()>,
+        home: &Handle,
+        _carried: bool,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) -> AbortHandle {
+        set.spawn_on(task, home)
+    }
     /// Keeps something until nothing of the thread is left: no clone, no socket, no call that has not returned.
     fn hold(&self, guest: impl Send + 'static);
 }
@@ -132,15 +160,32 @@ pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {
     /// An application's stream that is dropped without it is reset, also where the kernel drops it since the process
     /// was killed: an end would tell the application that it had everything.
     fn close(self);
-    /// Resolves when the other side is gone: it reset, or ended and said nothing. One that ended behind a word may still
-    /// want an answer. What came is left to be read. Never, where this can't be told.
-    fn gone(&mut self) -> impl Future<Output = ()> + Send {
-        std::future::pending()
+    /// Whether the other side is gone: it reset, or ended and said nothing. One that ended behind a word may still want
+    /// an answer. What came is left to be read, and hides a reset from what wakes the caller: it asks again by itself.
+    /// Never, where this can't be told.
+    fn poll_gone(&mut self, _cx: &mut Context<'_>) -> Poll<()> {
+        Poll::Pending
+    }
+    /// Whoever polls it from now on is on this thread: what wakes it is to be here, too.
+    ///
+    /// # Errors
+    /// The stream is of no use any more.
+    fn come_here(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+    /// Whether nothing has come that is not read, no end and no reset either. True where only a read can tell.
+    fn is_idle(&self) -> bool {
+        true
     }
     /// Whether the other side's system has acknowledged all that was written: a reset does not overtake it then. True
     /// where this can't be told.
     fn is_taken(&self) -> bool {
         true
+    }
+    /// After how long the system sends again what the other side's has not acknowledged (RFC 6298), by what the path takes.
+    /// `None` where this can't be told.
+    fn retransmits_after(&self) -> Option<Duration> {
+        None
     }
     /// Whether the connection is over by a reset, also where bytes that came before it are unread. False where this can't
     /// be told.
@@ -245,17 +290,23 @@ pub trait HandoffListener: Send + Sync + 'static {
     fn accept(&self) -> impl Future<Output = io::Result<(Self::Handoff, PeerCredentials)>> + Send;
 }
 
-/// What the kernel attests of the process at the other end of a Unix socket (SO_PEERCRED, unix(7)).
+/// What the kernel attests of the process at the other end of a Unix socket (SO_PEERCRED, unix(7)). The socket that accept
+/// returns is of the network namespace of the socket that connected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PeerCredentials {
     /// Its process, as the router's process namespace numbers it; 0 where it has no number there.
     pub pid: i32,
     /// Its user.
     pub uid: u32,
+    /// The network namespace where it made its end of the connection; `None` where the kernel does not say.
+    pub network: Option<NamespaceCookie>,
 }
 
 /// A message and the descriptors that came beside it; `None`: the other side has closed.
 pub type Received<D> = Option<(Vec<u8>, Vec<D>)>;
+
+/// Takes a place for one more thread, if there is one.
+pub type Places = Arc<dyn Fn() -> Option<Box<dyn Any + Send>> + Send + Sync>;
 
 /// A conversation: whole messages with descriptors.
 pub trait Handoff: Send + Sync + 'static {
@@ -264,13 +315,17 @@ pub trait Handoff: Send + Sync + 'static {
     /// See [`Handoff::thread`].
     type Thread: PodThread;
     /// Gives a conversation that was accepted a thread of its own. One that is dropped without, since it is refused, is
-    /// closed on a thread that all such share.
+    /// closed on a thread that all such share. Another thread of it, for flows, takes a place, which it keeps while it
+    /// lasts: where it gets none, the flows share those that are there.
     ///
     /// # Errors
-    /// There is no thread for it, and it is closed.
-    fn with_own_thread(self) -> io::Result<Self>
+    /// There is no thread for it: the conversation as it was, and why.
+    fn with_own_thread(self, places: Places) -> Result<Self, (Self, io::Error)>
     where
         Self: Sized;
+    /// As [`Handoff::with_own_thread`], on a thread that all such share: any of their pods may hold up the others.
+    #[must_use]
+    fn with_shared_thread(self, places: Places) -> Self;
     /// The thread of the sidecar that was accepted: the conversation is received and dropped there, since what is under
     /// way in it is closed by whoever does that.
     fn thread(&self) -> Self::Thread;

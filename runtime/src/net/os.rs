@@ -61,8 +61,17 @@ impl Net for OsNet {
         limit::open_files()
     }
 
+    fn most_threads(&self) -> Option<u64> {
+        limit::threads::left()
+    }
+
     fn is_short(&self) -> bool {
         limit::is_short()
+    }
+
+    fn own_threads(&self) -> OsPodThread {
+        // Where there is none, they run with everything else.
+        OsPodThread::start(Arc::new(|| Some(Box::new(())))).unwrap_or_default()
     }
 
     fn make_unbound(&self, kind: DescriptorKind) -> io::Result<OsDescriptor> {
@@ -122,7 +131,7 @@ async fn on<T: Send + 'static>(
 }
 
 fn panicked<T>() -> io::Result<T> {
-    Err(io::Error::other("the task on the pod's thread has panicked"))
+    Err(io::Error::other("a task on the pod's thread panicked"))
 }
 
 /// The error with what was tried before it; its kind stays.

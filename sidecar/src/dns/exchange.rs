@@ -87,5 +87,5 @@ async fn stream(to: SocketAddr, packet: &[u8]) -> io::Result<Heard> {
     // Grows with what comes, not with what is announced.
     let mut response = Vec::new();
     stream.take(len.into()).read_to_end(&mut response).await?;
-    Heard::read(&response, packet).ok_or_else(|| io::Error::other("the answer is to another question"))
+    Heard::read(&response, packet).ok_or_else(|| io::Error::other("the answer does not match the question"))
 }

@@ -25,6 +25,17 @@ pub(super) enum Outcome {
 }
 
 impl Outcome {
+    /// Each of them, for a counter that is there before it counts: what grows from nothing can't be alerted on.
+    const ALL: [Self; 7] = [
+        Self::Own,
+        Self::OwnNegative,
+        Self::Forwarded,
+        Self::Cached,
+        Self::Stale,
+        Self::Failed,
+        Self::Refused,
+    ];
+
     fn label(self) -> &'static str {
         match self {
             Self::Own => "own",
@@ -42,7 +53,7 @@ impl Outcome {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Metrics {
     queries: Family<[(&'static str, &'static str); 1], Counter>,
-    /// Tries that an upstream did not answer, or answered with what is no answer to the question.
+    /// Queries that an upstream did not answer, or answered with what is no answer to the question.
     pub(super) upstream_failures: Counter,
     /// Queries answered from the cache, stale answers too.
     cache_hits: Counter,
@@ -65,13 +76,33 @@ impl Metrics {
 
     pub(super) fn register(&self, registry: &mut Registry) {
         let registry = registry.sub_registry_with_prefix("servicekeel_sidecar_dns");
-        registry.register("queries", "Queries by how they ended", self.queries.clone());
+        for outcome in Outcome::ALL {
+            drop(self.queries.get_or_create(&[("outcome", outcome.label())]));
+        }
+        registry.register("queries", "Queries by outcome", self.queries.clone());
         registry.register(
             "upstream_failures",
-            "Tries that an upstream did not answer",
+            "Queries that an upstream did not answer",
             self.upstream_failures.clone(),
         );
         registry.register("cache_hits", "Queries answered from the cache", self.cache_hits.clone());
-        registry.register("cache_entries", "Answers of upstreams that are kept", self.cache_entries.clone());
+        registry.register("cache_entries", "Upstream answers in the cache", self.cache_entries.clone());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_outcome_is_there_before_it_is_counted() {
+        let (metrics, mut registry) = (Metrics::default(), Registry::default());
+        metrics.register(&mut registry);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        for outcome in ["own", "own_negative", "forwarded", "cached", "stale", "failed", "refused"] {
+            let line = format!("servicekeel_sidecar_dns_queries_total{{outcome=\"{outcome}\"}} 0\n");
+            assert!(text.contains(&line), "{line} in {text}");
+        }
     }
 }

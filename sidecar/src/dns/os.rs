@@ -52,9 +52,9 @@ async fn bind(addr: SocketAddr) -> io::Result<OsDnsBound> {
 fn explain(addr: SocketAddr, transport: &str, error: &io::Error) -> io::Error {
     let remedy = match error.kind() {
         io::ErrorKind::PermissionDenied if addr.port() < 1024 => {
-            "; a process that is not root needs the sysctl net.ipv4.ip_unprivileged_port_start at or below the port"
+            "; without root this needs the sysctl net.ipv4.ip_unprivileged_port_start at or below the port"
         }
-        io::ErrorKind::AddrInUse => "; another server has it, or another sidecar of this pod",
+        io::ErrorKind::AddrInUse => "; it is in use by another server or another sidecar of this pod",
         io::ErrorKind::AddrNotAvailable => "; the pod has no such address",
         _ => "",
     };

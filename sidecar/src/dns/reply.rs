@@ -85,7 +85,7 @@ fn explain_stale(reply: &mut Reply, kept: &Kept) {
     if kept.age == Age::Stale {
         let missing = reply.code() == code::NX_DOMAIN;
         let explanation = if missing { explanation::STALE_NXDOMAIN } else { explanation::STALE_ANSWER };
-        reply.explain(explanation, "no upstream answers");
+        reply.explain(explanation, "no upstream responded");
     }
 }
 
@@ -93,9 +93,9 @@ fn unanswered(query: &Query<'_>, failure: Failure, limit: u16) -> Replied {
     let mut reply = Reply::new(query, MAX_UDP);
     match failure {
         Failure::NoUpstream => failed(reply, explanation::OTHER, "no upstream is configured", limit),
-        Failure::Busy => failed(reply, explanation::OTHER, "too many queries are under way", limit),
+        Failure::Busy => failed(reply, explanation::OTHER, "too many queries in progress", limit),
         Failure::Unreachable => {
-            failed(reply, explanation::NO_REACHABLE_AUTHORITY, "no upstream answers", limit)
+            failed(reply, explanation::NO_REACHABLE_AUTHORITY, "no upstream responded", limit)
         }
         Failure::Said(code) => {
             reply.set_code(code);

@@ -45,7 +45,7 @@ impl Upstreams {
         for upstream in self.lock().refuse(|addr| leads_to(addr, own)) {
             tracing::error!(
                 %upstream, listening = %own,
-                "refused a DNS upstream that is this sidecar itself; set SIDECAR_DNS_UPSTREAM to the cluster's DNS"
+                "ignoring a DNS upstream that is this sidecar itself; set SIDECAR_DNS_UPSTREAM to the cluster's DNS"
             );
         }
     }
@@ -100,13 +100,13 @@ impl Upstreams {
         self.metrics.upstream_failures.inc_by(servers.take_failures());
         while let Some(news) = servers.poll_news() {
             match news {
-                News::Gone(upstream) => tracing::warn!(%upstream, "the DNS upstream does not answer"),
-                News::Back(upstream) => tracing::info!(%upstream, "the DNS upstream answers again"),
+                News::Gone(upstream) => tracing::warn!(%upstream, "DNS upstream not responding"),
+                News::Back(upstream) => tracing::info!(%upstream, "DNS upstream responding again"),
                 News::NoEdns(upstream) => {
-                    tracing::info!(%upstream, "the DNS upstream does not answer queries with EDNS; asking without");
+                    tracing::info!(%upstream, "DNS upstream does not support EDNS; querying without it");
                 }
                 News::NoCase(upstream) => {
-                    tracing::info!(%upstream, "the DNS upstream does not keep the case of names; asking in lower case");
+                    tracing::info!(%upstream, "DNS upstream does not preserve the case of names; querying in lower case");
                 }
             }
         }

@@ -20,21 +20,21 @@ const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// The most bytes of `POD_NAME` and `POD_UID`: a Kubernetes name has 253.
 const MAX_POD_TEXT: usize = 253;
 
-const ABOUT: &str = "Gives the Services of other clusters to the containers of one pod";
+const ABOUT: &str = "Makes the Services of other clusters available to the containers of one pod";
 const LONG_ABOUT: &str = "\
-Gives the Services of other clusters to the containers of one pod.
+Makes the Services of other clusters available to the containers of one pod.
 
-It reads the pod's annotations servicekeel.io/imported-services and servicekeel.io/exported-services from files, gives \
-each imported Service an address of 127.0.66.0/24, answers DNS for its names, and hands the pod's sockets to the router \
-of the node, which carries the traffic. Files may change while it runs: what a change does not concern goes on \
-undisturbed. A wrong entry is refused with its line and reason, in the log and at /status, and the others are served.
+It reads the pod's annotations servicekeel.io/imported-services and servicekeel.io/exported-services from files, assigns \
+each imported Service an address in 127.0.66.0/24, answers DNS for its names, and hands the pod's sockets to the node's \
+router, which carries the traffic. Files may change at any time: whatever a change does not touch keeps running. An \
+invalid entry is rejected with its line and the reason, in the log and at /status; all other entries are served.
 
-It needs no root. To answer DNS at port 53 the pod needs the safe sysctl net.ipv4.ip_unprivileged_port_start at 53 or \
-below; other ports need nothing.";
+It does not need root. To serve DNS on port 53 the pod needs the safe sysctl net.ipv4.ip_unprivileged_port_start set to 53 \
+or below; other ports need no setting.";
 const EXAMPLE: &str = "\
-Every flag is an environment variable, too; an empty variable counts as unset.
+Every flag can also be set as an environment variable; an empty variable counts as unset.
 
-Example, on one's own machine beside a router that listens at /tmp/router.sock:
+Example, on a machine with a router that listens at /tmp/router.sock:
 
   mkdir -p /tmp/pod
   printf '%s\\n' 'services:' \\
@@ -46,28 +46,28 @@ Example, on one's own machine beside a router that listens at /tmp/router.sock:
   dig @127.0.0.2 -p 10053 simple-server.default
   curl localhost:15020/status
 
-SERVICEKEEL_LOG sets what is logged (error, warn, info, debug; default info), SERVICEKEEL_LOG_FORMAT how (text, json).";
+SERVICEKEEL_LOG sets the log level (error, warn, info, debug; default info), SERVICEKEEL_LOG_FORMAT the format (text, json).";
 
 /// The flags. Every one has an environment variable of the same name.
 #[derive(Debug, Parser)]
 #[command(name = "servicekeel-sidecar", version, about = ABOUT, long_about = LONG_ABOUT, after_long_help = EXAMPLE)]
 pub struct Args {
-    /// Addresses for imported Services, inside 127.0.0.0/8. A /24 has room for 254. Sidecars that share a loopback, as
-    /// those of the host's network do, want a range each
+    /// Addresses for imported Services, inside 127.0.0.0/8. A /24 has room for 254. Sidecars that share a loopback,
+    /// such as those on the host network, need a range each
     #[arg(long, env = "SIDECAR_IP_RANGE", value_name = "NETWORK", default_value = "127.0.66.0/24", value_parser = range)]
     sidecar_ip_range: Ipv4Net,
 
-    /// Where DNS is answered, UDP and TCP
+    /// Address of the DNS server, UDP and TCP
     #[arg(long, env = "SIDECAR_DNS_ADDR", value_name = "IP:PORT", default_value = "127.0.0.2:53", value_parser = dns)]
     sidecar_dns_addr: SocketAddr,
 
-    /// Where names that are not imported are asked for: `IP` or `IP:PORT`, separated by commas. Default: the
-    /// nameservers of /etc/resolv.conf other than this sidecar itself
+    /// DNS servers for names that are not imported: `IP` or `IP:PORT`, separated by commas. Default: the nameservers of
+    /// /etc/resolv.conf, without this sidecar itself
     #[arg(long, env = "SIDECAR_DNS_UPSTREAM", value_name = "SERVERS", value_delimiter = ',', value_parser = server)]
     sidecar_dns_upstream: Option<Vec<SocketAddr>>,
 
-    /// The socket of the node's router: `unix:///path`, or a bare path. On a machine that others share,
-    /// unix:///run/servicekeel/router.sock is the better place: anybody may take a name in /tmp first
+    /// Socket of the node's router: `unix:///path`, or a bare path. On a shared machine prefer
+    /// unix:///run/servicekeel/router.sock: any user may create a file in /tmp first
     #[arg(
         long,
         env = "SIDECAR_SERVER_LISTEN",
@@ -81,17 +81,18 @@ pub struct Args {
     #[arg(long, env = "SIDECAR_SOURCE", value_name = "SOURCE", default_value = "auto", value_enum)]
     sidecar_source: SourceKind,
 
-    /// The directory of exported-services-config.yaml and imported-services-config.yaml, as the downward API projects
-    /// the annotations
+    /// Directory of exported-services-config.yaml and imported-services-config.yaml, the annotations as projected by the
+    /// downward API
     #[arg(long, env = "SIDECAR_CONFIG_DIR", value_name = "DIRECTORY", default_value = "/etc/servicekeel")]
     sidecar_config_dir: PathBuf,
 
-    /// The pod's own cluster, a name of your choice that no other of the mesh has; it need not be the DNS domain of
-    /// Kubernetes. Default: what the router says, else what it said last, else cluster.local
+    /// Name of the pod's own cluster, unique in the mesh; it need not be the DNS domain of Kubernetes. Default: the
+    /// router's cluster, else the one it last had, else cluster.local
     #[arg(long, env = "SIDECAR_CLUSTER", value_name = "DOMAIN", value_parser = cluster)]
     sidecar_cluster: Option<ClusterName>,
 
-    /// Where leases and the last good state are kept. Where it can't be written, addresses may change with a restart
+    /// Directory for address leases and the last good annotations. If it cannot be written, addresses may change after a
+    /// restart
     #[arg(
         long,
         env = "SIDECAR_STATE_DIR",
@@ -100,9 +101,8 @@ pub struct Args {
     )]
     sidecar_state_dir: PathBuf,
 
-    /// Where /livez, /readyz, /metrics and /status (JSON) are served; `off`: nowhere. /status names what is imported:
-    /// outside of a pod (where neither POD_IP, POD_IPS nor KUBERNETES_SERVICE_HOST is set) it is answered to this machine
-    /// only
+    /// Address of /livez, /readyz, /metrics and /status (JSON); `off` disables them. /status lists the imports: outside a
+    /// pod (if none of POD_IP, POD_IPS and KUBERNETES_SERVICE_HOST is set) it is available from this machine only
     #[arg(
         long,
         env = "SIDECAR_ADMIN_ADDR",
@@ -112,8 +112,8 @@ pub struct Args {
     )]
     sidecar_admin_addr: Admin,
 
-    /// Addresses of the pod where its exports are dialled before its loopback, separated by commas. Default: POD_IPS,
-    /// else the IPv4 addresses of the pod's interfaces
+    /// Addresses of the pod at which the router connects to its exports, before its loopback; separated by commas.
+    /// Default: POD_IPS, else the IPv4 addresses of the pod's interfaces
     #[arg(long, env = "SIDECAR_POD_ADDRS", value_name = "IPS", value_delimiter = ',', value_parser = address)]
     sidecar_pod_addrs: Option<Vec<IpAddr>>,
 
@@ -222,7 +222,7 @@ impl Args {
         let resolv = Resolv::parse(&resolv, resolv::interface);
         if self.sidecar_dns_upstream.is_none() {
             for (nameserver, reason) in &resolv.unused {
-                warn!(nameserver, "a nameserver of {RESOLV_CONF} is not used: it {reason}");
+                warn!(nameserver, "ignoring a nameserver of {RESOLV_CONF}: it {reason}");
             }
         }
         let in_pod = ["POD_IP", "KUBERNETES_SERVICE_HOST"]
@@ -363,7 +363,7 @@ fn label(text: &str) -> Result<Label, String> {
 
 fn pod_text(text: &str) -> Result<String, String> {
     if text.len() > MAX_POD_TEXT {
-        return Err(format!("has {} characters; {MAX_POD_TEXT} is the most", text.len()));
+        return Err(format!("has {} characters; the limit is {MAX_POD_TEXT}", text.len()));
     }
     Ok(text.to_owned())
 }

@@ -23,13 +23,13 @@ pub struct Resolv {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UnusableServer {
     /// Nothing like `10.96.0.10` or `fe80::1%eth0`.
-    #[error("is no IP address")]
+    #[error("is not an IP address")]
     NoAddress,
     /// A link-local address is one of each link (RFC 4007 §6).
-    #[error("is link-local and names no interface, as `fe80::1%eth0` does")]
+    #[error("is link-local without an interface, such as `fe80::1%eth0`")]
     NoZone,
     /// No such interface here, or a zone where none belongs.
-    #[error("names the interface {0:?}, which is not here")]
+    #[error("names interface {0:?}, which does not exist")]
     NoInterface(String),
 }
 
@@ -148,11 +148,11 @@ mod tests {
         assert_eq!(
             unused,
             [
-                "fe80::3 is link-local and names no interface, as `fe80::1%eth0` does",
-                "fe80::4%wlan9 names the interface \"wlan9\", which is not here",
-                "fe80::5%0 names the interface \"0\", which is not here",
-                "10.0.0.1%eth0 is no IP address",
-                "10.0.0.256 is no IP address",
+                "fe80::3 is link-local without an interface, such as `fe80::1%eth0`",
+                "fe80::4%wlan9 names interface \"wlan9\", which does not exist",
+                "fe80::5%0 names interface \"0\", which does not exist",
+                "10.0.0.1%eth0 is not an IP address",
+                "10.0.0.256 is not an IP address",
             ]
         );
     }

@@ -128,7 +128,7 @@ fn scenarios() -> Result<Vec<Scenario>> {
         .stderr(Stdio::inherit())
         .output()
         .context("cargo does not start")?;
-    ensure!(built.status.success(), "the tests can't be built: {}", built.status);
+    ensure!(built.status.success(), "the tests cannot be built: {}", built.status);
     let mut scenarios = Vec::new();
     for line in built.stdout.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
         let message: Value = serde_json::from_slice(line)?;

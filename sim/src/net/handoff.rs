@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use servicekeel_core::handoff::{MAX_DESCRIPTORS, MAX_MESSAGE};
-use servicekeel_runtime::net::{Handoff, HandoffListener, PeerCredentials, PodThread};
+use servicekeel_runtime::net::{Handoff, HandoffListener, PeerCredentials, Places, PodThread};
 use tokio::sync::Notify;
 
 use super::descriptor::SimDescriptor;
@@ -118,8 +118,12 @@ impl Handoff for SimHandoff {
     type Descriptor = SimDescriptor;
     type Thread = SimPodThread;
 
-    fn with_own_thread(self) -> io::Result<Self> {
+    fn with_own_thread(self, _places: Places) -> Result<Self, (Self, io::Error)> {
         Ok(self)
+    }
+
+    fn with_shared_thread(self, _places: Places) -> Self {
+        self
     }
 
     fn thread(&self) -> SimPodThread {

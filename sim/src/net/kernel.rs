@@ -56,7 +56,7 @@ impl Kernel {
 
     pub(super) fn process(&self, uid: u32) -> Process {
         let pid = self.0.pids.fetch_add(1, Ordering::Relaxed);
-        Process { credentials: PeerCredentials { pid, uid }, killed: Arc::default() }
+        Process { credentials: PeerCredentials { pid, uid, network: None }, killed: Arc::default() }
     }
 
     /// The number of a new network namespace.

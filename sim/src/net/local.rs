@@ -2,7 +2,8 @@
 //!
 //! A connection is two directions with bounded buffers. What ends and breaks it follows tcp(7) and Linux: an end
 //! (FIN) goes behind the bytes; closing with unread bytes, or writing to a side that has closed, resets; what came
-//! before a reset can still be read; the error is said once.
+//! before a reset can still be read, and what the sender's own system still had for want of room is lost with it; the
+//! error is said once.
 
 use std::collections::VecDeque;
 use std::io;
@@ -176,6 +177,17 @@ impl Local {
         Poll::Pending
     }
 
+    /// What of [`Self::room`] the receiver's system has; the rest is the sender's.
+    fn window(&self) -> usize {
+        self.room / 2
+    }
+
+    /// Whether the other side's system has all that was written.
+    pub(super) fn is_taken(&self) -> bool {
+        let sides = self.lock();
+        sides[self.own].dead || sides[1 - self.own].received.len() <= self.window()
+    }
+
     /// Whether it has broken, also where bytes that came before are unread.
     pub(super) fn is_broken(&self) -> bool {
         self.lock()[self.own].dead
@@ -200,6 +212,7 @@ impl Local {
 
 impl Drop for Local {
     fn drop(&mut self) {
+        let window = self.window();
         let mut sides = self.lock();
         let own = &mut sides[self.own];
         own.closed = true;
@@ -210,6 +223,7 @@ impl Drop for Local {
         let complete = own.ended && own.peer_ended;
         let peer = &mut sides[1 - self.own];
         if unread || (self.resets && !(complete && peer.received.is_empty())) {
+            peer.received.truncate(window);
             peer.break_off();
         } else {
             peer.peer_ended = true;

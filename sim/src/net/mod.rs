@@ -18,6 +18,7 @@
 //! | between nodes only TCP, by addresses or names of nodes | and UDP |
 //! | a connect between nodes waits for the accept | for the backlog |
 //! | a socket of a program that is killed ends (or resets, if bytes were unread) | the same |
+//! | what comes through between nodes is acknowledged at once | after a round trip |
 //! | a reset between nodes comes behind the bytes that were sent before it | may overtake them |
 //! | no port is in TIME_WAIT, no number of descriptors is too large | EADDRINUSE, EMFILE |
 
@@ -29,6 +30,7 @@ mod local;
 mod namespace;
 mod splice;
 mod stream;
+mod timers;
 pub(crate) mod wire;
 
 use std::io;
@@ -46,7 +48,7 @@ pub use stream::{SimListener, SimStream};
 
 use namespace::Namespace;
 use servicekeel_core::handoff::DescriptorKind;
-use servicekeel_runtime::net::Net;
+use servicekeel_runtime::net::{Net, PeerCredentials};
 use wire::Wires;
 
 /// The network as one program of the simulation sees it.
@@ -116,6 +118,10 @@ impl Net for SimNet {
     type Thread = SimPodThread;
     type Reservation = SimReservation;
 
+    fn own_threads(&self) -> SimPodThread {
+        SimPodThread::default()
+    }
+
     fn reserve(&self, name: &str) -> io::Result<SimReservation> {
         self.namespace()?.reserve(name)
     }
@@ -157,7 +163,7 @@ impl Net for SimNet {
             }
             Place::Pod(_) => {
                 let addr = address.parse().map_err(|_| {
-                    io::Error::new(io::ErrorKind::InvalidInput, format!("can't resolve {address}"))
+                    io::Error::new(io::ErrorKind::InvalidInput, format!("cannot resolve {address}"))
                 })?;
                 self.make_unbound(DescriptorKind::TcpUnconnected)?.connect(addr, &self.process, false).await
             }
@@ -169,7 +175,9 @@ impl Net for SimNet {
     }
 
     async fn handoff_connect(&self, path: &Path) -> io::Result<SimHandoff> {
-        SimHandoff::connect(&self.kernel, path, self.process.credentials).await
+        let network = self.namespace().ok().and_then(|namespace| namespace.cookie());
+        let credentials = PeerCredentials { network, ..self.process.credentials };
+        SimHandoff::connect(&self.kernel, path, credentials).await
     }
 
     async fn splice(

@@ -8,13 +8,15 @@ use std::time::Duration;
 use servicekeel_runtime::net::Stream;
 use tokio::io::ReadBuf;
 use tokio::select;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::stream::SimStream;
 
 /// Bytes that are carried at once.
 const BURST: usize = 8 << 10;
 
+/// How often it is asked whether the other side's system has all.
+const ASK: Duration = Duration::from_millis(1);
 /// How long what came before a reset may take to be written.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
@@ -62,10 +64,21 @@ type Carried = Result<(), Broken>;
 async fn both_ways(a: &SimStream, b: &SimStream, count: &(impl Fn(u64, u64) + Sync)) -> io::Result<()> {
     let mut forth = pin!(carry(a, b, |n| count(n, 0)));
     let mut back = pin!(carry(b, a, |n| count(0, n)));
-    select! {
+    let outcome = select! {
         biased;
         outcome = &mut forth => finish(outcome, back, a, b).await,
         outcome = &mut back => finish(outcome, forth, b, a).await,
+    };
+    if outcome.is_err() {
+        let _ = timeout(LAST_WORDS / 2, async { tokio::join!(has_all(a), has_all(b)) }).await;
+    }
+    outcome
+}
+
+/// Resolves when the other side's system has what was written: a reset loses the rest.
+async fn has_all(stream: &SimStream) {
+    while !stream.is_taken() {
+        sleep(ASK).await;
     }
 }
 

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use servicekeel_runtime::net::{Listener, Stream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -87,13 +88,24 @@ impl Stream for SimStream {
 
     fn is_taken(&self) -> bool {
         match &self.path {
-            Path::Local(_) => true,
-            Path::Wire(stream) => stream.is_taken(),
+            Path::Local(stream) => stream.is_taken(),
+            Path::Wire(stream) => stream.info().is_taken(),
+        }
+    }
+
+    fn retransmits_after(&self) -> Option<Duration> {
+        match &self.path {
+            Path::Local(_) => None,
+            Path::Wire(stream) => Some(stream.info().rto),
         }
     }
 
     fn is_broken(&self) -> bool {
         matches!(&self.path, Path::Local(stream) if stream.is_broken())
+    }
+
+    fn is_dead(&self) -> bool {
+        matches!(&self.path, Path::Wire(stream) if stream.info().is_dead())
     }
 
     fn peer_addr(&self) -> io::Result<SocketAddr> {

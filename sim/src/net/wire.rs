@@ -1,9 +1,9 @@
 //! TCP between nodes: turmoil's streams, with what they lack.
 //!
 //! turmoil loses a segment for good where a kernel would send it again. So a cut holds segments
-//! ([`Network`](crate::network::Network) says when they are sent again), and a path that stays cut breaks its
-//! connections, as routers do by what TCP_INFO says. A connection whose path forgot it (a NAT that restarted) is `lost`: both sides
-//! still send, and nothing comes through. The window is bounded here, below turmoil's own bound.
+//! ([`Network`](crate::network::Network) says when they are sent again), and each end has its kernel's [`Timers`], which
+//! give up a path that stays silent. A connection whose path forgot it (a NAT that restarted) is `lost`: both sides still
+//! send, and nothing comes through. The window is bounded here, below turmoil's own bound.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -13,12 +13,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use servicekeel_runtime::net::tcp::{TcpInfo, TcpOptions};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use turmoil::net::{TcpListener, TcpStream};
 
 use super::kernel::{Counted, Kernel};
+use super::timers::Timers;
 use crate::oracle::now;
 
 /// Bytes of a segment.
@@ -43,10 +45,8 @@ struct Shared {
 #[derive(Default)]
 struct State {
     lanes: [Lane; 2],
-    /// Since when nothing comes through; in simulated time.
-    lost: Option<Duration>,
-    /// Timed out.
-    dead: bool,
+    /// Nothing comes through any more.
+    lost: bool,
 }
 
 /// What one end sends.
@@ -54,15 +54,17 @@ struct State {
 struct Lane {
     in_flight: VecDeque<usize>,
     swallowed: usize,
-    /// Since when the receiver's window is closed to bytes that wait.
-    stalled: Option<Duration>,
+    timers: Timers,
+    /// The connection has broken, as the sender's kernel sees it: it gave up, or the other one did, which answers with a
+    /// reset then.
+    broken: Option<io::ErrorKind>,
     /// It was broken off by its sender, not ended.
     reset: bool,
     /// Nobody holds this end any more ...
     closed: bool,
     /// ... and the other one knows by now.
     gone: bool,
-    /// The end of this lane's sender was told that the connection is dead.
+    /// Its sender was told that it is broken.
     told: bool,
     reader: Option<Waker>,
     writer: Option<Waker>,
@@ -70,6 +72,15 @@ struct Lane {
 }
 
 impl Lane {
+    fn new() -> Self {
+        Self { timers: Timers::new(now()), ..Self::default() }
+    }
+
+    fn break_with(&mut self, kind: io::ErrorKind) {
+        self.broken = Some(kind);
+        self.wake();
+    }
+
     fn wake(&mut self) {
         for waker in [self.reader.take(), self.writer.take(), self.watcher.take()].into_iter().flatten() {
             waker.wake();
@@ -78,7 +89,7 @@ impl Lane {
 
     /// The receiver has read this many bytes.
     fn consume(&mut self, mut n: usize) {
-        self.stalled = None;
+        self.timers.handle_open_window();
         while let Some(first) = self.in_flight.front_mut() {
             if n < *first {
                 *first -= n;
@@ -96,10 +107,24 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn time_out(&self) {
+    /// Time has passed, on a path that is cut or not, or on which what an end has sent waits to be sent again. How long a
+    /// window of it is closed.
+    fn tick(&self, now: Duration, cut: bool, waits: [bool; 2], options: &TcpOptions) -> Duration {
         let mut state = self.lock();
-        state.dead = true;
-        state.lanes.iter_mut().for_each(Lane::wake);
+        let cut = cut || state.lost;
+        for (lane, waits) in state.lanes.iter_mut().zip(waits) {
+            if !lane.closed && lane.broken.is_none() && lane.timers.handle_timeout(now, cut || waits, options)
+            {
+                lane.break_with(io::ErrorKind::TimedOut);
+            }
+        }
+        for end in 0..2 {
+            let given_up = state.lanes[1 - end].broken == Some(io::ErrorKind::TimedOut);
+            if !cut && given_up && state.lanes[end].broken.is_none() {
+                state.lanes[end].break_with(io::ErrorKind::ConnectionReset);
+            }
+        }
+        state.lanes.iter().map(|lane| lane.timers.closed_for(now)).max().unwrap_or_default()
     }
 }
 
@@ -112,6 +137,8 @@ struct Table {
     wires: BTreeMap<Key, Weak<Shared>>,
     /// Ends that were closed, and not yet told to the other one.
     closing: Vec<(Arc<Shared>, usize)>,
+    /// The longest that a window was closed.
+    closed: Duration,
 }
 
 impl WireTable {
@@ -127,7 +154,8 @@ impl WireTable {
             return shared;
         }
         table.wires.retain(|_, wire| wire.strong_count() > 0);
-        let shared = Arc::new(Shared { key, state: Mutex::default() });
+        let state = State { lanes: [Lane::new(), Lane::new()], lost: false };
+        let shared = Arc::new(Shared { key, state: Mutex::new(state) });
         table.wires.insert(key, Arc::downgrade(&shared));
         shared
     }
@@ -139,57 +167,43 @@ impl WireTable {
     }
 
     /// The path forgets its connections.
-    pub(crate) fn lose(&self, a: IpAddr, b: IpAddr, now: Duration) {
-        for wire in self.between(a, b) {
-            wire.lock().lost.get_or_insert(now);
-        }
+    pub(crate) fn lose(&self, a: IpAddr, b: IpAddr) {
+        self.between(a, b).iter().for_each(|wire| wire.lock().lost = true);
     }
 
-    /// The connections between two nodes have timed out.
-    pub(crate) fn time_out_all(&self, a: IpAddr, b: IpAddr) {
-        self.between(a, b).iter().for_each(|wire| wire.time_out());
+    /// The longest that the window of a connection was closed to bytes that waited.
+    pub(crate) fn closed_window(&self) -> Duration {
+        self.lock().closed
     }
 
-    /// The connection with these ends, whoever dialled, has timed out.
-    pub(crate) fn time_out(&self, one: SocketAddr, other: SocketAddr) {
-        let wires: Vec<_> = {
-            let table = self.lock();
-            let keys = [(one, other), (other, one)];
-            keys.iter().filter_map(|key| table.wires.get(key)).filter_map(Weak::upgrade).collect()
-        };
-        wires.iter().for_each(|wire| wire.time_out());
-    }
-
-    /// Time has passed: what was lost for `timeout` is dead, or had a closed window for `closed`, and what was closed is
-    /// known at the other end unless the path between two nodes is cut.
+    /// Time has passed. `is_cut`: whether nothing comes through between two nodes; `waits`: whether what one end of a
+    /// connection has sent to the other waits to be sent again. What was closed is known at the other end unless the
+    /// path is cut.
     pub(crate) fn tick(
         &self,
         now: Duration,
-        timeout: Duration,
-        closed: Option<Duration>,
+        options: &TcpOptions,
         is_cut: impl Fn(IpAddr, IpAddr) -> bool,
+        waits: impl Fn(SocketAddr, SocketAddr) -> bool,
     ) {
         let (wires, closing) = {
             let mut table = self.lock();
             let wires: Vec<_> = table.wires.values().filter_map(Weak::upgrade).collect();
             (wires, std::mem::take(&mut table.closing))
         };
-        for wire in wires {
-            let late = {
-                let state = wire.lock();
-                let is_stalled = |lane: &Lane| {
-                    lane.stalled.zip(closed).is_some_and(|(since, closed)| since + closed <= now)
-                };
-                state.lost.is_some_and(|since| since + timeout <= now) || state.lanes.iter().any(is_stalled)
-            };
-            if late {
-                wire.time_out();
-            }
+        let closed = wires.iter().map(|wire| {
+            let (client, server) = wire.key;
+            let waits = [waits(client, server), waits(server, client)];
+            wire.tick(now, is_cut(client.ip(), server.ip()), waits, options)
+        });
+        if let Some(closed) = closed.max() {
+            let mut table = self.lock();
+            table.closed = table.closed.max(closed);
         }
         for (wire, end) in closing {
             let (client, server) = wire.key;
             let mut state = wire.lock();
-            if state.lost.is_some() {
+            if state.lost {
                 continue;
             }
             if is_cut(client.ip(), server.ip()) {
@@ -248,7 +262,7 @@ impl Wires {
         let stream = outcome
             .await
             .map_err(|_| io::Error::from(io::ErrorKind::Interrupted))?
-            .map_err(|e| io::Error::new(e.kind(), format!("can't connect to {address}: {e}")))?;
+            .map_err(|e| io::Error::new(e.kind(), format!("cannot connect to {address}: {e}")))?;
         let key = (stream.local_addr()?, stream.peer_addr()?);
         Ok(self.wire(stream, key, 0))
     }
@@ -312,11 +326,11 @@ impl Wire {
         }
         {
             let mut state = self.shared.lock();
-            let (dead, lost) = (state.dead, state.lost.is_some());
+            let lost = state.lost;
             let own = &mut state.lanes[self.own];
-            if dead {
+            if let Some(kind) = own.broken {
                 let told = std::mem::replace(&mut own.told, true);
-                return Poll::Ready(if told { Ok(()) } else { Err(io::ErrorKind::TimedOut.into()) });
+                return Poll::Ready(if told { Ok(()) } else { Err(kind.into()) });
             }
             own.reader = Some(cx.waker().clone());
             if lost {
@@ -328,7 +342,7 @@ impl Wire {
             Poll::Ready(Ok(())) => {
                 let n = buf.filled().len() - before;
                 let peer = &mut self.shared.lock().lanes[1 - self.own];
-                if n == 0 && peer.reset {
+                if n == 0 && (peer.reset || peer.broken.is_some()) {
                     return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
                 }
                 peer.consume(n);
@@ -340,13 +354,12 @@ impl Wire {
 
     pub(super) fn poll_write(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let mut state = self.shared.lock();
-        let (dead, lost) = (state.dead, state.lost.is_some());
+        let lost = state.lost;
         let gone = state.lanes[1 - self.own].gone;
         let own = &mut state.lanes[self.own];
-        if dead {
+        if let Some(kind) = own.broken {
             let told = std::mem::replace(&mut own.told, true);
-            let kind = if told { io::ErrorKind::BrokenPipe } else { io::ErrorKind::TimedOut };
-            return Poll::Ready(Err(kind.into()));
+            return Poll::Ready(Err(if told { io::ErrorKind::BrokenPipe } else { kind }.into()));
         }
         if lost {
             let n = bytes.len().min(SWALLOWED - own.swallowed);
@@ -355,13 +368,14 @@ impl Wire {
                 return Poll::Pending;
             }
             own.swallowed += n;
+            own.timers.handle_sent(now());
             return Poll::Ready(Ok(n));
         }
         if own.in_flight.len() >= self.window {
             if gone {
                 return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
             }
-            own.stalled.get_or_insert_with(now);
+            own.timers.handle_closed_window(now());
             own.writer = Some(cx.waker().clone());
             return Poll::Pending;
         }
@@ -371,16 +385,20 @@ impl Wire {
             && *n > 0
         {
             own.in_flight.push_back(*n);
+            own.timers.handle_sent(now());
         }
         written
     }
 
     pub(super) fn shutdown(&self) -> io::Result<()> {
-        let state = self.shared.lock();
-        if state.dead {
+        let mut state = self.shared.lock();
+        let lost = state.lost;
+        let own = &mut state.lanes[self.own];
+        if own.broken.is_some() {
             return Err(io::ErrorKind::NotConnected.into());
         }
-        if state.lost.is_some() {
+        own.timers.handle_sent(now());
+        if lost {
             return Ok(());
         }
         drop(state);
@@ -391,18 +409,17 @@ impl Wire {
         }
     }
 
-    /// Whether what was written has come through, or will.
-    pub(super) fn is_taken(&self) -> bool {
-        let state = self.shared.lock();
-        state.lost.is_none() || state.lanes[self.own].swallowed == 0
+    /// What the kernel says of it.
+    pub(super) fn info(&self) -> TcpInfo {
+        self.shared.lock().lanes[self.own].timers.info(now())
     }
 
     pub(super) fn poll_broken(&self, cx: &mut Context<'_>) -> Poll<io::Error> {
-        let mut state = self.shared.lock();
-        if state.dead {
-            return Poll::Ready(io::ErrorKind::TimedOut.into());
+        let own = &mut self.shared.lock().lanes[self.own];
+        if let Some(kind) = own.broken {
+            return Poll::Ready(kind.into());
         }
-        state.lanes[self.own].watcher = Some(cx.waker().clone());
+        own.watcher = Some(cx.waker().clone());
         Poll::Pending
     }
 

@@ -8,27 +8,31 @@ use crate::near::is_near;
 pub const MAX_NEAR: usize = 3;
 
 impl Table {
-    /// The Services that `consumer` may use and that are nearly the wanted one: of the same name in another cluster or
-    /// namespace, or of a name that is a few slips away. The nearest first, [`MAX_NEAR`] at most. All offers are looked
-    /// at: it is for people who ask, not for flows.
-    pub fn near(&self, wanted: &ServicePort, consumer: Consumer<'_>) -> Vec<ServiceName> {
+    /// The Services that `consumer` may use and among which [`nearest`] finds what was meant: all of this node's, and of
+    /// the offers of neighbours some thousands at most.
+    pub fn like(&self, wanted: &ServicePort, consumer: Consumer<'_>) -> Vec<ServiceName> {
         let local = self.by_port.iter().filter(|(_, ids)| {
             let endpoints = ids.iter().filter_map(|id| self.endpoints.get(id));
             endpoints.into_iter().any(|endpoint| permits(endpoint.allow.as_deref(), consumer))
         });
         // What neighbours offer this cluster may use, or it would not be here.
-        let services =
-            local.map(|(port, _)| &port.service).chain(self.offers.keys().map(|port| &port.service));
-        let mut near: Vec<(u8, &ServiceName)> = Vec::new();
-        for service in services {
-            let Some(rank) = rank(service, &wanted.service) else { continue };
-            if let Err(at) = near.binary_search(&(rank, service)) {
-                near.insert(at, (rank, service));
-                near.truncate(MAX_NEAR);
-            }
-        }
-        near.into_iter().map(|(_, service)| service.clone()).collect()
+        local.map(|(port, _)| &port.service).chain(self.offers.like(wanted)).cloned().collect()
     }
+}
+
+/// Those that are nearly the wanted one: of the same name in another cluster or namespace, or of a name that is a few slips
+/// away. The nearest first, [`MAX_NEAR`] at most.
+pub fn nearest(services: Vec<ServiceName>, wanted: &ServicePort) -> Vec<ServiceName> {
+    let mut near: Vec<(u8, ServiceName)> = Vec::new();
+    for service in services {
+        let Some(rank) = rank(&service, &wanted.service) else { continue };
+        let ranked = (rank, service);
+        if let Err(at) = near.binary_search(&ranked) {
+            near.insert(at, ranked);
+            near.truncate(MAX_NEAR);
+        }
+    }
+    near.into_iter().map(|(_, service)| service).collect()
 }
 
 /// How far one is from what was wanted; `None`: it is another, or the very one.
@@ -68,7 +72,7 @@ mod tests {
 
     #[test]
     fn what_was_meant_is_named_where_it_may_be_used() {
-        let mut table = Table::default();
+        let mut table = Table::new("a.local".parse().unwrap());
         let only = |cluster: &str| Some(vec![cluster.parse().unwrap()]);
         for (id, service, allow) in [
             (1, "web.default.a.local", None),
@@ -90,7 +94,9 @@ mod tests {
         let near = |service: &str| {
             let a = "a.local".parse().unwrap();
             let consumer = Consumer { cluster: &a, namespace: None };
-            table.near(&port(service), consumer).iter().map(ToString::to_string).collect::<Vec<_>>()
+            let wanted = port(service);
+            let near = nearest(table.like(&wanted, consumer), &wanted);
+            near.iter().map(ToString::to_string).collect::<Vec<_>>()
         };
         assert_eq!(near("web.prod.a.local"), ["web.default.a.local", "web.prod.b.local", "wbe.prod.a.local"]);
         assert_eq!(near("web2.prod.a.local"), ["web-v2.prod.a.local", "web.default.a.local"]);

@@ -80,7 +80,7 @@ fn more_ports_than_a_router_takes_and_rules_longer_than_a_message() {
     world.exports(&format!("services: [{long}, {{ name: ok, ports: [{{ port: 1 }}] }}]"));
     assert_eq!(world.sidecar.counts().exports, 1);
     let why = world.sidecar.findings(Annotation::Exports).unserved[0].1.to_string();
-    assert!(why.contains("16384 is the most"), "{why}");
+    assert!(why.contains("the limit is 16384"), "{why}");
 }
 
 #[test]
@@ -104,6 +104,89 @@ fn what_the_router_refuses_is_kept_for_the_status() {
     world.sidecar.handle_disconnected("it ended".into(), world.now);
     assert_eq!(state(&world), "Held");
     assert_eq!(world.sidecar.counts().refused, 0);
+}
+
+fn refuse(world: &mut World, message: &Outgoing) {
+    let (Outgoing::WithSocket(ToRouter::Import { id, .. }, _) | Outgoing::Plain(ToRouter::Export { id, .. })) =
+        message
+    else {
+        panic!("{message:?}")
+    };
+    let refused = ToSidecar::Refused { id: Some(*id), reason: "no room".into() };
+    world.sidecar.handle_message(refused, world.now);
+}
+
+#[test]
+fn what_the_router_refuses_is_asked_for_again_until_it_serves_it() {
+    let mut world = World::new(config(Some("a.local")), Saved::default());
+    world.imports(WEB);
+    world.exports("services: [{ name: own, ports: [{ port: 9000 }] }]");
+    let first = world.welcome("a.local");
+    assert_eq!(first.len(), 2);
+    world.notices();
+    let mut times = Vec::new();
+    let began = world.now;
+    while world.now - began < Duration::from_secs(60) {
+        first.iter().for_each(|message| refuse(&mut world, message));
+        while world.messages().is_empty() {
+            assert_eq!(world.sidecar.counts().refused, 2, "it is refused still");
+            assert!(world.now - began < Duration::from_secs(120), "it is not asked again");
+            world.now = world.sidecar.poll_timeout().expect("it is asked again");
+            world.sidecar.handle_timeout(world.now);
+            world.drive();
+        }
+        times.push((world.now - began).as_secs());
+    }
+    // After 1, 2, 4, 8, 15, 15, 15 s; and 1 s for each answer.
+    assert_eq!(times, [1, 4, 9, 18, 34, 50, 66]);
+    assert_eq!(world.notices().len(), 2, "it is told once");
+    // No word is the answer.
+    world.pass(Duration::from_millis(999));
+    assert_eq!(world.sidecar.counts().refused, 2);
+    world.pass(Duration::from_millis(1));
+    let ports =
+        world.sidecar.imports().flat_map(|i| i.ports).chain(world.sidecar.exports().flat_map(|e| e.ports));
+    assert!(ports.map(|port| port.state).all(|state| state == PortState::HandedOver));
+    assert_eq!(world.sidecar.counts().refused, 0);
+    let accepted = world.notices();
+    assert!(matches!(accepted[..], [Notice::Accepted { .. }, Notice::Accepted { .. }]), "{accepted:?}");
+    world.pass(Duration::from_secs(60));
+    assert_eq!((world.messages(), world.sidecar.poll_timeout()), (vec![], None));
+}
+
+#[test]
+fn of_many_that_are_refused_each_has_its_turn_and_what_is_not_sent_is_not_served() {
+    let mut world = World::new(config(Some("a.local")), Saved::default());
+    let entry = |n| format!("{{ name: s{n}, ports: [{{ port: 80 }}] }}");
+    let entries: Vec<String> = (1..=100).map(entry).collect();
+    world.imports(&format!("services: [{}]", entries.join(", ")));
+    world.exports("");
+    let all = world.welcome("a.local");
+    assert_eq!(all.len(), 100);
+    all.iter().for_each(|message| refuse(&mut world, message));
+    let (mut turns, began) = (Vec::new(), world.now);
+    while turns.len() < 3 {
+        assert!(world.now - began < Duration::from_secs(60), "{turns:?}");
+        world.pass(Duration::from_millis(100));
+        let turn = world.messages();
+        turn.iter().for_each(|message| refuse(&mut world, message));
+        turns.extend(Some(turn).filter(|turn| !turn.is_empty()));
+    }
+    assert_eq!(turns[0], all[..64]);
+    assert_eq!(turns[1], [&all[..28], &all[64..]].concat());
+    assert_eq!(turns[2], all[28..92]);
+    // The router reads nothing.
+    world.pass(Duration::from_secs(60));
+    assert_eq!(world.sidecar.counts().refused, 100);
+    // It has room, and takes all of them one turn after the other.
+    let mut turns = vec![world.messages().len()];
+    let began = world.now;
+    while world.sidecar.counts().refused > 0 {
+        world.pass(Duration::from_millis(100));
+        turns.extend(Some(world.messages().len()).filter(|number| *number > 0));
+        assert!(world.now - began < LAST_ASK + Duration::from_secs(3), "{turns:?}");
+    }
+    assert_eq!(turns, [64, 36]);
 }
 
 #[test]
@@ -212,4 +295,58 @@ fn bye_is_the_last_word() {
     let mut alone = World::new(config(Some("a.local")), Saved::default());
     alone.sidecar.handle_shutdown();
     assert_eq!(alone.messages(), []);
+}
+
+#[test]
+fn a_router_that_stops_answering_is_told_once_and_heard_again() {
+    let mut world = World::new(config(Some("a.local")), Saved::default());
+    world.imports(WEB);
+    world.welcome_of(handoff::PINGS, "a.local");
+    world.notices();
+    world.log();
+    let ping = [Outgoing::Plain(ToRouter::Ping)];
+    // One that answers, and one that has something to say, is well.
+    for word in [ToSidecar::Pong, ToSidecar::More { tcp: 0, udp: 0 }] {
+        world.pass(PING_AFTER - Duration::from_millis(1));
+        assert_eq!(world.messages(), []);
+        world.pass(Duration::from_millis(1));
+        assert_eq!(world.messages(), ping);
+        world.pass(PONG_WITHIN - Duration::from_millis(1));
+        assert_eq!(world.messages(), []);
+        world.sidecar.handle_message(word, world.now);
+    }
+    assert_eq!(world.notices(), []);
+    assert!(matches!(world.sidecar.router(world.now), RouterStatus::Up { .. }));
+
+    world.pass(PING_AFTER + PONG_WITHIN);
+    assert_eq!(world.messages(), ping);
+    let silent = |world: &World| match world.sidecar.router(world.now) {
+        RouterStatus::Silent { router, lasts } => Some((router.to_string(), lasts)),
+        _ => None,
+    };
+    assert_eq!(silent(&world), Some(("a.local/n1".into(), PING_AFTER + PONG_WITHIN)));
+    let notices = world.notices();
+    assert!(
+        matches!(&notices[..], [Notice::RouterSilent { lasts, .. }] if *lasts == PING_AFTER + PONG_WITHIN)
+    );
+    // It may be stopped for a day, and is asked and told no more: the conversation waits for it.
+    world.pass(Duration::from_secs(86_400));
+    assert_eq!((world.messages(), world.notices(), world.log()), (vec![], vec![], vec![]));
+    assert_eq!(silent(&world).unwrap().1, PING_AFTER + PONG_WITHIN + Duration::from_secs(86_400));
+    world.sidecar.handle_message(ToSidecar::Pong, world.now);
+    assert!(matches!(&world.notices()[..], [Notice::RouterAnswers { silent }] if silent.as_secs() > 86_400));
+    assert_eq!(silent(&world), None);
+    world.pass(PING_AFTER);
+    assert_eq!(world.messages(), ping);
+}
+
+#[test]
+fn a_router_that_knows_no_ping_is_not_asked() {
+    let mut world = World::new(config(Some("a.local")), Saved::default());
+    world.welcome_of(1, "a.local");
+    world.pass(Duration::from_secs(3600));
+    assert_eq!(world.messages(), []);
+    assert!(matches!(world.sidecar.router(world.now), RouterStatus::Up { .. }));
+    // Nor is a new sidecar refused by it.
+    assert_eq!(handoff::LEAST, 1);
 }

@@ -16,6 +16,11 @@ spec:
   containers: [ { name: app, image: x } ]
 ";
 
+/// Where the clusters are not known.
+fn check(file: &Path, text: &str) -> Checked {
+    super::check(file, text, None)
+}
+
 #[test]
 fn findings_stand_where_the_manifest_has_them() {
     let text = POD.replace("{}", "\"1\"");
@@ -52,15 +57,15 @@ fn an_annotation_of_the_deployment_itself_reaches_no_pod() {
     let checked = check(Path::new("d.yaml"), text);
     assert!(checked.errors.is_empty(), "{checked:?}");
     let [warning] = &told(&checked.warnings)[..] else { panic!("{checked:?}") };
-    assert!(warning.starts_with("d.yaml:4:5: servicekeel.io/imported-services stands on the Deployment, not in its pod template: no pod gets it"), "{warning}");
+    assert!(warning.starts_with("d.yaml:4:5: servicekeel.io/imported-services is set on the Deployment, not in its pod template: no pod gets it"), "{warning}");
     let job = "kind: CronJob\nspec:\n  jobTemplate:\n    metadata: { annotations: { servicekeel.io/sidecar: \"true\" } }\n    spec:\n      template:\n        metadata: { annotations: { servicekeel.io/sidecar: \"true\" } }\n";
     let checked = check(Path::new("j.yaml"), job);
-    assert!(checked.warnings[0].text.contains("stands on the jobTemplate"), "{checked:?}");
+    assert!(checked.warnings[0].text.contains("is set on the jobTemplate"), "{checked:?}");
     assert_eq!(checked.summary, "servicekeel.io/sidecar is \"true\"");
     let service =
         "kind: Service\nmetadata: { annotations: { servicekeel.io/exported-services: \"services: []\" } }\n";
     let checked = check(Path::new("s.yaml"), service);
-    assert!(checked.warnings[0].text.contains("nothing reads it; it belongs on a pod"), "{checked:?}");
+    assert!(checked.warnings[0].text.contains("it has no effect; it belongs on a pod"), "{checked:?}");
 }
 
 #[test]
@@ -71,11 +76,13 @@ fn a_key_that_nothing_reads_is_told_with_the_one_that_was_meant() {
     };
     let meant = checked("servicekeel.io/import-services");
     assert_eq!(meant.len(), 1, "{meant:?}");
-    assert!(meant[0].starts_with("p.yaml:4:5: servicekeel.io/import-services is not read"), "{meant:?}");
+    assert!(meant[0].starts_with("p.yaml:4:5: servicekeel.io/import-services is unknown; "), "{meant:?}");
     assert!(meant[0].ends_with("did you mean servicekeel.io/imported-services?"), "{meant:?}");
     assert!(checked("servicekeel.oi/exported-services")[0].contains("did you mean"));
-    assert!(checked("servicekeel.io/colour")[0].contains("known are servicekeel.io/imported-services"));
-    assert!(checked("example.com/colour")[0].contains("no annotation"));
+    assert!(
+        checked("servicekeel.io/colour")[0].contains("known annotations: servicekeel.io/imported-services")
+    );
+    assert!(checked("example.com/colour")[0].contains("annotation found"));
 }
 
 #[test]
@@ -133,7 +140,7 @@ fn bombs_of_some_pods_leave_time_for_the_others() {
     let all = list(&pods);
     assert!(all.len() > 4 << 20);
     // A hundredth of the bound: debug builds are slow.
-    let checked = check_within(Path::new("p.json"), &all, MAX_UNFOLDED / 100);
+    let checked = check_within(Path::new("p.json"), &all, None, MAX_UNFOLDED / 100);
     let errors = told(&checked.errors);
     assert!(
         errors[0].starts_with("p.json:2:")
@@ -142,8 +149,8 @@ fn bombs_of_some_pods_leave_time_for_the_others() {
         errors[0]
     );
     let of = |errors: &[String], what: &str| errors.iter().filter(|it| it.contains(what)).count();
-    assert_eq!(of(&errors, "its aliases unfold to too much"), 20);
-    assert_eq!(of(&errors, "not checked, since it has aliases"), 1);
+    assert_eq!(of(&errors, "too many aliases: "), 20);
+    assert_eq!(of(&errors, "not checked: the aliases of the annotations before it"), 1);
     assert_eq!(of(&errors, "Pod prod/late: servicekeel.io/imported-services: line 1"), 1);
     assert_eq!(of(&errors, "p.json: 7980 annotations in all were not checked"), 1);
 }
@@ -173,7 +180,9 @@ fn a_forgotten_bar_is_told_with_the_key() {
     let checked = check(Path::new("p.yaml"), &POD.replace("{}", "\"1\"").replace(" | # by hand", ""));
     let [error] = &told(&checked.errors)[..] else { panic!("{checked:?}") };
     assert!(
-        error.starts_with("p.yaml:7:5: servicekeel.io/imported-services: an annotation is a text: put `|`"),
+        error.starts_with(
+            "p.yaml:7:5: servicekeel.io/imported-services: annotation values are strings: put `|`"
+        ),
         "{error}"
     );
 }

@@ -77,7 +77,7 @@ fn unknown_keys_are_told_with_place_and_what_was_meant() {
     );
     assert_eq!(
         problems("cluster: a.local\ntrust: [ { cluster: b.local, colour: red } ]\n"),
-        ["router.yaml:2:30: trust[0]: unknown key \"colour\"; known here: cluster, ca"]
+        ["router.yaml:2:30: trust[0]: unknown key \"colour\"; known keys: cluster, ca"]
     );
 }
 
@@ -86,7 +86,7 @@ fn what_has_another_shape_is_told_with_its_place() {
     for (text, place, word) in [
         ("cluster: [a.local\nnode: n\n", "router.yaml:1:10: cluster:", "single value"),
         ("cluster: a.local\nnode: \"n\n", "router.yaml:", "not YAML"),
-        ("cluster: a.local\ncluster: b.local\n", "router.yaml:2:1:", "twice"),
+        ("cluster: a.local\ncluster: b.local\n", "router.yaml:2:1:", "duplicate key"),
         ("cluster: a.local\npeers: hub:7443\n", "router.yaml:2:8: peers:", "a list"),
         ("cluster: a.local\nidentity: { ca: x, cert: y }\n", "router.yaml:2:", "\"key\" is missing"),
         (
@@ -94,8 +94,8 @@ fn what_has_another_shape_is_told_with_its_place() {
             "router.yaml:2:21: peers[0].address:",
             "single",
         ),
-        ("cluster: a.local\n---\ncluster: b.local\n", "router.yaml:2:1: a second YAML document", "---"),
-        ("cluster: True\n---\nnode: !!int 0x10\n", "router.yaml:2:1: a second YAML document", "---"),
+        ("cluster: a.local\n---\ncluster: b.local\n", "router.yaml:2:1: a second YAML document", "only one"),
+        ("cluster: True\n---\nnode: !!int 0x10\n", "router.yaml:2:1: a second YAML document", "only one"),
         ("cluster: { a: b }\n", "router.yaml:1:10:", "single value"),
         ("just words", "router.yaml:1:1:", "mapping"),
         ("", "router.yaml:", "\"cluster\" is missing"),
@@ -111,7 +111,7 @@ fn what_has_another_shape_is_told_with_its_place() {
     }
     let bomb = "a: &a [x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b]\ntrust: *c\n";
     assert_eq!(problems(bomb).len(), 1);
-    assert!(problems(&" ".repeat(300_000))[0].contains("is the most"));
+    assert!(problems(&" ".repeat(300_000))[0].contains("the limit is"));
 }
 
 #[test]
@@ -182,7 +182,7 @@ fn a_host_without_a_good_name_is_told() {
 fn a_path_too_long_for_a_socket() {
     let at = |n: usize| format!("cluster: a.local\nlisten: {{ sidecars: /{} }}\n", "x".repeat(n - 1));
     assert_eq!(parsed(&at(107)).config.listen.sidecars.as_os_str().len(), 107);
-    assert!(problems(&at(108))[0].contains("107 is the most"));
+    assert!(problems(&at(108))[0].contains("the limit is 107"));
 }
 
 #[test]
@@ -210,7 +210,7 @@ fn revoked_nodes_and_certificates() {
     let many = "\n  - b.local/n".repeat(MAX_REVOKED + 1);
     assert_eq!(
         problems(&format!("cluster: a.local\nrevoked:{many}\n")),
-        ["router.yaml: revoked: 4097 entries; 4096 is the most"]
+        ["router.yaml: revoked: 4097 entries; the limit is 4096"]
     );
     // Without an identity it has no effect.
     assert_eq!(parsed("cluster: a.local\nrevoked: [b.local/n]\n").warnings.len(), 1);

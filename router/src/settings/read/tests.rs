@@ -73,7 +73,7 @@ fn each_file_that_is_wrong_is_named_where_the_config_names_it() {
     let cases: Vec<(Break, &str, &[&str])> = vec![
         (
             Box::new(|f| std::fs::remove_file(f.dir.path().join("node.crt")).unwrap()),
-            "router.yaml:5:9: identity.cert: can't be read",
+            "router.yaml:5:9: identity.cert: cannot be read",
             &["node.crt"],
         ),
         (
@@ -105,7 +105,7 @@ fn each_file_that_is_wrong_is_named_where_the_config_names_it() {
         ),
         (
             Box::new(|f| f.put("b.crt", &"x".repeat(300_000))),
-            "router.yaml:8:29: trust of b.local: can't be read",
+            "router.yaml:8:29: trust of b.local: cannot be read",
             &["limit"],
         ),
     ];
@@ -159,9 +159,67 @@ fn a_file_that_was_cut_is_told_in_words() {
         files.put(name, &text[..text.len() / 2]);
         let (told, _) = files.bad();
         assert!(
-            told[0].contains(&format!("ends before its last line, -----END {kind}-----"))
-                && told[0].contains(name),
+            told[0].contains(&format!("truncated: no line -----END {kind}-----")) && told[0].contains(name),
             "{told:?}"
         );
     }
+}
+
+#[test]
+fn a_text_with_a_mark_or_an_indent_is_the_same_text_and_another_form_is_named() {
+    let files = Files::new();
+    let [ca, b, crt, key] = ["ca.crt", "b.crt", "node.crt", "node.key"]
+        .map(|name| (name, std::fs::read_to_string(files.dir.path().join(name)).unwrap()));
+    let indented =
+        |text: &str| text.lines().map(|line| format!("  \t{line}\r\n")).collect::<String>() + "\n  \n";
+    let marked = |text: &str| format!("\u{feff}{text}\u{feff}");
+    for (name, text) in [&ca, &b, &crt, &key] {
+        for changed in [indented(text), marked(text), marked(&indented(text)), text.replace('\n', "\r\n")] {
+            files.put(name, &changed);
+            let reading = files.read();
+            assert!(
+                reading.outcome.is_ok() && reading.warnings.is_empty(),
+                "{changed}\n{:?}",
+                reading.outcome
+            );
+        }
+        files.put(name, text);
+    }
+    // Two files in one, each with its mark.
+    files.put("b.crt", &format!("{}{}", marked(&b.1).trim_end_matches('\u{feff}'), marked(&b.1)));
+    assert!(files.read().outcome.is_ok());
+    let wide: Vec<u8> =
+        std::iter::once(0xfeff).chain(b.1.encode_utf16()).flat_map(u16::to_le_bytes).collect();
+    for (bytes, says) in [(wide, "it is UTF-16 text"), (vec![0x30, 0x82, 1, 2, 3], "it is DER")] {
+        std::fs::write(files.dir.path().join("b.crt"), bytes).unwrap();
+        let (told, _) = files.bad();
+        let start = format!("router.yaml:8:29: trust of b.local: this is not PEM: {says}");
+        assert!(told[0].starts_with(&start), "{told:?}");
+    }
+}
+
+#[test]
+fn a_private_key_among_authorities_is_warned_of_and_never_shown() {
+    let files = Files::new();
+    let key = files.a.key();
+    for (name, place, part) in [("ca.crt", "4:7", "identity.ca"), ("b.crt", "8:29", "trust of b.local")] {
+        let text = std::fs::read_to_string(files.dir.path().join(name)).unwrap();
+        for key in [key.to_string(), key.replace("-----BEGIN", "  -----BEGIN")] {
+            files.put(name, &format!("{text}{key}"));
+            let reading = files.read();
+            assert!(reading.outcome.is_ok());
+            let told: Vec<_> = reading.warnings.iter().map(ToString::to_string).collect();
+            let start = format!("router.yaml:{place}: {part}: there is a private key");
+            assert!(told.len() == 1 && told[0].contains(&start), "{told:?}");
+            let secret = key.lines().nth(1).unwrap();
+            assert!(!told[0].contains(secret), "the key is shown");
+        }
+        files.put(name, &text);
+    }
+    // A certificate and its key may be one file.
+    let both = ["node.crt", "node.key"]
+        .map(|name| std::fs::read_to_string(files.dir.path().join(name)).unwrap())
+        .concat();
+    files.put("node.crt", &both);
+    assert!(files.read().warnings.is_empty());
 }

@@ -1,56 +1,15 @@
 //! What strangers send, and peers that mean harm: nothing of it may reach a panic, and each gets an error.
 
 use std::cell::{Cell, OnceCell};
-use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::Pin;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use servicekeel_core::flow::frame::{Open, Preface, Refused, decode_payload};
 use servicekeel_core::mesh::LinkMessage;
-use servicekeel_runtime::net::Stream;
-use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf, duplex};
+use tokio::io::{DuplexStream, duplex};
 use tokio::time::timeout;
 
 use super::*;
-
-/// A stream in memory.
-struct Memory(DuplexStream);
-
-impl AsyncRead for Memory {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Memory {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
-    }
-}
-
-impl Stream for Memory {
-    fn reset(self) {}
-
-    fn close(self) {}
-
-    fn peer_addr(&self) -> io::Result<std::net::SocketAddr> {
-        Err(io::ErrorKind::NotConnected.into())
-    }
-}
 
 /// Numbers that look drawn, the same ones each time.
 struct Draw(u64);
@@ -130,8 +89,8 @@ fn hear_out(trial: &Trial, us: &Identity, accepts: bool, words: &[u8], step: usi
         let ours = async {
             let pool = BufferPool::new();
             match accepts {
-                true => accept(Memory(near), us.server(), pool).await.map(drop),
-                false => connect(Memory(near), us.client(), pool).await.map(drop),
+                true => accept(near, us.server(), pool).await.map(drop),
+                false => connect(near, us.client(), pool).await.map(drop),
             }
         };
         let says = async {
@@ -195,13 +154,13 @@ fn a_path_that_spoils_what_it_carries() {
         let (spoiled, mut draw) = (draw.below(6), Draw(draw.next()));
         trial.run(|| format!("number {number}"), async {
             let dialled = async {
-                let (mut channel, _) = connect(Memory(near), a.client(), BufferPool::new()).await?;
+                let (mut channel, _) = connect(near, a.client(), BufferPool::new()).await?;
                 channel.send_payload(Kind::Message, 0, &[7; 100]).unwrap();
                 channel.flush().await.ok();
                 Ok::<_, HandshakeError>(channel.recv().await.is_ok())
             };
             let accepted = async {
-                let (mut channel, _) = accept(Memory(far), b.server(), BufferPool::new()).await?;
+                let (mut channel, _) = accept(far, b.server(), BufferPool::new()).await?;
                 channel.send_payload(Kind::Message, 0, &[8; 100]).unwrap();
                 channel.flush().await.ok();
                 Ok::<_, HandshakeError>(channel.recv().await.is_ok())
@@ -234,11 +193,11 @@ fn a_path_that_spoils_what_it_carries() {
 }
 
 /// Two ends of a connection in memory.
-async fn in_memory(a: &Identity, b: &Identity) -> (Channel<Memory>, Channel<Memory>) {
+async fn in_memory(a: &Identity, b: &Identity) -> (Channel<DuplexStream>, Channel<DuplexStream>) {
     let (near, far) = duplex(1 << 18);
     let (dialled, accepted) = tokio::join!(
-        connect(Memory(near), a.client(), BufferPool::new()),
-        accept(Memory(far), b.server(), BufferPool::new()),
+        connect(near, a.client(), BufferPool::new()),
+        accept(far, b.server(), BufferPool::new()),
     );
     (dialled.unwrap().0, accepted.unwrap().0)
 }

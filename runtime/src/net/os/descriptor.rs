@@ -60,9 +60,9 @@ impl OsDescriptor {
         // kernel allows that among sockets of one user that all ask for SO_REUSEPORT (socket(7)).
         socket.set_reuse_address(true)?;
         socket.set_reuse_port(true)?;
-        socket.bind(&addr.into()).map_err(while_doing(format_args!("can't bind {addr}")))?;
+        socket.bind(&addr.into()).map_err(while_doing(format_args!("cannot bind {addr}")))?;
         if kind == DescriptorKind::TcpListener {
-            socket.listen(BACKLOG).map_err(while_doing(format_args!("can't listen on {addr}")))?;
+            socket.listen(BACKLOG).map_err(while_doing(format_args!("cannot listen on {addr}")))?;
         }
         Ok(Self::own(socket.into()))
     }
@@ -110,18 +110,22 @@ impl Descriptor for OsDescriptor {
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
         let addr = SockRef::from(&*self.0).local_addr()?;
-        addr.as_socket()
-            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not a socket of the Internet"))
+        addr.as_socket().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not an Internet socket"))
     }
 
     fn namespace(&self) -> io::Result<Option<NamespaceCookie>> {
-        match getsockopt::<8>(self.as_fd(), libc::SOL_SOCKET, libc::SO_NETNS_COOKIE) {
-            Ok((bytes, 8)) => Ok(Some(NamespaceCookie(u64::from_ne_bytes(bytes)))),
-            Ok(_) => Ok(None),
-            // Before Linux 5.14.
-            Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(None),
-            Err(error) => Err(error),
-        }
+        namespace(self.as_fd())
+    }
+}
+
+/// The network namespace of a socket; `None` where the kernel does not say.
+pub(super) fn namespace(socket: BorrowedFd<'_>) -> io::Result<Option<NamespaceCookie>> {
+    match getsockopt::<8>(socket, libc::SOL_SOCKET, libc::SO_NETNS_COOKIE) {
+        Ok((bytes, 8)) => Ok(Some(NamespaceCookie(u64::from_ne_bytes(bytes)))),
+        Ok(_) => Ok(None),
+        // Before Linux 5.14.
+        Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

@@ -41,7 +41,7 @@ impl Answered {
 /// Resolves `host:port` and connects to the first of its addresses that answers.
 pub(super) async fn connect(answered: &Answered, name: &str) -> io::Result<OsStream> {
     let resolved = tokio::net::lookup_host(name).await;
-    let addresses: Vec<_> = resolved.map_err(while_doing(format_args!("can't resolve {name}")))?.collect();
+    let addresses: Vec<_> = resolved.map_err(while_doing(format_args!("cannot resolve {name}")))?.collect();
     connect_any(answered, name, addresses, OsStream::connect_router).await
 }
 
@@ -80,7 +80,7 @@ async fn connect_any<S, A: Future<Output = io::Result<S>>>(
                 }
                 Err(error) => {
                     kind = error.kind();
-                    refusals.push(format!("can't connect to {address}: {error}"));
+                    refusals.push(format!("cannot connect to {address}: {error}"));
                 }
             },
             () = sleep_until(next), if left.len() > 0 => {}

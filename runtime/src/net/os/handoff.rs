@@ -7,6 +7,7 @@
 use std::fs;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
+use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
@@ -18,13 +19,15 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
 };
 use servicekeel_core::handoff::{MAX_DESCRIPTORS, MAX_MESSAGE};
+use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::descriptor::namespace;
 use super::thread::OfPod;
 use super::{OsDescriptor, OsPodThread, while_doing};
-use crate::net::{Handoff, HandoffListener, PeerCredentials};
+use crate::net::{Handoff, HandoffListener, PeerCredentials, Places};
 
 mod path;
 
@@ -47,6 +50,8 @@ pub struct OsHandoffListener {
     socket: UnixListener,
     /// Closes what is refused.
     closing: OsPodThread,
+    /// For conversations that get no thread of their own.
+    shared: OsPodThread,
     refused: Arc<Semaphore>,
 }
 
@@ -55,15 +60,21 @@ impl OsHandoffListener {
         address(path)?;
         if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
             fs::create_dir_all(parent)
-                .map_err(while_doing(format_args!("can't make the directory {}", parent.display())))?;
+                .map_err(while_doing(format_args!("cannot create the directory {}", parent.display())))?;
         }
         let socket = socket()?;
         let listen = || Ok(rustix::net::listen(&socket, BACKLOG)?);
         let file = path::serve(path, &socket, listen)
             .await
-            .map_err(while_doing(format_args!("can't listen on {}", path.display())))?;
-        let (closing, refused) = (OsPodThread::start()?, Arc::new(Semaphore::new(MAX_REFUSED)));
-        Ok(Self { _file: file, socket: UnixListener::from_std(socket.into())?, closing, refused })
+            .map_err(while_doing(format_args!("cannot listen on {}", path.display())))?;
+        let [closing, shared] = [(); 2].map(|()| OsPodThread::start(Arc::new(|| None)));
+        Ok(Self {
+            _file: file,
+            socket: UnixListener::from_std(socket.into())?,
+            closing: closing?,
+            shared: shared?,
+            refused: Arc::new(Semaphore::new(MAX_REFUSED)),
+        })
     }
 }
 
@@ -75,10 +86,12 @@ impl HandoffListener for OsHandoffListener {
         loop {
             match self.socket.accept().await {
                 Ok((socket, _)) => {
-                    let held = Held { socket, _permit: Some(permit) };
+                    let held = Held { socket, permit: Some(permit), shared: self.shared.clone() };
                     let conversation = OsHandoff { held: OfPod::new(held, self.closing.clone()) };
-                    let peer = conversation.held.socket.peer_cred()?;
-                    let credentials = PeerCredentials { pid: peer.pid().unwrap_or(0), uid: peer.uid() };
+                    let socket = &conversation.held.socket;
+                    let (peer, network) = (socket.peer_cred()?, namespace(socket.as_fd())?);
+                    let credentials =
+                        PeerCredentials { pid: peer.pid().unwrap_or(0), uid: peer.uid(), network };
                     return Ok((conversation, credentials));
                 }
                 Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => {}
@@ -98,13 +111,36 @@ pub struct OsHandoff {
 struct Held {
     socket: UnixStream,
     /// Of those that may be refused and not closed, until it has a thread of its own. Given back behind the close.
-    _permit: Option<OwnedSemaphorePermit>,
+    permit: Option<OwnedSemaphorePermit>,
+    shared: OsPodThread,
+}
+
+impl Drop for Held {
+    /// The kernel closes what is under way in it, and a socket may have that wait for as long as it says.
+    fn drop(&mut self) {
+        let _ = SockRef::from(&self.socket).shutdown(Shutdown::Both);
+        while let Ok(received) = receive(self.socket.as_fd())
+            && received.length > 0
+        {
+            for descriptor in &received.descriptors {
+                let _ = SockRef::from(descriptor).set_linger(None);
+            }
+        }
+    }
 }
 
 impl OsHandoff {
     fn own(socket: OwnedFd) -> io::Result<Self> {
-        let held = Held { socket: UnixStream::from_std(socket.into())?, _permit: None };
+        let (socket, shared) = (UnixStream::from_std(socket.into())?, OsPodThread::default());
+        let held = Held { socket, permit: None, shared };
         Ok(Self { held: OfPod::new(held, OsPodThread::default()) })
+    }
+
+    /// Has it served there.
+    fn on(self, thread: OsPodThread) -> Self {
+        let (mut held, _closing) = self.held.into_parts();
+        held.permit = None;
+        Self { held: OfPod::new(held, thread) }
     }
 
     pub(super) async fn connect(path: &Path) -> io::Result<Self> {
@@ -131,10 +167,16 @@ impl Handoff for OsHandoff {
     type Descriptor = OsDescriptor;
     type Thread = OsPodThread;
 
-    fn with_own_thread(self) -> io::Result<Self> {
-        let thread = OsPodThread::start()?;
-        let (held, _closing) = self.held.into_parts();
-        Ok(Self { held: OfPod::new(Held { _permit: None, ..held }, thread) })
+    fn with_own_thread(self, places: Places) -> Result<Self, (Self, io::Error)> {
+        match OsPodThread::start(places) {
+            Ok(thread) => Ok(self.on(thread)),
+            Err(error) => Err((self, error)),
+        }
+    }
+
+    fn with_shared_thread(self, places: Places) -> Self {
+        let thread = self.held.shared.beside(places);
+        self.on(thread)
     }
 
     fn thread(&self) -> OsPodThread {
@@ -174,8 +216,16 @@ fn send(fd: BorrowedFd<'_>, message: &[u8], descriptors: &[OsDescriptor]) -> io:
     Ok(())
 }
 
-/// Takes one message off the socket, or none of it.
-fn recv(fd: BorrowedFd<'_>, thread: &OsPodThread) -> io::Result<Option<(Vec<u8>, Vec<OsDescriptor>)>> {
+/// What one message was, owned before anything is looked at, so that whoever does not pass it on closes it.
+struct Received {
+    bytes: Vec<u8>,
+    length: usize,
+    flags: ReturnFlags,
+    descriptors: Vec<OwnedFd>,
+}
+
+/// Takes one message off the socket.
+fn receive(fd: BorrowedFd<'_>) -> io::Result<Received> {
     let mut bytes = vec![0; MAX_MESSAGE];
     let mut space = [MaybeUninit::uninit(); CONTROL];
     let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -188,31 +238,34 @@ fn recv(fd: BorrowedFd<'_>, thread: &OsPodThread) -> io::Result<Option<(Vec<u8>,
             other => break other?,
         }
     };
-    // Owned before anything is looked at, so that every return closes what it does not pass on.
-    let descriptors: Vec<OsDescriptor> = control
-        .drain()
-        .filter_map(|message| match message {
-            RecvAncillaryMessage::ScmRights(rights) => Some(rights),
-            _ => None,
-        })
-        .flatten()
-        .map(|fd| OsDescriptor::of_pod(fd, thread))
-        .collect();
-    if received.bytes == 0 {
+    let rights = control.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(rights) => Some(rights),
+        _ => None,
+    });
+    let descriptors = rights.flatten().collect();
+    let (length, flags) = (received.bytes, received.flags);
+    Ok(Received { bytes, length, flags, descriptors })
+}
+
+/// Takes one message off the socket, or none of it.
+fn recv(fd: BorrowedFd<'_>, thread: &OsPodThread) -> io::Result<Option<(Vec<u8>, Vec<OsDescriptor>)>> {
+    let Received { mut bytes, length, flags, descriptors } = receive(fd)?;
+    let descriptors: Vec<_> = descriptors.into_iter().map(|fd| OsDescriptor::of_pod(fd, thread)).collect();
+    if length == 0 {
         return Ok(None);
     }
-    if received.flags.contains(ReturnFlags::TRUNC) {
+    if flags.contains(ReturnFlags::TRUNC) {
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,
             format!("a message of more than {MAX_MESSAGE} bytes"),
         ));
     }
-    let truncated = received.flags.contains(ReturnFlags::CTRUNC);
+    let truncated = flags.contains(ReturnFlags::CTRUNC);
     // The kernel fills the space, or stops before where it has no number for the next descriptor.
     if truncated && descriptors.len() < MAX_DESCRIPTORS {
         return Err(io::Error::new(
             io::ErrorKind::QuotaExceeded,
-            "this process has no descriptor left: raise its limit of open files (RLIMIT_NOFILE)",
+            "out of file descriptors: raise the open file limit (RLIMIT_NOFILE)",
         ));
     }
     // The space has room for one more, for its alignment.
@@ -222,7 +275,7 @@ fn recv(fd: BorrowedFd<'_>, thread: &OsPodThread) -> io::Result<Option<(Vec<u8>,
             format!("a message with more than {MAX_DESCRIPTORS} descriptors"),
         ));
     }
-    bytes.truncate(received.bytes);
+    bytes.truncate(length);
     bytes.shrink_to_fit();
     Ok(Some((bytes, descriptors)))
 }

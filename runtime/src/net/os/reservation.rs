@@ -20,7 +20,7 @@ impl OsReservation {
         leaves(&socket, RESERVE, limit::open_files())?;
         socket
             .bind(&SockAddr::unix(format!("\0servicekeel/{name}"))?)
-            .map_err(while_doing(format_args!("can't reserve {name}")))?;
+            .map_err(while_doing(format_args!("cannot reserve {name}")))?;
         Ok(Self { _socket: socket })
     }
 }

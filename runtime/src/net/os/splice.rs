@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::net::RecvFlags;
+use rustix::net::{RecvFlags, SendFlags};
 use rustix::pipe::{PipeFlags, SpliceFlags};
 use socket2::SockRef;
 use tokio::io::Interest;
@@ -20,9 +20,10 @@ use tokio::select;
 use tokio::time::{sleep, timeout};
 
 use super::OsStream;
-use super::tcp_info::TcpInfo;
+use super::tcp_info;
 use crate::limit;
 use crate::net::Stream;
+use crate::net::tcp::TcpInfo;
 
 /// Empty pipes that are kept for the next flow.
 const STOCK: usize = 32;
@@ -69,7 +70,7 @@ impl Pipe {
     fn open() -> io::Result<Self> {
         let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
         if limit::is_of_the_last(&write) {
-            return Err(io::Error::other("the limit of open files leaves no descriptor for it"));
+            return Err(io::Error::other("out of file descriptors: raise the open file limit (ulimit -n)"));
         }
         // Above the user's share of pipe memory this fails, and the pipe has its default size, or a page.
         let _ = rustix::pipe::fcntl_setpipe_size(&write, PIPE);
@@ -83,19 +84,32 @@ impl Pipe {
         Ok(n)
     }
 
-    /// Bytes that a splice leaves where they are: it stops before an urgent one and says that there are none, or that
-    /// `from` has ended. 0 when it has.
-    fn fill_by_copy(&mut self, from: &TcpStream) -> io::Result<usize> {
+    /// Carries a few bytes by copying: short messages, for which that is less work than a way through the pipe, and what
+    /// a splice leaves where it is, since it stops before an urgent byte and says that there is nothing, or that `from`
+    /// has ended. What `to` has no room for goes into the pipe, which is empty and has a page at least. Says how many
+    /// came, 0 when `from` has ended, and how many went.
+    fn copy(&mut self, from: &TcpStream, to: &TcpStream) -> io::Result<(usize, io::Result<usize>)> {
         let mut bytes = [0; PAGE];
         let (n, _) = uninterrupted(|| rustix::net::recv(from, &mut bytes, RecvFlags::DONTWAIT))?;
-        let mut rest = &bytes[..n];
+        Ok((n, self.pass_on(&bytes[..n], to)))
+    }
+
+    fn pass_on(&mut self, bytes: &[u8], to: &TcpStream) -> io::Result<usize> {
+        if bytes.is_empty() {
+            return Ok(0);
+        }
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        let sent = match uninterrupted(|| rustix::net::send(to, bytes, flags)) {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => 0,
+            sent => sent?,
+        };
+        let mut rest = &bytes[sent..];
         while !rest.is_empty() {
-            // It is empty, and has a page at least.
             let written = uninterrupted(|| rustix::io::write(&self.write, rest))?;
             self.held += written;
             rest = &rest[written..];
         }
-        Ok(n)
+        Ok(sent)
     }
 
     /// One splice out of the pipe.
@@ -127,7 +141,7 @@ impl Pipes {
             match Pipe::open() {
                 Ok(pipe) => return pipe,
                 Err(e) => {
-                    tracing::debug!(error = %e, "no pipe; the flow waits");
+                    tracing::debug!(error = %e, "cannot create a pipe; the flow waits");
                     sleep(NO_PIPE).await;
                 }
             }
@@ -202,7 +216,7 @@ impl<'s> Side<'s> {
     async fn has_all(&self) {
         let mut pause = ASK.0;
         let waits = |info: &TcpInfo| !info.is_taken() && !info.is_closed();
-        while TcpInfo::read(self.stream.as_fd()).is_ok_and(|info| waits(&info)) {
+        while tcp_info::read(self.stream.as_fd()).is_ok_and(|info| waits(&info)) {
             sleep(pause).await;
             pause = (pause * 2).min(ASK.1);
         }
@@ -258,10 +272,11 @@ async fn both_ways(
 
 /// Carries bytes one way until `from` ends, and then ends `to`.
 async fn carry(pipes: &Pipes, from: &Side<'_>, to: &Side<'_>, count: impl Fn(u64)) -> io::Result<()> {
+    let mut short = true;
     loop {
         from.stream.readable().await?;
         let mut pipe = pipes.take().await;
-        let ended = burst(&mut pipe, from, to, &count).await?;
+        let ended = burst(&mut pipe, from, to, &mut short, &count).await?;
         pipes.put_back(pipe);
         if ended && from.is_broken() {
             return Err(io::ErrorKind::ConnectionReset.into());
@@ -272,25 +287,45 @@ async fn carry(pipes: &Pipes, from: &Side<'_>, to: &Side<'_>, count: impl Fn(u64
     }
 }
 
-/// Carries what `from` has now; true when `from` has ended. Leaves the pipe empty.
+/// Carries what `from` has now; true when `from` has ended. Leaves the pipe empty. `short`: what came last was less than
+/// a page, and so may this be.
 ///
 /// Bytes are read into an empty pipe only, so EAGAIN has one meaning each time: into the pipe, that `from` has
 /// nothing; out of it, that `to` has no room.
-async fn burst(pipe: &mut Pipe, from: &Side<'_>, to: &Side<'_>, count: &impl Fn(u64)) -> io::Result<bool> {
+async fn burst(
+    pipe: &mut Pipe,
+    from: &Side<'_>,
+    to: &Side<'_>,
+    short: &mut bool,
+    count: &impl Fn(u64),
+) -> io::Result<bool> {
     let mut share = SHARE;
+    let mut all = 0;
     loop {
-        let filled = from.stream.try_io(Interest::READABLE, || match pipe.fill(from.stream) {
-            Ok(0) => pipe.fill_by_copy(from.stream),
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => pipe.fill_by_copy(from.stream),
-            filled => filled,
+        let moved = from.stream.try_io(Interest::READABLE, || {
+            if !*short {
+                match pipe.fill(from.stream) {
+                    Ok(0) => {}
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                    spliced => return spliced.map(|n| (n, Ok(0))),
+                }
+            }
+            pipe.copy(from.stream, to.stream)
         });
-        match filled {
-            Ok(0) => return Ok(true),
-            Ok(_) => {}
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+        let (came, went) = match moved {
+            Ok((0, _)) => return Ok(true),
+            Ok((came, went)) => (came, went.map_err(|error| to.breaks(error))?),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                *short = all < PAGE;
+                return Ok(false);
+            }
             Err(e) => return Err(from.breaks(e)),
+        };
+        if went > 0 {
+            count(went as u64);
         }
-        let filled = pipe.held;
+        *short &= came < PAGE;
+        all += came;
         while pipe.held > 0 {
             match to.stream.try_io(Interest::WRITABLE, || pipe.drain(to.stream)) {
                 Ok(n) => count(n as u64),
@@ -298,7 +333,7 @@ async fn burst(pipe: &mut Pipe, from: &Side<'_>, to: &Side<'_>, count: &impl Fn(
                 Err(e) => return Err(to.breaks(e)),
             }
         }
-        share = share.saturating_sub(filled.max(LEAST));
+        share = share.saturating_sub(came.max(LEAST));
         if share == 0 {
             tokio::task::yield_now().await;
             share = SHARE;

@@ -1,42 +1,38 @@
 //! TCP streams and listeners.
 
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, Write};
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::net::SocketFlags;
+use rustix::net::{RecvFlags, SocketFlags};
 use servicekeel_core::handoff::DescriptorKind;
 use socket2::{Domain, Protocol, SockRef, TcpKeepalive, Type};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::time::sleep;
+use tokio::runtime::{Handle, Id};
 
 use super::descriptor::BACKLOG;
-use super::tcp_info::TcpInfo;
+use super::tcp_info;
 use super::thread::OfPod;
 use super::{OsDescriptor, OsPodThread, while_doing};
+use crate::net::tcp::{BETWEEN_ROUTERS, TcpInfo};
 use crate::net::{Descriptor, Listener, Stream};
-
-/// An idle path that is dead is found by probes after 15 s of silence, three of them, 5 s apart. One whose reader pauses
-/// answers them. There is no limit to how long bytes may stay unacknowledged (TCP_USER_TIMEOUT, RFC 5482): Linux counts
-/// a closed window as such (tcp(7)), so it would end a flow whose application takes nothing for a while. A peer that is
-/// gone is found by the link.
-const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
-    .with_time(Duration::from_secs(15))
-    .with_interval(Duration::from_secs(5))
-    .with_retries(3);
 
 /// A listener of a pod that says so often in a row that a connection waits, and then has none ...
 const SPURIOUS: u32 = 32;
 /// ... is asked again after this time.
 const SPURIOUS_PAUSE: Duration = Duration::from_millis(10);
 
-/// How often a stream that has something to read is asked whether it was reset.
-const GONE: Duration = Duration::from_secs(1);
+/// A client that has closed both ways looks like one that only has nothing more to say, until its kernel has forgotten the
+/// connection (60 s: tcp_fin_timeout, tcp(7)) and says so to a probe. One that stands still answers.
+const OF_CLIENTS: TcpKeepalive = TcpKeepalive::new()
+    .with_time(Duration::from_secs(75))
+    .with_interval(Duration::from_secs(15))
+    .with_retries(9);
 
 /// A TCP stream without Nagle's delay.
 #[derive(Debug)]
@@ -46,19 +42,18 @@ pub struct OsStream(Socket);
 enum Socket {
     /// This program's own, to be polled where it is polled first.
     Fresh(Option<std::net::TcpStream>),
-    Polled(OfPod<TcpStream>),
+    Polled(OfPod<TcpStream>, Id),
 }
 
 impl OsStream {
     /// On the pod's thread, which the connect may block.
     pub(super) async fn connect_descriptor(descriptor: OsDescriptor, addr: SocketAddr) -> io::Result<Self> {
-        descriptor.check(DescriptorKind::TcpUnconnected)?;
         let (socket, thread) = descriptor.into_nonblocking()?;
         let socket = TcpSocket::from_std_stream(std::net::TcpStream::from(socket));
         socket.set_nodelay(true)?;
         of_application(&SockRef::from(&socket))?;
         let stream = socket.connect(addr).await?;
-        Ok(Self(Socket::Polled(OfPod::new(stream, thread))))
+        Ok(Self::polled_here(stream, thread))
     }
 
     pub(super) async fn connect_router(addr: SocketAddr) -> io::Result<Self> {
@@ -68,7 +63,11 @@ impl OsStream {
     }
 
     fn own(stream: TcpStream) -> Self {
-        Self(Socket::Polled(OfPod::new(stream, OsPodThread::default())))
+        Self::polled_here(stream, OsPodThread::default())
+    }
+
+    fn polled_here(stream: TcpStream, thread: OsPodThread) -> Self {
+        Self(Socket::Polled(OfPod::new(stream, thread), Handle::current().id()))
     }
 
     /// The stream, polled by the runtime of the caller from now on where none did before.
@@ -78,30 +77,39 @@ impl OsStream {
             *self = Self::own(TcpStream::from_std(stream)?);
         }
         match &mut self.0 {
-            Socket::Polled(stream) => Ok(stream.get_mut()),
+            Socket::Polled(stream, _) => Ok(stream.get_mut()),
             Socket::Fresh(_) => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+
+    /// What is written first where nothing polls the stream yet needs nobody to wait.
+    fn write_unpolled(&mut self, bufs: &[IoSlice<'_>]) -> Option<io::Result<usize>> {
+        let Socket::Fresh(Some(stream)) = &mut self.0 else { return None };
+        match stream.write_vectored(bufs) {
+            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => None,
+            written => Some(written),
         }
     }
 
     /// The thread of the pod that has a duplicate, where one may have.
     pub(super) fn thread(&self) -> OsPodThread {
         match &self.0 {
-            Socket::Polled(stream) => stream.thread().clone(),
+            Socket::Polled(stream, _) => stream.thread().clone(),
             Socket::Fresh(_) => OsPodThread::default(),
         }
     }
 
     fn info(&self) -> Option<TcpInfo> {
         match &self.0 {
-            Socket::Polled(stream) => TcpInfo::read(stream.as_fd()).ok(),
-            Socket::Fresh(stream) => stream.as_ref().and_then(|stream| TcpInfo::read(stream.as_fd()).ok()),
+            Socket::Polled(stream, _) => tcp_info::read(stream.as_fd()).ok(),
+            Socket::Fresh(stream) => stream.as_ref().and_then(|stream| tcp_info::read(stream.as_fd()).ok()),
         }
     }
 
     /// Drops the stream after what `how` does with it, on the pod's thread where it is one of a pod.
     fn end(self, how: impl FnOnce(&SockRef<'_>) + Send + 'static) {
         match self.0 {
-            Socket::Polled(stream) => {
+            Socket::Polled(stream, _) => {
                 let (stream, thread) = stream.into_parts();
                 thread.call(move || how(&SockRef::from(&stream)));
             }
@@ -130,7 +138,12 @@ fn reset_when_dropped(socket: &SockRef<'_>) -> io::Result<()> {
 /// What sockets between routers have. Those that a listener accepts inherit it.
 fn between_routers(socket: &SockRef<'_>) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_keepalive(&KEEPALIVE)
+    let keepalive = TcpKeepalive::new()
+        .with_time(BETWEEN_ROUTERS.keepalive_idle)
+        .with_interval(BETWEEN_ROUTERS.keepalive_interval)
+        .with_retries(BETWEEN_ROUTERS.keepalive_probes);
+    socket.set_tcp_keepalive(&keepalive)?;
+    socket.set_tcp_user_timeout(BETWEEN_ROUTERS.user_timeout)
 }
 
 impl Stream for OsStream {
@@ -143,18 +156,44 @@ impl Stream for OsStream {
         self.end(|socket| drop(socket.set_linger(None)));
     }
 
-    async fn gone(&mut self) {
-        let Ok(stream) = self.polled() else { return };
-        if matches!(stream.peek(&mut [0]).await, Ok(1..)) {
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Ok(stream) = self.polled() else { return Poll::Ready(()) };
+        let mut byte = [0];
+        match ready!(stream.poll_peek(cx, &mut ReadBuf::new(&mut byte))) {
             // What waits to be read hides a reset behind it from all but the socket's state, and an end from that too.
-            while !self.is_broken() {
-                sleep(GONE).await;
-            }
+            Ok(1..) if !self.is_broken() => Poll::Pending,
+            _ => Poll::Ready(()),
         }
+    }
+
+    fn come_here(&mut self) -> io::Result<()> {
+        let here = Handle::current().id();
+        match std::mem::replace(&mut self.0, Socket::Fresh(None)) {
+            // One of a pod stays where it is.
+            Socket::Polled(stream, at) if at != here && stream.thread().is_none() => {
+                self.0 = Socket::Fresh(Some(stream.into_parts().0.into_std()?));
+            }
+            socket => self.0 = socket,
+        }
+        Ok(())
+    }
+
+    fn is_idle(&self) -> bool {
+        let peek = |fd| rustix::net::recv(fd, &mut [0; 1], RecvFlags::DONTWAIT | RecvFlags::PEEK);
+        let peeked = match &self.0 {
+            Socket::Polled(stream, _) => peek(stream.as_fd()),
+            Socket::Fresh(Some(stream)) => peek(stream.as_fd()),
+            Socket::Fresh(None) => return false,
+        };
+        peeked.is_err_and(|e| e == Errno::AGAIN)
     }
 
     fn is_taken(&self) -> bool {
         self.info().is_none_or(|info| info.is_taken())
+    }
+
+    fn retransmits_after(&self) -> Option<Duration> {
+        self.info().map(|info| info.rto)
     }
 
     fn is_broken(&self) -> bool {
@@ -167,7 +206,7 @@ impl Stream for OsStream {
 
     fn peer_addr(&self) -> io::Result<SocketAddr> {
         match &self.0 {
-            Socket::Polled(stream) => stream.peer_addr(),
+            Socket::Polled(stream, _) => stream.peer_addr(),
             Socket::Fresh(Some(stream)) => stream.peer_addr(),
             Socket::Fresh(None) => Err(io::ErrorKind::NotConnected.into()),
         }
@@ -186,6 +225,9 @@ impl AsyncRead for OsStream {
 
 impl AsyncWrite for OsStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if let Some(written) = self.write_unpolled(&[IoSlice::new(buf)]) {
+            return Poll::Ready(written);
+        }
         Pin::new(self.polled()?).poll_write(cx, buf)
     }
 
@@ -194,6 +236,9 @@ impl AsyncWrite for OsStream {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if let Some(written) = self.write_unpolled(bufs) {
+            return Poll::Ready(written);
+        }
         Pin::new(self.polled()?).poll_write_vectored(cx, bufs)
     }
 
@@ -227,7 +272,9 @@ impl OsListener {
         descriptor.check(DescriptorKind::TcpListener)?;
         let (listener, thread) = descriptor.into_nonblocking()?;
         // What it accepts inherits this.
-        SockRef::from(&listener).set_tcp_nodelay(true)?;
+        let socket = SockRef::from(&listener);
+        socket.set_tcp_nodelay(true)?;
+        socket.set_tcp_keepalive(&OF_CLIENTS)?;
         let listener = TcpStream::from_std(listener.into())?;
         Ok(Self(Listening::OfPod(OfPod::new(listener, thread))))
     }
@@ -237,8 +284,8 @@ impl OsListener {
         let socket = socket2::Socket::new(Domain::for_address(addr), kind, Some(Protocol::TCP))?;
         socket.set_reuse_address(true)?;
         between_routers(&SockRef::from(&socket))?;
-        socket.bind(&addr.into()).map_err(while_doing(format_args!("can't bind {addr}")))?;
-        socket.listen(BACKLOG).map_err(while_doing(format_args!("can't listen on {addr}")))?;
+        socket.bind(&addr.into()).map_err(while_doing(format_args!("cannot bind {addr}")))?;
+        socket.listen(BACKLOG).map_err(while_doing(format_args!("cannot listen on {addr}")))?;
         TcpListener::from_std(socket.into()).map(Listening::Own).map(Self)
     }
 }

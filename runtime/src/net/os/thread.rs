@@ -7,29 +7,34 @@
 
 use std::any::Any;
 use std::convert::Infallible;
+use std::fmt;
 use std::future::Future;
 use std::io;
 use std::ops::Deref;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::{self, ThreadId};
+use std::time::Duration;
 
-use tokio::runtime::{Builder, Handle};
-use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
+use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::sync::{Notify, oneshot};
+use tokio::task::{AbortHandle, JoinHandle, JoinSet};
+use tokio::time::sleep;
 
 use super::while_doing;
 use crate::limit;
-use crate::net::PodThread;
+use crate::net::{Places, PodThread};
 
-/// What a thread needs is little: calls and the tasks of flows, whose state is on the heap.
-const STACK: usize = 256 << 10;
+/// As much as tokio gives its own threads, since the same tasks run here. Memory is what of it was touched.
+const STACK: usize = 2 << 20;
 /// The most threads of one pod beside its first, where there are as many processors.
 const MORE: usize = 3;
 /// A pod gets another thread when each that it has carries so many flows.
 const BUSY: usize = 2;
 /// A process that may have fewer open files (RLIMIT_NOFILE) has one thread for each pod: a thread takes three or four.
 const FEW_FILES: u64 = 4096;
+/// See [`Pace`]: shorter than any timeout of a flow.
+const BEAT: Duration = Duration::from_secs(1);
 
 /// A handle of the threads, or of none: what is a program's own is called where it is. They end when no handle is left
 /// and their last call has returned; nothing waits for that.
@@ -42,37 +47,99 @@ struct Running {
     /// Started one after the other as flows come, and kept for the next.
     more: [OnceLock<Thread>; MORE],
     guests: Guests,
+    places: Taken,
 }
 
-#[derive(Debug)]
+/// Of threads beside the first.
+struct Taken(Places);
+
+impl fmt::Debug for Taken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Taken")
+    }
+}
+
+#[derive(Debug, Clone)]
 struct Thread {
     runtime: Handle,
     id: ThreadId,
     /// How many flows it carries.
     flows: Arc<AtomicUsize>,
-    /// The thread ends when this is dropped.
-    _alive: oneshot::Sender<Infallible>,
+    pace: Arc<Pace>,
+    /// The thread ends when the last of these is dropped.
+    _alive: Arc<oneshot::Sender<Infallible>>,
+}
+
+/// A timer that runs while flows begin. An event loop is woken, by a system call, for each timer that is due before all
+/// that it has; beside this one no timeout of a flow is.
+#[derive(Debug, Default)]
+struct Pace {
+    /// Since the last beat.
+    begun: AtomicBool,
+    begins: Notify,
+}
+
+impl Pace {
+    fn begin(&self) {
+        if !self.begun.load(Ordering::Relaxed) && !self.begun.swap(true, Ordering::Relaxed) {
+            self.begins.notify_one();
+        }
+    }
+
+    async fn keep(&self) -> Infallible {
+        loop {
+            self.begins.notified().await;
+            while self.begun.swap(false, Ordering::Relaxed) {
+                sleep(BEAT).await;
+            }
+        }
+    }
 }
 
 /// Dropped with the last thread.
 type Guests = Arc<Mutex<Vec<Box<dyn Any + Send>>>>;
 
+/// Where no thread can be had for it, it ends on that of the caller, which must not wait.
+struct EventLoop(Option<Runtime>);
+
+impl EventLoop {
+    fn get(&self) -> &Runtime {
+        self.0.as_ref().expect("there until it is dropped")
+    }
+}
+
+impl Drop for EventLoop {
+    fn drop(&mut self) {
+        self.0.take().into_iter().for_each(Runtime::shutdown_background);
+    }
+}
+
 impl Thread {
-    fn start(guests: Guests) -> io::Result<Self> {
+    /// It keeps what it is given while it lasts.
+    fn start(kept: impl Send + 'static) -> io::Result<Self> {
         let runtime = Builder::new_current_thread().enable_io().enable_time().build();
-        let runtime = runtime.map_err(while_doing("no event loop for a sidecar's thread"))?;
-        let handle = runtime.handle().clone();
-        let (alive, over) = oneshot::channel();
+        let runtime = runtime.map_err(while_doing("cannot create the event loop of a sidecar's thread"))?;
+        let runtime = EventLoop(Some(runtime));
+        let handle = runtime.get().handle().clone();
+        let (alive, over) = oneshot::channel::<Infallible>();
+        let pace = Arc::new(Pace::default());
+        let keep = pace.clone();
         let thread = thread::Builder::new()
             .name("pod".into())
             .stack_size(STACK)
             .spawn(move || {
-                let _ = runtime.block_on(over);
+                runtime.get().block_on(async {
+                    tokio::select! {
+                        _ = over => {}
+                        never = keep.keep() => match never {},
+                    }
+                });
                 drop(runtime);
-                drop(guests);
+                drop(kept);
             })
-            .map_err(while_doing("no thread for a sidecar"))?;
-        Ok(Self { runtime: handle, id: thread.thread().id(), flows: Arc::default(), _alive: alive })
+            .map_err(while_doing("cannot start a thread for a sidecar"))?;
+        let id = thread.thread().id();
+        Ok(Self { runtime: handle, id, flows: Arc::default(), pace, _alive: Arc::new(alive) })
     }
 }
 
@@ -87,20 +154,25 @@ impl Running {
         self.all().find(|thread| thread.id == id)
     }
 
-    /// The one that carries the fewest flows, or another.
+    /// The caller's own where it is not busy, else the one that carries the fewest flows, or another.
     fn least_busy(&self) -> &Thread {
         let flows = |thread: &&Thread| thread.flows.load(Ordering::Relaxed);
+        if let Some(here) = self.here()
+            && flows(&here) < BUSY
+        {
+            return here;
+        }
         let least = self.all().min_by_key(flows).unwrap_or(&self.first);
         if flows(&least) < BUSY {
             return least;
         }
+        let next = self.more.iter().take(more()).find(|thread| thread.get().is_none());
+        let Some(next) = next.filter(|_| !limit::is_short()) else { return least };
+        let Some(place) = (self.places.0)() else { return least };
         // Whoever comes second takes what is there.
-        match self.more.iter().take(more()).find(|thread| thread.get().is_none()) {
-            Some(next) if !limit::is_short() => match Thread::start(self.guests.clone()) {
-                Ok(thread) => next.get_or_init(|| thread),
-                Err(_) => least,
-            },
-            _ => least,
+        match Thread::start((self.guests.clone(), place)) {
+            Ok(thread) => next.get_or_init(|| thread),
+            Err(_) => least,
         }
     }
 }
@@ -123,15 +195,33 @@ impl PartialEq for OsPodThread {
 }
 
 impl OsPodThread {
-    pub(super) fn start() -> io::Result<Self> {
+    pub(super) fn start(places: Places) -> io::Result<Self> {
         let guests = Guests::default();
         let first = Thread::start(guests.clone())?;
-        Ok(Self(Some(Arc::new(Running { first, more: Default::default(), guests }))))
+        let (more, places) = (Default::default(), Taken(places));
+        Ok(Self(Some(Arc::new(Running { first, more, guests, places }))))
+    }
+
+    /// Threads of another pod, whose first is the first of these. What is held goes with the last handle, where a call may
+    /// still be under way.
+    pub(super) fn beside(&self, places: Places) -> Self {
+        let running = |shared: &Arc<Running>| Running {
+            first: shared.first.clone(),
+            more: Default::default(),
+            guests: Guests::default(),
+            places: Taken(places),
+        };
+        Self(self.0.as_ref().map(running).map(Arc::new))
     }
 
     /// This one, or the other where this is none.
     pub(super) fn or(self, other: Self) -> Self {
         Self(self.0.or(other.0))
+    }
+
+    /// Whether it is of no pod.
+    pub(super) fn is_none(&self) -> bool {
+        self.0.is_none()
     }
 
     /// The threads, where the caller is on none of them.
@@ -157,15 +247,38 @@ impl PodThread for OsPodThread {
     }
 
     async fn run_flow<T: Send + 'static>(&self, task: impl Future<Output = T> + Send + 'static) -> Option<T> {
-        let Some(running) = &self.0 else { return Some(task.await) };
+        let Some(running) = self.elsewhere() else { return Some(task.await) };
         let thread = running.least_busy();
-        let counted = Counted::new(&thread.flows);
-        let task = thread.runtime.spawn(async move {
+        thread.pace.begin();
+        let counted = Counted::new(thread);
+        let task = thread.runtime.spawn(Box::pin(async move {
             let outcome = task.await;
             drop(counted);
             outcome
-        });
+        }));
         (&mut AbortOnDrop(task).0).await.ok()
+    }
+
+    fn spawn_flow(
+        &self,
+        set: &mut JoinSet<()>,
+        home: &Handle,
+        carried: bool,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) -> AbortHandle {
+        let Some(running) = &self.0 else { return set.spawn_on(task, home) };
+        let thread = match carried {
+            true => running.least_busy(),
+            false => running.here().unwrap_or(&running.first),
+        };
+        thread.pace.begin();
+        let (counted, alive) = (carried.then(|| Counted::new(thread)), self.clone());
+        // A task's room is moved as a whole more than once.
+        let task = Box::pin(async move {
+            task.await;
+            drop((counted, alive));
+        });
+        set.spawn_on(task, &thread.runtime)
     }
 
     fn hold(&self, guest: impl Send + 'static) {
@@ -179,9 +292,9 @@ impl PodThread for OsPodThread {
 struct Counted(Arc<AtomicUsize>);
 
 impl Counted {
-    fn new(flows: &Arc<AtomicUsize>) -> Self {
-        flows.fetch_add(1, Ordering::Relaxed);
-        Self(flows.clone())
+    fn new(thread: &Thread) -> Self {
+        thread.flows.fetch_add(1, Ordering::Relaxed);
+        Self(thread.flows.clone())
     }
 }
 
@@ -257,7 +370,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_pod_with_many_flows_has_more_threads_and_shares_the_flows_out() {
-        let pod = OsPodThread::start().unwrap();
+        let places = Arc::new(Semaphore::new(MORE));
+        let taken = places.clone();
+        let place = move || Some(Box::new(taken.clone().try_acquire_owned().ok()?) as Box<dyn Any + Send>);
+        let pod = OsPodThread::start(Arc::new(place)).unwrap();
         let end = Arc::new(Semaphore::new(0));
         let mut flows = JoinSet::new();
         for number in 1..=8 {
@@ -283,6 +399,22 @@ mod tests {
         }
         assert_eq!(by_thread.len(), threads);
         assert!(pod.0.as_ref().unwrap().all().all(|thread| thread.flows.load(Ordering::Relaxed) == 0));
+        // Each has a place for as long as it is there.
+        assert_eq!(places.available_permits(), MORE - more());
+        drop(pod);
+        timeout(Duration::from_secs(5), places.acquire_many(MORE as u32)).await.unwrap().unwrap().forget();
+    }
+
+    #[tokio::test]
+    async fn flows_share_the_threads_that_are_there_where_there_is_no_place_for_another() {
+        let pod = OsPodThread::start(Arc::new(|| None)).unwrap();
+        let mut flows = JoinSet::new();
+        for number in 1..=8 {
+            let thread = pod.clone();
+            flows.spawn(async move { thread.run_flow(std::future::pending::<()>()).await });
+            wait_for_flows(number, &pod).await;
+        }
+        assert_eq!(pod.0.as_ref().unwrap().all().count(), 1);
     }
 
     async fn wait_for_flows(number: usize, pod: &OsPodThread) {
@@ -295,9 +427,46 @@ mod tests {
         timeout(Duration::from_secs(5), reached).await.unwrap();
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn the_timer_of_a_thread_runs_only_while_flows_begin() {
+        let pace = Pace::default();
+        let beats = async || {
+            let _ = timeout(10 * BEAT, pace.keep()).await;
+            pace.begun.load(Ordering::Relaxed)
+        };
+        pace.begin();
+        assert!(pace.begun.load(Ordering::Relaxed));
+        assert!(!beats().await, "it stops where no flow begins");
+        pace.begin();
+        assert!(!beats().await, "it begins again");
+    }
+
+    #[tokio::test]
+    async fn pods_that_share_a_thread_share_nothing_else() {
+        let shared = OsPodThread::start(Arc::new(|| None)).unwrap();
+        let [one, other] = [(); 2].map(|()| shared.beside(Arc::new(|| None)));
+        assert!(one != other && one != shared);
+        let id = |pod: OsPodThread| async move { pod.run(async { thread::current().id() }).await.unwrap() };
+        assert_eq!(id(one.clone()).await, id(other.clone()).await);
+        let [(of_one, one_gone), (of_other, mut other_gone)] =
+            [(); 2].map(|()| oneshot::channel::<Infallible>());
+        one.hold(of_one);
+        other.hold(of_other);
+        drop((shared, one));
+        assert!(timeout(Duration::from_secs(5), one_gone).await.unwrap().is_err());
+        assert!(other_gone.try_recv().is_err_and(|error| error == oneshot::error::TryRecvError::Empty));
+        assert!(other.run(async { true }).await.unwrap(), "the thread goes on for the other");
+    }
+
+    #[tokio::test]
+    async fn an_event_loop_that_gets_no_thread_ends_where_a_task_runs() {
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        drop(EventLoop(Some(runtime)));
+    }
+
     #[tokio::test]
     async fn what_is_held_goes_with_the_last_thread_and_not_before_a_call_has_returned() {
-        let pod = OsPodThread::start().unwrap();
+        let pod = OsPodThread::start(Arc::new(|| None)).unwrap();
         let (guest, mut gone) = oneshot::channel::<Infallible>();
         pod.hold(guest);
         let (release, blocked) = std::sync::mpsc::channel::<()>();

@@ -74,7 +74,7 @@ fn lists_sockets_and_switches() {
 #[test]
 fn what_is_wrong_is_said() {
     refused(&["--sidecar-ip-range=10.0.0.0/24"], "not inside 127.0.0.0/8");
-    refused(&["--sidecar-ip-range=127.0.66.0/32"], "no address to give");
+    refused(&["--sidecar-ip-range=127.0.66.0/32"], "no usable address");
     refused(&["--sidecar-ip-range=local"], "such as 127.0.66.0/24");
     refused(&["--sidecar-server-listen=tcp://1.2.3.4:5"], "unix:///tmp/router.sock");
     refused(&["--sidecar-server-listen=unix://"], "has no path");
@@ -91,7 +91,7 @@ fn what_is_wrong_is_said() {
     refused(&["--sidecar-source=etcd"], "files, api, auto");
     refused(&["--pod-namespace="], "--pod-namespace");
     refused(&["--sidecar-admin-addr=15020"], "nor `off`");
-    refused(&["--pod-name", &"x".repeat(254)], "253 is the most");
+    refused(&["--pod-name", &"x".repeat(254)], "the limit is 253");
 }
 
 /// Each flag is the variable's name in lower case.
@@ -115,8 +115,8 @@ fn a_link_local_upstream_names_its_interface() {
     let shown: Vec<String> = upstreams.iter().map(ToString::to_string).collect();
     assert_eq!(shown, ["[fe80::1%1]:53", "[fe80::2%1]:5353", "[fe80::3%1]:54", "[fd00::1]:55"]);
     for (text, reason) in [
-        ("fe80::1", "names no interface"),
-        ("fe80::1%nowhere0", "which is not here"),
+        ("fe80::1", "without an interface"),
+        ("fe80::1%nowhere0", "does not exist"),
         ("10.0.0.1%lo", "not an address such as"),
     ] {
         assert!(parse(&[flag, text]).unwrap_err().contains(reason), "{text}");

@@ -54,7 +54,7 @@ pub(super) async fn serve(
     }
 }
 
-const ANOTHER: &str = "another router serves there; stop it or choose another path";
+const ANOTHER: &str = "another router is listening there; stop it or choose another path";
 
 fn taken(why: &str) -> io::Error {
     io::Error::new(io::ErrorKind::AddrInUse, why)
@@ -72,9 +72,9 @@ enum Found {
 fn look(path: &Path) -> io::Result<Found> {
     match fs::symlink_metadata(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
-        Err(e) => return Err(while_doing("can't look at it")(e)),
+        Err(e) => return Err(while_doing("cannot stat it")(e)),
         Ok(found) if !found.file_type().is_socket() => {
-            return Err(taken("something that is no socket lies there; move it away or choose another path"));
+            return Err(taken("a file that is not a socket is there; move it or choose another path"));
         }
         Ok(_) => {}
     }
@@ -82,8 +82,10 @@ fn look(path: &Path) -> io::Result<Found> {
         Err(Errno::CONNREFUSED) => Ok(Found::Dead),
         Err(Errno::NOENT) => Ok(Found::Nothing),
         Ok(()) | Err(Errno::AGAIN) => Err(taken(ANOTHER)),
-        Err(Errno::PROTOTYPE) => Err(taken("another program serves there; stop it or choose another path")),
-        Err(e) => Err(while_doing("can't tell whether it is served")(e.into())),
+        Err(Errno::PROTOTYPE) => {
+            Err(taken("another program is listening there; stop it or choose another path"))
+        }
+        Err(e) => Err(while_doing("cannot tell whether it is in use")(e.into())),
     }
 }
 

@@ -64,12 +64,10 @@ async fn messages_come_whole_with_live_sockets() {
     let router = OsHandoffListener::listen(&path).await.unwrap();
     let sidecar = OsHandoff::connect(&path).await.unwrap();
     let (accepted, peer) = router.accept().await.unwrap();
-    assert_eq!(
-        peer,
-        PeerCredentials { pid: std::process::id() as i32, uid: rustix::process::getuid().as_raw() }
-    );
-
     let listener = OsDescriptor::bound(DescriptorKind::TcpListener, "127.0.0.1:0".parse().unwrap()).unwrap();
+    let (pid, uid) = (std::process::id() as i32, rustix::process::getuid().as_raw());
+    assert_eq!(peer, PeerCredentials { pid, uid, network: listener.namespace().unwrap() });
+
     let addr = listener.local_addr().unwrap();
     sidecar.send(b"one", vec![listener.share().unwrap()]).await.unwrap();
     sidecar.send(&[7; MAX_MESSAGE], vec![]).await.unwrap();
@@ -230,7 +228,7 @@ async fn a_dead_socket_is_replaced_and_a_live_one_is_not() {
 
     let e = OsHandoffListener::listen(&path).await.unwrap_err();
     assert_eq!(e.kind(), io::ErrorKind::AddrInUse);
-    assert!(e.to_string().contains("another router serves"), "{e}");
+    assert!(e.to_string().contains("another router is listening"), "{e}");
     // And the first one has taken no harm, from the question least of all.
     let (_probe, _) = router.accept().await.unwrap();
     let sidecar = OsHandoff::connect(&path).await.unwrap();
@@ -245,7 +243,7 @@ async fn what_is_no_socket_of_ours_stays() {
     let file = dir.path().join("file");
     fs::write(&file, "precious").unwrap();
     let e = OsHandoffListener::listen(&file).await.unwrap_err();
-    assert!(e.to_string().contains("no socket"), "{e}");
+    assert!(e.to_string().contains("not a socket"), "{e}");
     assert_eq!(fs::read(&file).unwrap(), b"precious");
 
     let link = dir.path().join("link");
@@ -256,7 +254,7 @@ async fn what_is_no_socket_of_ours_stays() {
     let stream = dir.path().join("stream");
     let _served = StdUnixListener::bind(&stream).unwrap();
     let e = OsHandoffListener::listen(&stream).await.unwrap_err();
-    assert!(e.to_string().contains("another program serves"), "{e}");
+    assert!(e.to_string().contains("another program is listening"), "{e}");
 }
 
 #[tokio::test]
@@ -355,31 +353,47 @@ fn lingering() -> (OsDescriptor, std::net::TcpStream) {
 }
 
 #[tokio::test]
+async fn what_lingers_in_a_conversation_that_is_refused_keeps_nobody_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("router.sock");
+    let router = OsHandoffListener::listen(&path).await.unwrap();
+    let mut deaf = Vec::new();
+    for _ in 0..3 {
+        for number in 0..MAX_REFUSED {
+            let sidecar = OsHandoff::connect(&path).await.unwrap();
+            if number < 2 {
+                let (stock, reader) = lingering();
+                sidecar.send(b"x", vec![stock]).await.unwrap();
+                deaf.push(reader);
+            }
+            drop(sidecar);
+            drop(timeout(Duration::from_secs(5), router.accept()).await.expect("there is room").unwrap());
+        }
+    }
+}
+
+#[tokio::test]
 async fn what_is_refused_has_no_thread_and_the_closes_that_wait_are_bounded() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("router.sock");
     let router = OsHandoffListener::listen(&path).await.unwrap();
     let accept = async || timeout(Duration::from_millis(300), router.accept()).await;
+    // As a close that waits.
+    let (release, waits) = std::sync::mpsc::channel::<()>();
+    router.closing.call(move || assert!(waits.recv().is_err()));
     let mut closers = Vec::new();
-    let mut deaf = Vec::new();
-    for number in 0..MAX_REFUSED {
-        let sidecar = OsHandoff::connect(&path).await.unwrap();
-        if number == 0 {
-            let (stock, reader) = lingering();
-            sidecar.send(b"x", vec![stock]).await.unwrap();
-            deaf.push(reader);
-        }
+    for _ in 0..MAX_REFUSED {
+        let _sidecar = OsHandoff::connect(&path).await.unwrap();
         let (refused, _) = accept().await.expect("there is room").unwrap();
         closers.push(refused.thread());
     }
-    // No thread was made for any of them, and the first one's close holds up the others', not this.
+    // No thread was made for any of them.
     assert!(closers.iter().all(|thread| *thread == router.closing));
     let _next = OsHandoff::connect(&path).await.unwrap();
     assert!(accept().await.is_err(), "more are accepted than can be closed");
-    // Reset by who did not take the bytes, the first one is closed, and then the others.
-    deaf.clear();
+    drop(release);
     let (seated, _) = accept().await.expect("all are closed").unwrap();
-    let seated = seated.with_own_thread().unwrap();
+    let seated = seated.with_own_thread(Arc::new(|| None)).unwrap_or_else(|(_, error)| panic!("{error}"));
     assert!(seated.thread() != router.closing);
     // One with a thread of its own counts no more.
     let all_closed = async {

@@ -18,9 +18,9 @@ async fn streams_between_routers_find_dead_paths() {
     for mut stream in [client.unwrap(), server.unwrap().0] {
         let socket = SockRef::from(&*stream.polled().unwrap());
         assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());
-        assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(15));
-        assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(5));
-        assert_eq!(socket.tcp_keepalive_retries().unwrap(), 3);
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), BETWEEN_ROUTERS.keepalive_idle);
+        assert_eq!(socket.tcp_keepalive_interval().unwrap(), BETWEEN_ROUTERS.keepalive_interval);
+        assert_eq!(socket.tcp_keepalive_retries().unwrap(), BETWEEN_ROUTERS.keepalive_probes);
         // It would end a connection whose reader pauses.
         assert_eq!(socket.tcp_user_timeout().unwrap(), None);
         assert!(stream.is_write_vectored());
@@ -29,7 +29,7 @@ async fn streams_between_routers_find_dead_paths() {
 
 /// Takes 75 s by the kernel's clock.
 #[tokio::test]
-#[ignore = "takes 75 s"]
+#[ignore = "takes 75 s: make test-slow"]
 async fn a_reader_that_pauses_for_longer_than_a_minute_gets_everything() {
     let net = OsNet::new();
     let listener = net.listen(loopback()).await.unwrap();
@@ -64,7 +64,11 @@ async fn streams_of_applications_send_at_once() {
     let stock = net.make_unbound(DescriptorKind::TcpUnconnected).unwrap();
     let at = listener.local_addr().unwrap();
     let (connected, accepted) = tokio::join!(net.connect_descriptor(stock, at), listener.accept());
-    for mut stream in [connected.unwrap(), accepted.unwrap().0] {
+    let mut accepted = accepted.unwrap().0;
+    // A client that is gone is found by probes.
+    let client = SockRef::from(&*accepted.polled().unwrap());
+    assert!(client.keepalive().unwrap() && client.tcp_keepalive_time().unwrap() == Duration::from_secs(75));
+    for mut stream in [connected.unwrap(), accepted] {
         assert!(stream.polled().unwrap().nodelay().unwrap());
     }
 }
@@ -86,4 +90,41 @@ async fn a_blocking_socket_that_was_handed_over_does_not_block() {
     let listener = net.adopt_listener(made).await.unwrap();
     let Listening::OfPod(listener) = &listener.0 else { panic!("its own") };
     assert!(SockRef::from(&**listener).nonblocking().unwrap());
+}
+
+#[tokio::test]
+async fn a_stream_goes_on_where_it_comes_to_also_when_its_first_runtime_has_ended() {
+    let (listener, peer) = {
+        let listener = std::net::TcpListener::bind(loopback()).unwrap();
+        let at = listener.local_addr().unwrap();
+        (listener, at)
+    };
+    let first = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let dialled = first.spawn(async move { OsNet::new().connect(&peer.to_string()).await });
+    let mut stream = dialled.await.unwrap().unwrap();
+    let (mut other, _) = listener.accept().unwrap();
+    first.shutdown_background();
+    assert!(stream.is_idle());
+    stream.come_here().unwrap();
+    // The first write waits for no event.
+    stream.write_all(b"ping").await.unwrap();
+    let mut got = [0; 4];
+    std::io::Read::read_exact(&mut other, &mut got).unwrap();
+    let mut read = tokio::task::JoinSet::new();
+    read.spawn(async move {
+        let mut got = [0; 4];
+        stream.read_exact(&mut got).await.unwrap();
+        (stream, got)
+    });
+    std::io::Write::write_all(&mut other, b"pong!").unwrap();
+    let (mut stream, pong) =
+        timeout(Duration::from_secs(5), read.join_next()).await.unwrap().unwrap().unwrap();
+    assert_eq!((&got, &pong), (b"ping", b"pong"));
+    assert!(!stream.is_idle(), "a byte is unread");
+    // It stays where it is.
+    stream.come_here().unwrap();
+    assert_eq!(stream.read_u8().await.unwrap(), b'!');
+    drop(other);
+    assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
+    assert!(!stream.is_idle(), "its end is news");
 }

@@ -1,0 +1,432 @@
+//! A pod or a peer that takes all that it can get: of flows, sessions, conversations, sockets, patience. Another's new
+//! flow is there within a second nevertheless. A pod is whose sockets are of its network namespace, so the hostile one has
+//! a real one: `make test-net` runs these.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "what these files hold is tests")]
+
+mod owners;
+mod program;
+
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use owners::{
+    Conversation, FEW, Honest, Hostile, LIMIT, MANY, Most, Pair, Router, SOON, echo, greet, idle_flows,
+    import, is_served, port, stock, until, user,
+};
+use servicekeel_core::handoff::{DescriptorKind, Pod, ToRouter, ToSidecar};
+use servicekeel_core::name::Protocol;
+use servicekeel_runtime::admin;
+use servicekeel_runtime::net::os::OsNet;
+use servicekeel_runtime::net::{Handoff, Net};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream, UdpSocket};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+#[tokio::test]
+#[ignore = "needs root: make test-net"]
+async fn datagrams_from_many_ports_are_their_pods_own() {
+    let pair = Pair::start(FEW, MANY).await;
+    let honest = Honest::new(&pair.a, "honest").await;
+    until("the honest pod is served", async || honest.is_served().await).await;
+    let socket = pair.a.socket.clone();
+    let _hostile = Hostile::does(|| async move {
+        let conversation = greet(&socket, "hostile").await;
+        let at = import(&conversation, 1, &port(80, Protocol::Udp)).await;
+        let mut clients = Vec::new();
+        for _ in 0..600 {
+            let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+            client.connect(at).await.unwrap();
+            clients.push(client);
+        }
+        let mut tasks = JoinSet::new();
+        // Ever again, so that none of its sessions is idle for long.
+        tasks.spawn(async move {
+            loop {
+                for client in &clients {
+                    let _ = client.send(b"x").await;
+                }
+                sleep(Duration::from_millis(50)).await;
+            }
+        });
+        sleep(SOON).await;
+        (conversation, tasks)
+    })
+    .await;
+    for number in 0..20 {
+        assert!(honest.is_served().await, "flow {number}: {}", pair.a.log());
+    }
+    assert!(pair.a.log().contains("as many flows and UDP sessions as it may"), "{}", pair.a.log());
+    let (_, status) = admin::get(pair.a.admin, "/status").await.unwrap();
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    let notes = status["notes"].as_array().unwrap();
+    let of_hostile = |note: &&serde_json::Value| note.as_str().unwrap().starts_with("default/hostile: ");
+    let note = notes.iter().find(of_hostile).expect("no note of its sessions").to_string();
+    assert!(note.contains("UDP sessions") && note.contains("dropped") && notes.len() == 1, "{status:#}");
+}
+
+#[tokio::test]
+#[ignore = "needs root: make test-net"]
+async fn flows_of_a_peer_that_stand_still_are_its_own() {
+    let pair = Pair::start(FEW, MANY).await;
+    let honest = Honest::new(&pair.a, "honest").await;
+    let of_peer = Honest::new(&pair.b, "of-peer").await;
+    until("the pods are served", async || honest.is_served().await && of_peer.is_served().await).await;
+    let (served, flows) = idle_flows(of_peer.tcp, 400).await;
+    for number in 0..20 {
+        assert!(honest.is_served().await, "flow {number} beside {served} of the peer: {}", pair.a.log());
+    }
+    assert!((20..192).contains(&served), "{served}");
+    assert!(pair.a.log().contains("sessions of the peer are rejected"), "{}", pair.a.log());
+    // Whose share is used up stands at both ends for whoever looks there.
+    for (router, note) in [
+        (&pair.a, "note: further flows and UDP sessions of b.local/n were rejected "),
+        (&pair.b, "note: a.local/n rejected a flow "),
+    ] {
+        let said = router.status();
+        assert!(said.contains(note), "{said}");
+    }
+    // The peer is told why.
+    until("it says so", async || pair.b.log().contains("as many as it may beside others")).await;
+    drop(flows);
+    until("the peer is served", async || of_peer.is_served().await).await;
+}
+
+/// Two pods behind one router, both at the other, which knows the one router as a peer.
+#[tokio::test]
+#[ignore = "needs root: make test-net"]
+async fn flows_across_that_stand_still_are_their_pods_own() {
+    let pair = Pair::start(FEW, MANY).await;
+    let honest = Honest::new(&pair.b, "honest").await;
+    until("the honest pod is served", async || honest.is_served().await).await;
+    let socket = pair.b.socket.clone();
+    let (told, served) = oneshot::channel();
+    let _hostile = Hostile::does(|| async move {
+        let conversation = greet(&socket, "hostile").await;
+        let at = import(&conversation, 1, &port(80, Protocol::Tcp)).await;
+        let (served, flows) = idle_flows(at, 400).await;
+        let _ = told.send(served);
+        (conversation, flows)
+    })
+    .await;
+    let served = served.await.unwrap();
+    for number in 0..10 {
+        assert!(
+            honest.is_served().await,
+            "flow {number} beside {served} of the hostile pod: {}",
+            pair.b.log()
+        );
+    }
+    assert!((20..100).contains(&served), "{served}");
+}
+
+/// A pod that begins 1,000 conversations.
+async fn many_conversations(socket: PathBuf) -> Hostile {
+    Hostile::does(|| async move {
+        let mut tasks = JoinSet::new();
+        for process in 0..5 {
+            let socket = socket.clone();
+            tasks.spawn(async move {
+                let mut conversations = Vec::new();
+                for number in 0..200 {
+                    let Ok(conversation) = OsNet::new().handoff_connect(&socket).await else { continue };
+                    let name = format!("hostile-{process}-{number}");
+                    let pod = Pod { name: name.clone(), namespace: "default".parse().unwrap(), uid: name };
+                    let hello = ToRouter::Hello { version: 1, pod, addresses: Vec::new() };
+                    let _ = conversation.send(&hello.encode(), Vec::new()).await;
+                    conversations.push(conversation);
+                }
+                conversations
+            });
+        }
+        tasks.join_all().await
+    })
+    .await
+}
+
+#[tokio::test]
+#[ignore = "needs root: make test-net"]
+async fn conversations_are_their_pods_own() {
+    let pair = Pair::start(FEW, MANY).await;
+    conversations_are_shared(&pair.a).await;
+}
+
+/// Where threads are short and open files are not.
+#[tokio::test]
+#[ignore = "needs root: make test-net"]
+async fn threads_are_their_pods_own() {
+    let [a, b] = [Some((user(), 200)), None].map(|threads| Most { files: MANY, threads });
+    let pair = Pair::of(a, b).await;
+    conversations_are_shared(&pair.a).await;
+    assert!(pair.a.log().contains("allow few sidecars"), "{}", pair.a.log());
+    assert!(!pair.a.log().contains("no thread for a sidecar"), "{}", pair.a.log());
+}
+
+/// Processes of a user, which end when they are dropped.
+struct Processes(Vec<Child>);
+
+impl Processes {
+    fn start(user: u32, number: usize) -> Self {
+        let sleep = || Command::new("sleep").arg("600").uid(user).spawn().unwrap();
+        Self(std::iter::repeat_with(sleep).take(number).collect())
+    }
+}
+
+impl Drop for Processes {
+    fn drop(&mut self) {
+        for process in &mut self.0 {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+    }
+}
+
+/// As where a router does not see the limit that it is under: others have a part of what it thinks is there.
+#[tokio::test]
+#[ignore = "needs root: make test-net"]
+async fn pods_are_served_where_another_has_taken_the_last_thread() {
+    let user = user();
+    let [a, b] = [Some((user, 200)), None].map(|threads| Most { files: MANY, threads });
+    let pair = Pair::of(a, b).await;
+    let first = Honest::new(&pair.a, "first").await;
+    until("the honest pod is served", async || first.is_served().await).await;
+    let _others = Processes::start(user, 170);
+    let _hostile = many_conversations(pair.a.socket.clone()).await;
+    let refused = "no thread for a sidecar: cannot serve it";
+    until("the threads are gone", async || pair.a.log().contains(refused)).await;
+    assert!(first.is_served().await, "{}", pair.a.log());
+    for number in 0..3 {
+        let (socket, (told, served)) = (pair.a.socket.clone(), oneshot::channel());
+        let _next = Hostile::does(move || async move {
+            let honest = Honest::of(&socket, &format!("next-{number}")).await;
+            let begun = Instant::now();
+            let _ = told.send(honest.is_served().await && begun.elapsed() < 2 * SOON);
+            honest
+        })
+        .await;
+        assert!(served.await.unwrap(), "pod {number}: {}", pair.a.log());
+    }
+}
+
+async fn conversations_are_shared(router: &Router) {
+    let first = Honest::new(router, "first").await;
+    until("the honest pod is served", async || first.is_served().await).await;
+    let _hostile = many_conversations(router.socket.clone()).await;
+    assert!(first.is_served().await, "{}", router.log());
+    for number in 0..10 {
+        let begun = Instant::now();
+        let next = Honest::new(router, &format!("next-{number}")).await;
+        assert!(next.is_served().await && begun.elapsed() < 2 * SOON, "pod {number}: {}", router.log());
+    }
+    assert!(router.log().contains("conversations with this router, as many as it may"), "{}", router.log());
+}
+
+#[tokio::test]
+#[ignore = "needs root: make test-net"]
+async fn listeners_are_their_pods_own() {
+    let pair = Pair::start(FEW, MANY).await;
+    let first = Honest::new(&pair.a, "first").await;
+    until("the honest pod is served", async || first.is_served().await).await;
+    let socket = pair.a.socket.clone();
+    let (told, mut refusals) = mpsc::channel(8);
+    let _hostile = Hostile::does(|| async move {
+        let mut tasks = JoinSet::new();
+        for number in 0..5 {
+            let conversation = Arc::new(greet(&socket, &format!("hostile-{number}")).await);
+            let (reads, told) = (conversation.clone(), told.clone());
+            // Whoever reads nothing is cut off.
+            tasks.spawn(async move {
+                while let Ok(Some((bytes, _))) = reads.recv().await {
+                    if let Ok(ToSidecar::Refused { id: Some(400), reason }) = ToSidecar::decode(&bytes) {
+                        let _ = told.send(reason).await;
+                    }
+                }
+            });
+            for id in 1..=400 {
+                let (wanted, at) = (port(80, Protocol::Tcp), "127.0.0.1:0".parse().unwrap());
+                let listener = OsNet::new().make_bound(DescriptorKind::TcpListener, at).await.unwrap();
+                let _ = conversation.send(&ToRouter::Import { id, wanted }.encode(), vec![listener]).await;
+            }
+        }
+        tasks
+    })
+    .await;
+    for number in 0..3 {
+        assert!(first.is_served().await, "{}", pair.a.log());
+        let begun = Instant::now();
+        let next = Honest::new(&pair.a, &format!("next-{number}")).await;
+        assert!(next.is_served().await && begun.elapsed() < SOON, "pod {number}: {}", pair.a.log());
+    }
+    let reason = timeout(LIMIT, refusals.recv()).await.expect("nothing is rejected").unwrap();
+    assert!(reason.contains("sockets of this network namespace, as many as it may"), "{reason}");
+}
+
+/// What another router takes on a link is bounded.
+#[tokio::test]
+#[ignore = "needs root: make test-net"]
+async fn exports_are_their_pods_own() {
+    let mut pair = Pair::start(MANY, MANY).await;
+    let consumer = Honest::new(&pair.b, "consumer").await;
+    until("the routers are linked", async || consumer.is_served().await).await;
+    let socket = pair.a.socket.clone();
+    let (told, refused) = oneshot::channel();
+    // Half of what a link carries, of which it gets less.
+    let _hostile = Hostile::does(|| async move {
+        let (mut tasks, (refusals, mut reasons)) = (JoinSet::new(), mpsc::channel(16));
+        for number in 0..2 {
+            let conversation = Arc::new(greet(&socket, &format!("hostile-{number}")).await);
+            let (refusals, reads) = (refusals.clone(), conversation.clone());
+            tasks.spawn(async move {
+                while let Ok(Some((bytes, _))) = reads.recv().await {
+                    if let Ok(ToSidecar::Refused { id: Some(_), reason }) = ToSidecar::decode(&bytes) {
+                        let _ = refusals.send(reason).await;
+                    }
+                }
+            });
+            tasks.spawn(async move {
+                for id in 1..=4096_u16 {
+                    let mut offered = port(id, Protocol::Tcp);
+                    offered.service.name = format!("hostile-{number}").parse().unwrap();
+                    let target = id.try_into().unwrap();
+                    let export = ToRouter::Export { id: id.into(), offered, target, allow: None };
+                    conversation.send(&export.encode(), Vec::new()).await.unwrap();
+                }
+                std::future::pending().await
+            });
+        }
+        let mut counts = (0, 0);
+        let all = async {
+            while counts.0 < 4096 - 64 {
+                let reason = reasons.recv().await.unwrap();
+                let known = reason.contains("exports of this network namespace, as many as it may");
+                counts = (counts.0 + 1, counts.1 + usize::from(known));
+            }
+        };
+        let _ = timeout(LIMIT, all).await;
+        let _ = told.send(counts);
+        (tasks, reasons)
+    })
+    .await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let target = listener.local_addr().unwrap().port().try_into().unwrap();
+    pair.tasks.spawn(echo(listener));
+    let (last, server) = (port(82, Protocol::Tcp), greet(&pair.a.socket, "last").await);
+    let export = ToRouter::Export { id: 1, offered: last.clone(), target, allow: None };
+    server.send(&export.encode(), Vec::new()).await.unwrap();
+    pair.tasks.spawn(stock(server));
+    let conversation = greet(&pair.b.socket, "of-last").await;
+    let at = import(&conversation, 1, &last).await;
+    until("the last export is served", async || is_served(at).await).await;
+    assert_eq!(refused.await.unwrap(), (4096 - 64, 4096 - 64));
+}
+
+/// A conversation of a sidecar with imports that are more than half of its share, the last of which is served.
+async fn of_restarting(socket: &Path) -> Conversation {
+    let conversation = greet(socket, "restarts").await;
+    let mut last = None;
+    for id in 1..=90 {
+        last = Some(import(&conversation, id, &port(80, Protocol::Tcp)).await);
+    }
+    until("its last import is served", async || is_served(last.unwrap()).await).await;
+    conversation
+}
+
+#[tokio::test]
+#[ignore = "needs root: make test-net"]
+async fn a_sidecar_that_restarts_has_room_for_its_imports_beside_those_of_before() {
+    let pair = Pair::start(FEW, MANY).await;
+    let other = Honest::new(&pair.a, "other").await;
+    until("the router serves", async || other.is_served().await).await;
+    let socket = pair.a.socket.clone();
+    let (told, seen) = oneshot::channel();
+    let restarts = Hostile::does(|| async move {
+        let of_before = of_restarting(&socket).await;
+        drop(of_before);
+        // A sidecar asks again for what was rejected meanwhile.
+        seen.await.unwrap();
+        of_restarting(&socket).await
+    });
+    let end_is_seen = async {
+        let is_told = async || pair.a.log().contains("sidecar disconnected unexpectedly");
+        until("the end of the first is seen", is_told).await;
+        told.send(()).unwrap();
+    };
+    let (_pod, ()) = tokio::join!(restarts, end_is_seen);
+    assert!(!pair.a.log().contains("as many as it may"), "{}", pair.a.log());
+}
+
+#[tokio::test]
+#[ignore = "needs root: make test-net"]
+async fn the_patience_of_an_endpoint_is_shared() {
+    let mut pair = Pair::start(MANY, MANY).await;
+    // An application that accepts nothing until it is told to.
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(1).unwrap();
+    let target = listener.local_addr().unwrap().port().try_into().unwrap();
+    let (slow, server) = (port(81, Protocol::Tcp), greet(&pair.a.socket, "slow").await);
+    let export = ToRouter::Export { id: 1, offered: slow.clone(), target, allow: None };
+    server.send(&export.encode(), Vec::new()).await.unwrap();
+    pair.tasks.spawn(stock(server));
+
+    let honest = greet(&pair.a.socket, "honest").await;
+    let at = import(&honest, 1, &slow).await;
+    let other = Honest::new(&pair.a, "other").await;
+    until("the router serves", async || other.is_served().await).await;
+    let (socket, wanted) = (pair.a.socket.clone(), slow.clone());
+    let _hostile = Hostile::does(|| async move {
+        let conversation = greet(&socket, "hostile").await;
+        let at = import(&conversation, 1, &wanted).await;
+        let mut flows = Vec::new();
+        for _ in 0..300 {
+            flows.push(TcpStream::connect(at).await.unwrap());
+        }
+        (conversation, flows)
+    })
+    .await;
+    // Those of the hostile pod wait by now.
+    until("the endpoint fails", async || pair.a.log().contains("exported endpoint is failing")).await;
+    let mut flow = TcpStream::connect(at).await.unwrap();
+    // Twice as long as an endpoint has that has no time.
+    let early = timeout(Duration::from_secs(5), flow.read(&mut [0])).await;
+    assert!(early.is_err(), "its patience is another's: {early:?}: {}", pair.a.log());
+    pair.tasks.spawn(echo(listener));
+    flow.write_all(b"x").await.unwrap();
+    timeout(LIMIT, flow.read_exact(&mut [0])).await.expect("it is served").unwrap();
+}
+
+#[tokio::test]
+#[ignore = "needs root: make test-net"]
+async fn flows_that_stand_still_are_their_pods_own() {
+    let pair = Pair::start(FEW, MANY).await;
+    let honest = Honest::new(&pair.a, "honest").await;
+    until("the honest pod is served", async || honest.is_served().await).await;
+    let socket = pair.a.socket.clone();
+    let (told, served) = oneshot::channel();
+    let hostile = Hostile::does(|| async move {
+        let conversation = greet(&socket, "hostile").await;
+        let at = import(&conversation, 1, &port(80, Protocol::Tcp)).await;
+        let (served, flows) = idle_flows(at, 600).await;
+        let _ = told.send(served);
+        (conversation, flows)
+    })
+    .await;
+    let served = served.await.unwrap();
+    for number in 0..20 {
+        assert!(
+            honest.is_served().await,
+            "flow {number} beside {served} of the hostile pod: {}",
+            pair.a.log()
+        );
+    }
+    assert!((20..192).contains(&served), "{served}");
+    assert!(pair.a.log().contains("as many flows and UDP sessions as it may"), "{}", pair.a.log());
+    // What it gives back it may have again.
+    drop(hostile);
+    assert!(honest.is_served().await);
+}
