@@ -3,12 +3,13 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroU16;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use servicekeel_core::flow::frame::Cause;
 use servicekeel_core::handoff::DescriptorKind;
 use servicekeel_core::mesh::outcome::Outcome;
 use servicekeel_core::mesh::table::{Candidate, EndpointId};
@@ -29,12 +30,19 @@ pub(crate) const BRIEFLY: Duration = Duration::from_secs(2);
 /// (tcp(7)). A backlog that is full takes a connection at one of the tries.
 pub(crate) const AS_TCP: Duration = Duration::from_secs(130);
 
+/// How long it is told that a pod had no local port for a flow.
+const FRESH: Duration = Duration::from_secs(60);
+
 /// The exported port, and where its pod answers.
 pub(crate) struct PodPort<N: Net> {
     pub(crate) pod: Arc<Pod<N>>,
     target: NonZeroU16,
     /// Which of the addresses took the last flow: tried first.
     last: AtomicUsize,
+    /// One of the pod's own addresses has taken a flow.
+    met: AtomicBool,
+    /// When the pod had no local port for a flow.
+    without_port: Mutex<Option<Instant>>,
     /// Flows that wait for longer than [`BRIEFLY`].
     patient: Arc<Bound>,
     /// The log says that it is failing.
@@ -47,6 +55,8 @@ impl<N: Net> PodPort<N> {
             pod,
             target,
             last: AtomicUsize::new(0),
+            met: AtomicBool::new(false),
+            without_port: Mutex::default(),
             patient: Bound::of_patience(),
             failure_told: AtomicBool::new(false),
         }
@@ -86,6 +96,25 @@ impl<N: Net> PodPort<N> {
 
     pub(crate) fn answered(&self, address: usize) {
         self.last.store(address, Ordering::Relaxed);
+        if !self.is_fallback(address) {
+            self.met.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether it is the number of the loopback behind the pod's own addresses. A flow that comes by it looks to the
+    /// application like the pod's own: where that listens at an address of the pod, nobody can bring it about by having
+    /// that address be slow.
+    fn is_fallback(&self, address: usize) -> bool {
+        address == self.pod.addresses.iter().filter(|addr| dialable(addr)).count()
+    }
+
+    fn without_port(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.without_port.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a flow has found no local port in the pod lately.
+    pub(crate) fn lacks_ports(&self) -> bool {
+        self.without_port().is_some_and(|at| at.elapsed() < FRESH)
     }
 }
 
@@ -101,6 +130,12 @@ pub(crate) enum ConnectError {
     /// The router has no way into the pod just now, such as while its sidecar restarts: no answer yet.
     #[error("{0}")]
     Away(io::Error),
+    /// The pod's network namespace has no local port left for a connection there: each that has ended keeps one for 60 s,
+    /// where it was not the application that ended it first (TIME_WAIT, RFC 9293 §3.6).
+    #[error(
+        "{0}: its pod has no local port left for a connection; widen net.ipv4.ip_local_port_range there, or set net.ipv4.tcp_tw_reuse to 1"
+    )]
+    NoPort(SocketAddr),
 }
 
 impl ConnectError {
@@ -110,6 +145,7 @@ impl ConnectError {
             Self::Silent(_) => Outcome::Silent,
             Self::Refused(_) => Outcome::Refused,
             Self::Away(_) => Outcome::Away,
+            Self::NoPort(_) => Outcome::Rejected(Cause::Busy),
         }
     }
 }
@@ -188,9 +224,11 @@ where
     let mut attempts = FuturesUnordered::new();
     let mut reasons = Vec::new();
     let mut deadline = None;
+    let mut without_port = None;
     loop {
         if !round.is_taken()
             && let Some((number, addr)) = addresses.next()
+            && (waiting.is_empty() || !endpoint.is_fallback(number) || !endpoint.met.load(Ordering::Relaxed))
         {
             match endpoint.pod.stock.take(DescriptorKind::TcpUnconnected).await {
                 Ok(stocked) => {
@@ -236,6 +274,10 @@ where
                 // The kernel's own patience is over.
                 if error.kind() == io::ErrorKind::TimedOut {
                     waiting.push(addr);
+                } else if error.kind() == io::ErrorKind::AddrNotAvailable {
+                    // Nobody can bring it about that a flow comes by another address than others do.
+                    addresses = Vec::new().into_iter();
+                    without_port = Some(addr);
                 } else {
                     reasons.push(format!("{addr}: {error}"));
                 }
@@ -257,6 +299,12 @@ where
                 return Ok(None);
             }
         }
+    }
+    if let Some(addr) = without_port
+        && waiting.is_empty()
+    {
+        *endpoint.without_port() = Some(Instant::now());
+        return Err(ConnectError::NoPort(addr));
     }
     reasons.extend(waiting.iter().map(|addr| format!("{addr}: no answer")));
     reasons.extend(endpoint.not_dialled());

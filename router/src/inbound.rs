@@ -374,7 +374,7 @@ async fn connect<N: Net>(
     let mut changed = node.changed.subscribe();
     loop {
         changed.mark_unchanged();
-        let mut answered = false;
+        let (mut answered, mut busy) = (false, false);
         let mut reason = String::from("none is there");
         let candidates = admit(node, &peer.id, request)?;
         let mut slow = None;
@@ -384,6 +384,7 @@ async fn connect<N: Net>(
                 Ok(served) => return Ok(served),
                 Err((outcome, text)) => {
                     answered |= outcome.is_answer();
+                    busy |= outcome == Outcome::Rejected(Cause::Busy);
                     slow = slow.or(outcome.is_slow().then_some(candidate));
                     reason = text;
                 }
@@ -399,7 +400,9 @@ async fn connect<N: Net>(
         // As for a flow of this node: a sidecar that restarts is a blip.
         if answered || timeout_at(deadline, changed.changed()).await.is_err() {
             let reason = format!("no endpoint of {wanted} at {} takes the connection: {reason}", node.id);
-            return Err(Refused { cause: Cause::Unreachable, reason });
+            // Room comes with time, and the peer asks again.
+            let cause = if busy { Cause::Busy } else { Cause::Unreachable };
+            return Err(Refused { cause, reason });
         }
     }
 }

@@ -22,6 +22,7 @@ mod outbound;
 mod peers;
 pub mod pki;
 mod pods;
+mod rejected;
 mod rooms;
 mod run;
 pub mod settings;

@@ -151,8 +151,8 @@ async fn first_word<S: Stream>(channel: &mut Channel<S>) -> Result<Event, LinkEr
     }
 }
 
-/// Says why a link is not taken. Where it does not go out, the peer finds out by itself.
-async fn reject<S: Stream>(channel: &mut Channel<S>, reason: NoLink) {
+/// Says why a link is not taken, or not kept. Where it does not go out, the peer finds out by itself.
+pub(crate) async fn reject<S: Stream>(channel: &mut Channel<S>, reason: NoLink) {
     let last_word = async {
         channel.send_message(Kind::Message, 0, &LinkMessage::Rejected(reason))?;
         channel.close().await?;
@@ -309,7 +309,15 @@ impl<N: Net> Link<'_, N> {
                 }
                 Event::Closed if self.said_goodbye => return Ok(Some("it was shut down")),
                 Event::Closed => return Ok(Some("it closed the link")),
-                Event::Lost => return Ok(None),
+                Event::Lost => {
+                    if self.standing.is_distrusted() {
+                        // The link is over at once, whether the peer reads this or not.
+                        let mut channel = self.channel;
+                        let last_word = async move { reject(&mut channel, NoLink::Distrusted).await };
+                        node.tasks.spawn(last_word);
+                    }
+                    return Ok(None);
+                }
                 Event::Flushed | Event::Timer => {}
             }
         }

@@ -114,6 +114,25 @@ impl LinkError {
         }
     }
 
+    /// What the other side is told of it, where it proved who it is and has to know.
+    fn to_peer(&self) -> Option<NoLink> {
+        match self {
+            Self::TooManyPeers(_) | Self::TooManyProofs => Some(NoLink::TooManyRouters),
+            Self::Crowd(..) | Self::Short => Some(NoLink::TooManyConnections),
+            Self::Distrusted(_) => Some(NoLink::Distrusted),
+            _ => None,
+        }
+    }
+
+    /// What tells a reason from another: the same words, or the same fault of the same certificate, whenever that is.
+    fn same_as(&self, earlier: &Self) -> bool {
+        match (self.certificate(), earlier.certificate()) {
+            (Some(one), Some(other)) => one.same_as(other),
+            (None, None) => self.to_string() == earlier.to_string(),
+            _ => false,
+        }
+    }
+
     /// Whether one of the two routers rejects what the other shows.
     fn is_rejection(&self) -> bool {
         self.is_alert() || self.certificate().is_some()
@@ -135,7 +154,8 @@ impl LinkError {
                 HandshakeError::Alert(_)
                 | HandshakeError::Certificate(_)
                 | HandshakeError::Tls(_)
-                | HandshakeError::Http
+                | HandshakeError::HttpRequest
+                | HandshakeError::HttpAnswer
                 | HandshakeError::NotTls(_)
                 | HandshakeError::Protocol => true,
                 HandshakeError::Timeout
@@ -154,7 +174,7 @@ impl LinkError {
             | Self::Another { .. }
             | Self::Ourselves(_)
             | Self::Distrusted(_)
-            | Self::Rejected(NoLink::Twin)
+            | Self::Rejected(NoLink::Twin | NoLink::Distrusted)
             | Self::NotTaken(NoLink::Twin) => true,
             _ => false,
         }
@@ -232,7 +252,10 @@ async fn attempt<N: Net>(
         Some(wanted) if *wanted != preface.sender => {
             Err(LinkError::Another { wanted: wanted.clone(), met: preface.sender })
         }
-        _ => meet(node, channel, shown, preface, purpose, (at, None)),
+        _ => {
+            let (peer, standing) = admit(node, shown, &preface, at)?;
+            Ok(Met { channel, purpose, boot: preface.boot, peer, standing, place: None, at })
+        }
     }
 }
 
@@ -260,9 +283,30 @@ pub(crate) async fn accept<N: Net>(
     if purpose == Purpose::Flows && node.holds_back(&owner) {
         return Err(LinkError::Short);
     }
-    let place = place(node, &owner)?;
-    say_preface(node, &mut channel, purpose).await?;
-    meet(node, channel, shown, preface, purpose, (from, Some(place)))
+    let place = place(node, &owner);
+    if place.is_ok() || purpose == Purpose::Link {
+        say_preface(node, &mut channel, purpose).await?;
+    }
+    let place = match place {
+        Ok(place) => place,
+        Err(error) => return Err(turn_away(channel, purpose, error).await),
+    };
+    match admit(node, shown, &preface, from) {
+        Ok((peer, standing)) => {
+            Ok(Met { channel, purpose, boot: preface.boot, peer, standing, place: Some(place), at: from })
+        }
+        Err(error) => Err(turn_away(channel, purpose, error).await),
+    }
+}
+
+/// Says why nothing comes of a connection that a router has made whose name is proven, where it listens to that.
+async fn turn_away<S: Stream>(mut channel: Channel<S>, purpose: Purpose, error: LinkError) -> LinkError {
+    if purpose == Purpose::Link
+        && let Some(reason) = error.to_peer()
+    {
+        link::reject(&mut channel, reason).await;
+    }
+    error
 }
 
 /// What this router shows.
@@ -295,14 +339,13 @@ pub(crate) fn place<N: Net>(node: &Node<N>, owner: &Owner) -> Result<Held, LinkE
     place.ok_or_else(|| LinkError::Crowd(owner.of_whom(), node.connections.held_with(owner)))
 }
 
-fn meet<N: Net>(
+/// The peer that has proven itself, and what its connection stands on.
+fn admit<N: Net>(
     node: &Node<N>,
-    channel: PeerChannel<N>,
     shown: Shown,
-    preface: Preface,
-    purpose: Purpose,
-    (at, place): (SocketAddr, Option<Held>),
-) -> Result<Met<N>, LinkError> {
+    preface: &Preface,
+    at: SocketAddr,
+) -> Result<(Arc<Peer<N>>, Standing<N>), LinkError> {
     let peer = node
         .peer(&preface.sender)
         .ok_or_else(|| LinkError::TooManyPeers(node.owner(&preface.sender).of_whom()))?;
@@ -310,10 +353,12 @@ fn meet<N: Net>(
     let standing = peer.stand(shown).ok_or(LinkError::TooManyProofs)?;
     // By the settings of now, once it stands: whatever they no longer trust is either found here or cut off then.
     standing.judge(node.settings().identity.as_deref())?;
-    peer.note_accepted();
+    if peer.note_accepted() {
+        node.count_links();
+    }
     node.proven(&peer.id, at.ip());
     node.note_end(expires);
-    Ok(Met { channel, purpose, boot: preface.boot, peer, standing, place, at })
+    Ok((peer, standing))
 }
 
 async fn say_preface<N: Net>(
@@ -384,10 +429,10 @@ pub(crate) async fn keep<N: Net>(node: Arc<Node<N>>, address: String) {
                     dial.claimed = claimed.cloned();
                 });
                 // The same reason again is no news.
-                if told.as_ref() != Some(&reason) {
+                if !told.as_ref().is_some_and(|told| error.same_as(told)) {
                     warn!(peer = %address, %reason, "peer unreachable; retrying");
-                    told = Some(reason);
                 }
+                told = Some(error);
                 // A dial that nobody answered was a pause for the peer too.
                 began.elapsed()
             }

@@ -28,6 +28,7 @@ use crate::links::Dial;
 use crate::missing::Missing;
 use crate::peers::Peer;
 use crate::pods::Pod;
+use crate::rejected::Rejected;
 use crate::rooms::Rooms;
 use crate::settings::Settings;
 use crate::shortage;
@@ -77,6 +78,8 @@ pub(crate) struct Node<N: Net> {
     pub(crate) exported: Arc<Bound>,
     /// For the log: peers and sidecars that are refused.
     pub(crate) refusals: Throttle,
+    /// For the status: the last of them, where it was of nobody who is known.
+    pub(crate) rejected: Rejected,
     /// For the log: handshakes that make room.
     pub(crate) crowds: Throttle,
     /// For the log: what the imports and exports of all pods bring about; each pod has its own under it.
@@ -143,6 +146,7 @@ impl<N: Net> Node<N> {
             sockets: Bound::of_sockets(&limits),
             exported: Bound::of_exports(),
             refusals: Throttle::new(10, Duration::from_secs(1)),
+            rejected: Rejected::default(),
             crowds: Throttle::new(1, Duration::from_secs(10)),
             pods_log: Arc::new(Throttle::new(512, Duration::from_millis(100))),
             missing: Missing::default(),
@@ -205,25 +209,34 @@ impl<N: Net> Node<N> {
         peers.chain(own).filter(|expires| *expires >= now).min()
     }
 
-    /// A connection was refused for the certificate that it showed. What that says of a router is not proven, and is kept
-    /// for the status of one that is known only.
+    /// A connection was refused for the certificate that it showed, for the status. What that says of a router is not
+    /// proven.
     pub(crate) fn note_refused(&self, from: IpAddr, error: &PeerError) {
         if let Some(peer) = error.claims().and_then(|id| self.known_peer(id)) {
             peer.note_refused(from, error);
-            peer.note_rejected_from(from, &error.to_string());
+            if peer.note_rejected_from(from, &error.to_string()) {
+                self.count_links();
+            }
+        } else {
+            self.rejected.note(from, error.to_string());
         }
     }
 
     /// A peer and this router do not accept each other on a new connection.
     pub(crate) fn note_rejected(&self, id: &RouterId, reason: String) {
-        if let Some(peer) = self.known_peer(id) {
-            peer.note_rejected(reason);
+        if self.known_peer(id).is_some_and(|peer| peer.note_rejected(reason)) {
+            self.count_links();
         }
     }
 
     /// Whoever dialled from there does not accept this router: it may be any peer that is linked from there.
     pub(crate) fn note_alert(&self, from: IpAddr, reason: &str) {
-        self.all_peers().iter().for_each(|peer| peer.note_rejected_from(from, reason));
+        let news = self.all_peers().iter().filter(|peer| peer.note_rejected_from(from, reason)).count();
+        if news > 0 {
+            self.count_links();
+        } else {
+            self.rejected.note(from, reason.to_owned());
+        }
     }
 
     /// Why no new connection to or from a peer comes up, where a certificate has expired: this router's, or the one that

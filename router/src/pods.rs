@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -180,25 +181,26 @@ pub(crate) async fn serve<N: Net>(node: Arc<Node<N>>, listener: N::HandoffListen
             Ok((conversation, credentials)) => {
                 failing = false;
                 let owner = owner(&node, credentials);
-                let seat = node.sidecars.take(&owner).ok_or_else(|| NoSeat::of(&node.sidecars, &owner));
-                let begun = seat.map(|seat| with_thread(&node, conversation, &owner).map(|on| (seat, on)));
-                match begun {
-                    Ok(Some((seat, conversation))) => {
-                        let thread = conversation.thread();
-                        // What blocks there keeps the seat, so that it is the pod that runs out of them.
-                        thread.hold(seat);
-                        let counted = Conversing::new(node.clone());
-                        let session = session(node.clone(), conversation, credentials, owner, counted);
-                        node.tasks.spawn(async move {
-                            let _ = thread.run(session).await;
-                        });
+                match node.sidecars.take(&owner) {
+                    Some(seat) => {
+                        if let Some(conversation) = with_thread(&node, conversation, &owner) {
+                            let thread = conversation.thread();
+                            // What blocks there keeps the seat, so that it is the pod that runs out of them.
+                            thread.hold(seat);
+                            let counted = Conversing::new(node.clone());
+                            let session = session(node.clone(), conversation, credentials, owner, counted);
+                            run_on(&node, thread, session);
+                        }
                     }
-                    Ok(None) => {}
-                    Err(error) => {
+                    None => {
+                        let error = NoSeat::of(&node.sidecars, &owner);
                         if let Some(suppressed) = node.refusals.permit() {
                             warn!(pid = credentials.pid, uid = credentials.uid, %error, suppressed, "sidecar rejected");
                         }
                         node.counters.sidecars_refused.inc();
+                        run_on(&node, conversation.thread(), async move {
+                            refuse(&conversation, error.to_string()).await;
+                        });
                     }
                 }
                 // However many come, the links and flows have their turn between two of them.
@@ -213,6 +215,13 @@ pub(crate) async fn serve<N: Net>(node: Arc<Node<N>>, listener: N::HandoffListen
             }
         }
     }
+}
+
+/// Has a conversation's own thread do something.
+fn run_on<N: Net>(node: &Node<N>, thread: N::Thread, work: impl Future<Output = ()> + Send + 'static) {
+    node.tasks.spawn(async move {
+        let _ = thread.run(work).await;
+    });
 }
 
 /// Speaks with one sidecar, on its thread: what comes from it may be closed at any moment.

@@ -238,6 +238,8 @@ pub(crate) async fn read<N: Net>(node: &Arc<Node<N>>) -> Status {
     let waits = settings.pending.at_next_start.iter();
     let notes = waits.map(|what| format!("{what} changed in the config: takes effect after a restart"));
     let mut notes: Vec<_> = notes.collect();
+    notes.extend(settings.renewal());
+    notes.extend(node.rejected.told());
     notes.extend(strangers::all(node));
     notes.extend(declined(node));
     notes.extend(crowded(node));
@@ -300,6 +302,16 @@ pub(crate) async fn read<N: Net>(node: &Arc<Node<N>>) -> Status {
         format!(
             "{}/{}: its network namespace has as many UDP sessions at a router as it may beside others, and holds {held} flows and UDP sessions here; datagrams of further clients are dropped",
             pod.claim.namespace, pod.claim.name
+        )
+    }));
+    let mut without_port: Vec<_> =
+        node.endpoints().values().filter(|port| port.lacks_ports()).cloned().collect();
+    without_port.dedup_by_key(|port| port.pod.session);
+    notes.extend(without_port.iter().map(|port| {
+        let claim = &port.pod.claim;
+        format!(
+            "{}/{}: connections to what it exports found no local port left in it within the last minute, and wait; widen net.ipv4.ip_local_port_range there, or set net.ipv4.tcp_tw_reuse to 1",
+            claim.namespace, claim.name
         )
     }));
     let sidecars = pods.iter().map(|pod| {

@@ -224,6 +224,14 @@ async fn conversations_are_shared(router: &Router) {
         assert!(next.is_served().await && begun.elapsed() < 2 * SOON, "pod {number}: {}", router.log());
     }
     assert!(router.log().contains("conversations with this router, as many as it may"), "{}", router.log());
+    // Whoever is refused is told.
+    let refused = OsNet::new().handoff_connect(&router.socket).await.unwrap();
+    let said =
+        timeout(SOON, refused.recv()).await.unwrap().unwrap().map(|(said, _)| ToSidecar::decode(&said));
+    assert!(
+        matches!(&said, Some(Ok(ToSidecar::Refused { id: None, reason })) if reason.contains("as many as it may")),
+        "{said:?}"
+    );
 }
 
 #[tokio::test]
@@ -429,4 +437,64 @@ async fn flows_that_stand_still_are_their_pods_own() {
     // What it gives back it may have again.
     drop(hostile);
     assert!(honest.is_served().await);
+}
+
+/// Who uses up the local ports of a pod waits, and looks to its application like any other client: not like the pod's
+/// own loopback, which some applications trust.
+#[tokio::test]
+#[ignore = "needs root: make test-net"]
+async fn a_pod_without_local_ports_is_not_reached_by_its_loopback() {
+    let pair = Pair::start(MANY, MANY).await;
+    let (met, mut clients) = mpsc::unbounded_channel();
+    let socket = pair.a.socket.clone();
+    let _server = Hostile::does(|| async move {
+        std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", "30000 30009").unwrap();
+        let address = Command::new("ip").args("addr add 10.99.0.1/32 dev lo".split(' ')).status().unwrap();
+        assert!(address.success());
+        let listener = tokio::net::TcpListener::bind("0.0.0.0:8081").await.unwrap();
+        let conversation = OsNet::new().handoff_connect(&socket).await.unwrap();
+        let pod = Pod { name: "server".into(), namespace: "default".parse().unwrap(), uid: "narrow".into() };
+        let addresses = vec!["10.99.0.1".parse().unwrap()];
+        let hello = ToRouter::Hello { version: 1, pod, addresses };
+        let offered = port(81, Protocol::Tcp);
+        let target = 8081.try_into().unwrap();
+        let export = ToRouter::Export { id: 1, offered, target, allow: None };
+        for word in [hello, export] {
+            conversation.send(&word.encode(), Vec::new()).await.unwrap();
+        }
+        let mut tasks = JoinSet::new();
+        tasks.spawn(stock(conversation));
+        tasks.spawn(async move {
+            let mut flows = JoinSet::new();
+            while let Ok((mut stream, from)) = listener.accept().await {
+                let _ = met.send(from.ip());
+                flows.spawn(async move {
+                    let (mut reader, mut writer) = stream.split();
+                    let _ = tokio::io::copy(&mut reader, &mut writer).await;
+                });
+            }
+        });
+        tasks
+    })
+    .await;
+    let client = greet(&pair.a.socket, "client").await;
+    let at = import(&client, 1, &port(81, Protocol::Tcp)).await;
+    let mut tasks = JoinSet::new();
+    tasks.spawn(stock(client));
+    until("it is served", async || is_served(at).await).await;
+    let mut served = 1;
+    while is_served(at).await {
+        served += 1;
+        assert!(served < 100, "its ports do not run out");
+    }
+    let told = "default/server: connections to what it exports found no local port left in it";
+    until("the status says so", async || pair.a.status().contains(told)).await;
+    let _ = timeout(SOON, TcpStream::connect(at)).await;
+    sleep(2 * SOON).await;
+    clients.close();
+    let mut seen = Vec::new();
+    while let Some(client) = clients.recv().await {
+        seen.push(client.to_string());
+    }
+    assert!(seen.len() >= served && seen.iter().all(|client| client == "10.99.0.1"), "{seen:?}");
 }

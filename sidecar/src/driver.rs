@@ -87,7 +87,7 @@ impl<N: Net> Driver<N> {
     pub(crate) fn handle_event(&mut self, event: Event<N>) {
         match event {
             Event::Dialled(Ok(handoff)) => {
-                self.link = Link::Open { handoff: Arc::new(handoff), sending: None };
+                self.link = Link::Open { handoff: Arc::new(handoff), sending: None, closed: None };
                 self.unread = false;
                 self.metrics.router_conversations.inc();
                 self.shared.sidecar().handle_connected(now());

@@ -26,6 +26,8 @@ pub(crate) enum Link<N: Net> {
         handoff: Arc<N::Handoff>,
         /// The message that is being sent. Reading goes on meanwhile: two sides that both only write stand still.
         sending: Option<Task<()>>,
+        /// The router has closed, as sending found: what it said before, such as why, is read first.
+        closed: Option<io::Error>,
     },
 }
 
@@ -52,12 +54,12 @@ impl<N: Net> Link<N> {
 
     /// Whether a message can be sent now.
     pub(crate) fn is_idle(&self) -> bool {
-        matches!(self, Self::Open { sending: None, .. })
+        matches!(self, Self::Open { sending: None, closed: None, .. })
     }
 
     /// Begins to send a message. Only where [`Link::is_idle`].
     pub(crate) fn send(&mut self, message: Vec<u8>, descriptors: Vec<N::Descriptor>) {
-        if let Self::Open { handoff, sending } = self {
+        if let Self::Open { handoff, sending, .. } = self {
             let handoff = handoff.clone();
             *sending = Some(Box::pin(async move { handoff.send(&message, descriptors).await }));
         }
@@ -70,24 +72,41 @@ impl<N: Net> Link<N> {
         match self {
             Self::Closed => std::future::pending().await,
             Self::Dialling(dial) => Event::Dialled(dial.as_mut().await),
-            Self::Open { handoff, sending } => {
+            Self::Open { handoff, sending, closed } => loop {
                 let sent = async {
                     match sending {
                         Some(task) => task.as_mut().await,
                         None => std::future::pending().await,
                     }
                 };
-                tokio::select! {
+                let received = tokio::select! {
                     biased;
                     result = sent => {
                         *sending = None;
-                        Event::Sent(result)
+                        match result {
+                            Err(error) if is_closed(&error) => {
+                                *closed = Some(error);
+                                continue;
+                            }
+                            result => return Event::Sent(result),
+                        }
                     }
-                    result = handoff.recv() => {
-                        Event::Received(result.map(|message| message.map(|(bytes, _)| bytes)))
+                    result = handoff.recv() => result,
+                };
+                return match (received, closed.take()) {
+                    (Ok(Some((bytes, _))), error) => {
+                        *closed = error;
+                        Event::Received(Ok(Some(bytes)))
                     }
-                }
-            }
+                    (_, Some(error)) => Event::Sent(Err(error)),
+                    (result, None) => Event::Received(result.map(|_| None)),
+                };
+            },
         }
     }
+}
+
+/// Whether the other side has closed: what it said before can be read still.
+fn is_closed(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
 }

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use super::fields::{Findings, fields, finding, join, quoted};
 use super::tree::{Node, Value};
-use super::{Defaults, Finding, MAX_ALLOW, MAX_ENTRIES, MAX_PORTS, Port, stranger};
+use super::{Defaults, Finding, MAX_ALLOW, MAX_ENTRIES, MAX_PORTS, Port, stranger, unknown};
 use crate::name::{AllowRule, ClusterName, Label, NameError, Protocol, ServiceName};
 use crate::near::nearest;
 
@@ -130,7 +130,7 @@ fn meant(pairs: &[(Node, Node)]) -> Result<(), Finding> {
 struct Reader<'r> {
     direction: Direction,
     defaults: &'r Defaults,
-    /// The clusters that rules may name, where they are known.
+    /// The clusters that rules and imports may name, where they are known.
     mesh: Option<&'r BTreeSet<ClusterName>>,
     findings: &'r mut Findings,
 }
@@ -152,7 +152,7 @@ impl Reader<'_> {
             None => Some(self.defaults.namespace.clone()),
         };
         let cluster = match present(cluster) {
-            Some(cluster) => self.parse(cluster, &join(path, "cluster")),
+            Some(cluster) => self.cluster(cluster, &join(path, "cluster")),
             None => Some(self.defaults.cluster.clone()),
         };
         let ports = self.ports(node, present(ports), &join(path, "ports"));
@@ -327,6 +327,16 @@ impl Reader<'_> {
             rules.push(parsed);
         }
         rules.into_iter().collect::<Option<_>>().map(Some)
+    }
+
+    fn cluster(&mut self, node: &Node, path: &str) -> Option<ClusterName> {
+        let cluster = self.parse(node, path)?;
+        // An export is of the own cluster, or refused.
+        let mesh = self.mesh.filter(|_| self.direction == Direction::Import);
+        if let Some(stranger) = mesh.and_then(|mesh| unknown(&cluster, mesh, "nothing of it is reached")) {
+            self.findings.warn(node, path, stranger);
+        }
+        Some(cluster)
     }
 
     fn parse<T: FromStr<Err = NameError>>(&mut self, node: &Node, path: &str) -> Option<T> {

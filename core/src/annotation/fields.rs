@@ -93,6 +93,9 @@ pub(super) fn fields<'n, const N: usize>(
             None => {
                 let shown = quoted(name);
                 let reason = match nearest(name, known.iter().flat_map(|known| known.split('|'))) {
+                    Some(meant @ "allow") => format!(
+                        "unknown field, ignored; did you mean `{meant}`? An export without it is open to every member of the mesh"
+                    ),
                     Some(meant) => format!("unknown field, ignored; did you mean `{meant}`?"),
                     None => format!("unknown field, ignored (known fields: {})", list(known)),
                 };

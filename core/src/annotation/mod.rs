@@ -38,7 +38,19 @@ pub const MAX_FINDINGS: usize = 256;
 /// under `services`: one that has other keys only was meant to say something else than nothing.
 /// The caller keeps the last good state.
 pub fn parse_imports(text: &str, defaults: &Defaults) -> Result<Parsed<Import>, Finding> {
-    parse(text, entry::Direction::Import, defaults, None, |entry| Import {
+    parse_imports_of_mesh(text, defaults, None)
+}
+
+/// As [`parse_imports`], where the clusters of the mesh may be known: an import of another is warned of.
+///
+/// # Errors
+/// As [`parse_imports`].
+pub fn parse_imports_of_mesh(
+    text: &str,
+    defaults: &Defaults,
+    mesh: Option<&BTreeSet<ClusterName>>,
+) -> Result<Parsed<Import>, Finding> {
+    parse(text, entry::Direction::Import, defaults, mesh, |entry| Import {
         service: entry.service,
         ports: entry.ports,
     })
@@ -71,12 +83,17 @@ pub fn parse_exports_of_mesh(
 /// What to say of a rule of `allow` for a cluster that `mesh`, which is what a router trusts, does not have: it lets
 /// nobody in, and is most likely a slip. `None` where the mesh has it.
 pub fn stranger(cluster: &ClusterName, mesh: &BTreeSet<ClusterName>) -> Option<String> {
+    unknown(cluster, mesh, "nobody of it gets in")
+}
+
+/// That `mesh` does not have a cluster, and what follows of that.
+fn unknown(cluster: &ClusterName, mesh: &BTreeSet<ClusterName>, effect: &str) -> Option<String> {
     if mesh.contains(cluster) {
         return None;
     }
     let meant = nearest_cluster(cluster, mesh).map(|meant| format!("; did you mean {meant}?"));
     Some(format!(
-        "{cluster} is not a cluster that the router's `trust` has, so nobody of it gets in{}",
+        "{cluster} is not a cluster that the router's `trust` has, so {effect}{}",
         meant.unwrap_or_default()
     ))
 }

@@ -250,7 +250,7 @@ fn keys_without_services_are_told_with_what_was_meant() {
     assert_eq!(
         said,
         [
-            "unknown field, ignored; did you mean `allow`?",
+            "unknown field, ignored; did you mean `allow`? An export without it is open to every member of the mesh",
             "unknown field, ignored; did you mean `targetport`?"
         ]
     );
@@ -266,6 +266,26 @@ fn what_belongs_to_exports_is_a_warning_in_an_import() {
         assert_eq!((parsed.refused, parsed.entries[0].ports[0].target.get()), (vec![], 80), "{target}");
     }
     assert_eq!(exports("services: [{name: a, ports: [{port: 80, targetport: 81}]}]").warnings, []);
+}
+
+#[test]
+fn an_import_of_a_cluster_that_the_mesh_has_not_is_warned_of() {
+    let mesh = ["cluster-a.local", "cluster-b.local"].map(|name| name.parse().unwrap()).into();
+    let text = "services: [{name: a, cluster: {}, ports: [{port: 80}]}, {name: b, ports: [{port: 80}]}]";
+    for (cluster, warnings) in [
+        ("cluster-b.local", vec![]),
+        (
+            "cluster-b",
+            vec![
+                "cluster-b is not a cluster that the router's `trust` has, so nothing of it is reached; did you mean cluster-b.local?",
+            ],
+        ),
+    ] {
+        let parsed = parse_imports_of_mesh(&text.replace("{}", cluster), &defaults(), Some(&mesh)).unwrap();
+        assert_eq!((parsed.entries.len(), parsed.refused.len()), (2, 0), "{cluster} is served all the same");
+        let told: Vec<_> = parsed.warnings.iter().map(|warning| warning.reason.as_str()).collect();
+        assert_eq!(told, warnings);
+    }
 }
 
 #[test]

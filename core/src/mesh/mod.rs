@@ -50,7 +50,8 @@ pub enum LinkMessage {
         #[cbor(n(0), decode_with = "reason::read")]
         reason: String,
     },
-    /// The sender does not take the link, and closes it. Where it comes, it comes first.
+    /// The sender does not take the link, and closes it: then it comes first. Or it does not keep it any longer: then it
+    /// comes last.
     #[n(8)]
     Rejected(#[n(0)] NoLink),
 }
@@ -67,6 +68,18 @@ pub enum NoLink {
     #[n(1)]
     #[error("another router with this name is already linked: issue each node its own certificate")]
     Twin,
+    /// The sender knows as many routers of the receiver's cluster as it may.
+    #[n(2)]
+    #[error("as many routers of this cluster are known there as may be beside others")]
+    TooManyRouters,
+    /// The receiver has as many connections there as it may that carry no flow.
+    #[n(3)]
+    #[error("there are as many connections that carry no flow as may be beside others")]
+    TooManyConnections,
+    /// The sender does not trust the receiver's certificate, or does not any more.
+    #[n(4)]
+    #[error("the certificate of this router is no longer trusted there: see the peer's log")]
+    Distrusted,
 }
 
 /// One port that a router offers to its neighbours.
@@ -108,7 +121,8 @@ mod tests {
 
     #[test]
     fn a_rejection_for_a_reason_of_a_later_version_is_skipped() {
-        for reason in [NoLink::TooMany, NoLink::Twin] {
+        use NoLink::{Distrusted, TooMany, TooManyConnections, TooManyRouters, Twin};
+        for reason in [TooMany, Twin, TooManyRouters, TooManyConnections, Distrusted] {
             let bytes = minicbor::to_vec(LinkMessage::Rejected(reason)).unwrap();
             assert_eq!(decode_payload::<LinkMessage>(&bytes), Ok(LinkMessage::Rejected(reason)));
         }

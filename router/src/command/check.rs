@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
-use servicekeel_core::annotation::{Defaults, Finding, Parsed, parse_exports_of_mesh, parse_imports};
+use servicekeel_core::annotation::{Defaults, Finding, Parsed, parse_exports_of_mesh, parse_imports_of_mesh};
 use servicekeel_core::name::ClusterName;
 use servicekeel_runtime::file::{bounded, read_bounded};
 
@@ -22,8 +22,8 @@ const MAX_FILE: usize = 256 << 20;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// Files to check; `-` is stdin. A router's config says which clusters there are: rules of `allow` in the files after
-    /// it that name another are warned of.
+    /// Files to check; `-` is stdin. A router's config says which clusters there are: imports, and rules of `allow`, in the
+    /// files after it that name another are warned of.
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
     /// What the files are. Default: guessed from their names and content.
@@ -85,7 +85,7 @@ pub(super) struct Checked {
     pub(super) mesh: Option<Mesh>,
 }
 
-/// The clusters that rules of `allow` may name.
+/// The clusters that imports and rules of `allow` may name.
 pub(super) type Mesh = BTreeSet<ClusterName>;
 
 impl Checked {
@@ -213,7 +213,7 @@ pub(super) fn findings(
         Defaults { namespace: "default".parse().expect("a label"), cluster: ClusterName::fallback() };
     let parsed = match kind {
         Kind::Exports => parse_exports_of_mesh(text, &defaults, mesh).map(all),
-        _ => parse_imports(text, &defaults).map(all),
+        _ => parse_imports_of_mesh(text, &defaults, mesh).map(all),
     };
     match parsed {
         Err(finding) => Checked { errors: vec![at(finding)], ..Checked::default() },
@@ -363,5 +363,11 @@ mod tests {
             assert_eq!((told.len(), told[0].place), (1, Some(place)), "{told:?}");
             assert!(told[0].text.ends_with("did you mean b.local?"), "{told:?}");
         }
+        let file = dir.path().join("imports.yaml");
+        std::fs::write(&file, "services:\n- {name: a, cluster: b.locl, ports: [{port: 1}]}\n- {name: b}\n")
+            .unwrap();
+        let told = Checked::of(&file, Some(Kind::Imports), Some(&mesh)).warnings;
+        assert_eq!((told.len(), told[0].place), (1, Some((2, 22))), "{told:?}");
+        assert!(told[0].text.contains("nothing of it is reached; did you mean b.local?"), "{told:?}");
     }
 }

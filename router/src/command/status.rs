@@ -13,8 +13,7 @@ use servicekeel_runtime::admin;
 
 use super::print;
 use crate::identity::Date;
-use crate::settings::problem::Problems;
-use crate::settings::{self, DEFAULT_ADMIN, DEFAULT_PATH};
+use crate::settings::{self, AdminOf, DEFAULT_ADMIN, DEFAULT_PATH};
 use crate::status::{FailureStatus, PeerStatus, Status};
 
 /// The words of the tables that do not explain themselves.
@@ -41,26 +40,19 @@ pub(super) struct Arguments {
 impl Arguments {
     pub(super) fn run(self, config: &Path) -> anyhow::Result<ExitCode> {
         let (addr, invalid) = match self.admin {
-            Some(addr) => (addr, None),
+            Some(addr) => (addr, false),
             None => match &self.config {
                 // Nobody named a config, and there is none where they usually are.
                 None if config == Path::new(DEFAULT_PATH) && !config.exists() => {
-                    (DEFAULT_ADMIN.parse()?, None)
+                    (DEFAULT_ADMIN.parse()?, false)
                 }
                 named => admin_of(named.as_deref().unwrap_or(config))?,
             },
         };
-        if let Some(problems) = &invalid {
-            // What a running router says is asked for now more than ever.
-            writeln!(
-                io::stderr(),
-                "{problems}\nThe config is invalid; asking {addr} for the router that runs:"
-            )?;
-        }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (code, text) = match runtime.block_on(admin::get(addr, "/status")) {
             Err(error) => bail!(
-                "no router responded at {addr}: {error}. Is it running, and is this its listen.admin? Use --config or --admin to ask another"
+                "no router responded at {addr}: {error}. Is it running, and was this its listen.admin when it started? Use --config or --admin to ask another"
             ),
             Ok(answer) => answer,
         };
@@ -75,7 +67,7 @@ impl Arguments {
         if !self.json {
             print(format_args!("{}", render(&status, SystemTime::now())))?;
         }
-        Ok(if invalid.is_some() { ExitCode::FAILURE } else { exit_code(&status) })
+        Ok(if invalid { ExitCode::FAILURE } else { exit_code(&status) })
     }
 }
 
@@ -88,18 +80,28 @@ fn address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| format!("not an address such as {DEFAULT_ADMIN}"))
 }
 
-/// The admin endpoint that a config names; and what is wrong with the config, where that is so and it may still be asked
-/// what the router says that runs by an earlier one.
-fn admin_of(path: &Path) -> anyhow::Result<(SocketAddr, Option<Problems>)> {
-    let (admin, invalid) = settings::admin_of(path)
+/// The admin endpoint that a config names, and whether the config is invalid. That is told: what a router says that runs
+/// by an earlier one is asked for then more than ever.
+fn admin_of(path: &Path) -> anyhow::Result<(SocketAddr, bool)> {
+    let AdminOf { addr, problems, guessed } = settings::admin_of(path)
         .map_err(|problems| anyhow!("{problems}; use --admin to ask a router that runs"))?;
-    let Some(mut addr) = admin else {
+    let Some(mut addr) = addr else {
         bail!("listen.admin is off in {}: the router has no admin endpoint to ask", path.display());
     };
     if addr.ip().is_unspecified() {
         addr.set_ip(IpAddr::V4(Ipv4Addr::LOCALHOST));
     }
-    Ok((addr, invalid))
+    if let Some(problems) = &problems {
+        let whose = if guessed {
+            format!(
+                "{addr}, the default, since its listen.admin cannot be read: the answer may be another router's"
+            )
+        } else {
+            format!("{addr} for the router that runs")
+        };
+        writeln!(io::stderr(), "{problems}\nThe config is invalid; asking {whose}:")?;
+    }
+    Ok((addr, problems.is_some()))
 }
 
 /// The status as tables for people.

@@ -27,7 +27,7 @@ use crate::rooms::{Account, Lease};
 use crate::tls::BufferPool;
 
 /// How long a session lives without a datagram.
-pub(crate) const SESSION_IDLE: Duration = Duration::from_secs(60);
+pub(crate) const SESSION_IDLE: Duration = Duration::from_secs(120);
 /// Where a pod or a peer has as many sessions as it may, one that was idle for so long gives way to a new one of its own.
 /// A flood of new ones waits for that, and costs their endpoint no socket.
 pub(crate) const GIVES_WAY: Duration = Duration::from_secs(5);

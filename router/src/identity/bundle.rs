@@ -1,5 +1,7 @@
 //! A cluster's authorities, as others trust them.
 
+use std::time::Duration;
+
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use servicekeel_core::name::ClusterName;
@@ -139,6 +141,14 @@ pub(super) fn in_words(error: &pem::Error) -> String {
 pub(super) fn not_after(certificate: &CertificateDer<'_>) -> Option<UnixTime> {
     let (_, x509) = x509_parser::parse_x509_certificate(certificate).ok()?;
     Some(unix(x509.validity().not_after.timestamp()))
+}
+
+/// How long a certificate is valid in all.
+pub(super) fn lifetime(certificate: &CertificateDer<'_>) -> Option<Duration> {
+    let (_, x509) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    let validity = x509.validity();
+    let seconds = validity.not_after.timestamp().checked_sub(validity.not_before.timestamp())?;
+    Some(Duration::from_secs(seconds.try_into().ok()?))
 }
 
 fn unix(seconds: i64) -> UnixTime {

@@ -118,6 +118,18 @@ impl PeerError {
         }
     }
 
+    /// Whether it is the same fault of the same certificate, be it at another time.
+    pub(crate) fn same_as(&self, other: &Self) -> bool {
+        let undated = |error: &Self| {
+            let mut error = error.clone();
+            if let Self::Expired { now, .. } | Self::NotYetValid { now, .. } = &mut error {
+                *now = UnixTime::since_unix_epoch(std::time::Duration::ZERO);
+            }
+            error
+        };
+        undated(self) == undated(other)
+    }
+
     /// Whom the certificate names, which is not proven.
     pub fn claims(&self) -> Option<&RouterId> {
         match self {
@@ -283,5 +295,22 @@ impl fmt::Display for Date {
             t.minute(),
             t.second()
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_fault_at_another_time_is_no_other() {
+        let expired = |node: &str, now| PeerError::Expired {
+            id: RouterId { cluster: "b.local".parse().unwrap(), node: node.parse().unwrap() },
+            not_after: UnixTime::since_unix_epoch(std::time::Duration::from_secs(5)),
+            now: UnixTime::since_unix_epoch(std::time::Duration::from_secs(now)),
+        };
+        assert!(expired("n", 6).same_as(&expired("n", 9)));
+        assert!(!expired("n", 6).same_as(&expired("m", 6)));
+        assert!(!expired("n", 6).same_as(&PeerError::NoCertificate));
     }
 }

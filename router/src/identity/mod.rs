@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use rustls::client::ResolvesClientCert;
 use rustls::crypto::CryptoProvider;
@@ -74,7 +74,12 @@ pub struct Identity {
     verifier: Arc<Verifier>,
     clock: Arc<dyn TimeProvider>,
     not_after: UnixTime,
+    /// How long before its end the own certificate is to be renewed.
+    renewal: Duration,
 }
+
+/// The longest time before the end of a certificate from which on it is told.
+const RENEWAL: Duration = Duration::from_secs(14 * 86_400);
 
 impl Identity {
     /// Makes the identity of `id` of PEM texts, by the machine's clock.
@@ -110,8 +115,12 @@ impl Identity {
         }
         let key = key(&material.key)?;
 
+        // The last third, as cert-manager has it (`spec.renewBefore` of a Certificate): one that lives for a day is told
+        // for hours, not for all of its life.
+        let lifetime = chain.first().and_then(bundle::lifetime);
+        let renewal = lifetime.map_or(RENEWAL, |lifetime| RENEWAL.min(lifetime / 3));
         let own = certified(&provider, chain, key)?;
-        Ok(Self { id, provider, own, verifier: Arc::new(verifier), clock, not_after })
+        Ok(Self { id, provider, own, verifier: Arc::new(verifier), clock, not_after, renewal })
     }
 
     /// The same router by the same certificate, which believes from now on what `material` believes for a router of
@@ -144,6 +153,7 @@ impl Identity {
             verifier,
             clock: self.clock.clone(),
             not_after: self.not_after,
+            renewal: self.renewal,
         })
     }
 
@@ -201,6 +211,11 @@ impl Identity {
     /// Why it proves nothing any more, where that is so.
     pub fn untimely(&self) -> Option<Untimely> {
         (self.not_after < self.now()).then_some(Untimely::Expired(self.not_after))
+    }
+
+    /// Whether the own certificate is valid and should be renewed by now.
+    pub(crate) fn is_due(&self, now: SystemTime) -> bool {
+        self.not_after().duration_since(now).is_ok_and(|left| left < self.renewal)
     }
 
     /// As [`Identity::not_after`].

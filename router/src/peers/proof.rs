@@ -84,6 +84,11 @@ impl<N: Net> Standing<N> {
         self.proof.is_void() || self.peer.upgrade().is_none_or(|peer| self.epoch != peer.epoch())
     }
 
+    /// Whether that is since the settings do not trust it any more.
+    pub(crate) fn is_distrusted(&self) -> bool {
+        self.proof.is_void()
+    }
+
     /// Resolves when the connection is of no use any more: it is not trusted, or has lost its path for good.
     pub(crate) async fn lost(&self) {
         let Some(peer) = self.peer.upgrade() else { return };

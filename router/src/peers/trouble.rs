@@ -76,25 +76,26 @@ impl<N: Net> Peer<N> {
     }
 
     /// A new connection failed since one of the two routers rejects the other, which is no matter of time: this one dialled
-    /// it where the peer had proven itself.
-    pub(crate) fn note_rejected(&self, reason: String) {
-        self.lock().rejection = Some(Rejection { until: None, reason });
+    /// it where the peer had proven itself. Says whether that is news.
+    pub(crate) fn note_rejected(&self, reason: String) -> bool {
+        self.lock().rejection.replace(Rejection { until: None, reason }).is_none()
     }
 
     /// The same of a connection that came from where it is linked, and has proven nothing.
-    pub(crate) fn note_rejected_from(&self, from: IpAddr, reason: &str) {
+    pub(crate) fn note_rejected_from(&self, from: IpAddr, reason: &str) -> bool {
         let mut state = self.lock();
         let linked = state.links.values().any(|link| link.with == from);
         let proven = state.rejection.as_ref().is_some_and(|known| known.until.is_none());
-        if linked && !proven {
-            let reason = format!("one from {from} was rejected: {reason}");
-            state.rejection = Some(Rejection { until: Some(Instant::now() + FRESH), reason });
+        if !linked || proven {
+            return false;
         }
+        let reason = format!("one from {from} was rejected: {reason}");
+        state.rejection.replace(Rejection { until: Some(Instant::now() + FRESH), reason }).is_none()
     }
 
-    /// A new connection has succeeded.
-    pub(crate) fn note_accepted(&self) {
-        self.lock().rejection = None;
+    /// A new connection has succeeded. Says whether that is news.
+    pub(crate) fn note_accepted(&self) -> bool {
+        self.lock().rejection.take().is_some()
     }
 
     /// Why new connections fail, while there is a link.

@@ -19,8 +19,6 @@ use crate::identity::{Date, Identity, Material, Untimely};
 const LOOK: Duration = Duration::from_secs(600);
 /// How often a certificate that is not valid now is tried again: the clock of a machine that boots is set late.
 const RETRY: Duration = Duration::from_secs(10);
-/// A certificate that ends within this time is told.
-const SOON: Duration = Duration::from_secs(14 * 86_400);
 
 /// Follows one config and the files that it names.
 pub struct Follow {
@@ -269,12 +267,11 @@ impl Follow {
 
     /// Says when the own certificate nears its end.
     fn look(&mut self, now: SystemTime) {
-        let Some(ends) = self.sender.borrow().identity.as_ref().map(|identity| identity.not_after()) else {
-            return;
-        };
+        let Some(identity) = self.sender.borrow().identity.clone() else { return };
+        let ends = identity.not_after();
         let validity = match ends.duration_since(now) {
             Err(_) => Validity::Ended,
-            Ok(left) if left < SOON => Validity::Soon,
+            Ok(_) if identity.is_due(now) => Validity::Soon,
             Ok(_) => Validity::Fine,
         };
         if validity != self.validity {

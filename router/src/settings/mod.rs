@@ -9,14 +9,14 @@ mod text;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustls::pki_types::UnixTime;
 use servicekeel_core::name::ClusterName;
 
 pub use config::{Config, DEFAULT_ADMIN, DEFAULT_PATH, Listen, MAX_PEERS, Peer};
+pub(crate) use read::{AdminOf, admin_of, host, read_text};
 pub use read::{Bad, Good, Reading, read};
-pub(crate) use read::{admin_of, host, read_text};
 pub use text::MAX_CONFIG;
 pub(crate) use text::{explain, options};
 
@@ -83,6 +83,18 @@ impl Settings {
             (None, Some(_)) => 0.0,
             (None, None) => f64::NAN,
         }
+    }
+
+    /// That the own certificate ends soon.
+    pub(crate) fn renewal(&self) -> Option<String> {
+        let identity = self.identity.as_ref()?;
+        let now = UNIX_EPOCH + Duration::from_secs(identity.now().as_secs());
+        identity.is_due(now).then(|| {
+            let ends = Date(identity.expires());
+            format!(
+                "this router's certificate expires on {ends}: renew it with `servicekeel-router pki issue --force`"
+            )
+        })
     }
 
     /// The clusters whose routers get in, this one's own among them; `None` without an identity: nobody's do.

@@ -80,29 +80,43 @@ pub(crate) fn host() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
-/// Where the admin endpoint is by a config, whatever the files are that it names; `None`: off. With all that is wrong
-/// with the config, where something is: it is where the text seems to say then, or where it is by default.
+/// Where the admin endpoint of a router is, by its config.
+pub(crate) struct AdminOf {
+    /// `None`: off.
+    pub(crate) addr: Option<SocketAddr>,
+    /// All that is wrong with the config. The address is what the text seems to say then ...
+    pub(crate) problems: Option<Problems>,
+    /// ... or the default, where it says none that can be read: that may be another router's.
+    pub(crate) guessed: bool,
+}
+
+/// Where the admin endpoint is by a config, whatever the files are that it names.
 ///
 /// # Errors
 /// The file can't be read.
-pub(crate) fn admin_of(path: &Path) -> Result<(Option<SocketAddr>, Option<Problems>), Problems> {
+pub(crate) fn admin_of(path: &Path) -> Result<AdminOf, Problems> {
     let text = text(path)?;
-    match config::parse(&text, path, &host()) {
-        Ok(parsed) => Ok((parsed.config.listen.admin, None)),
-        Err(problems) => Ok((seeming_admin(&text), Some(problems))),
-    }
+    Ok(match config::parse(&text, path, &host()) {
+        Ok(parsed) => AdminOf { addr: parsed.config.listen.admin, problems: None, guessed: false },
+        Err(problems) => {
+            let said = seeming_admin(&text);
+            let guessed = said.is_none();
+            let addr = said.unwrap_or_else(|| DEFAULT_ADMIN.parse().ok());
+            AdminOf { addr, problems: Some(problems), guessed }
+        }
+    })
 }
 
-/// What follows on the first `admin:` of a text that may be no YAML.
-fn seeming_admin(text: &str) -> Option<SocketAddr> {
+/// What follows on the first `admin:` of a text that may be no YAML; `Some(None)`: off.
+fn seeming_admin(text: &str) -> Option<Option<SocketAddr>> {
     let lines = text.lines().map(|line| line.split(" #").next().unwrap_or(line));
     let lines = lines.filter(|line| !line.trim_start().starts_with('#'));
     let said = lines.filter_map(|line| line.split_once("admin:")).map(|(_, said)| said).next();
     let said = said.map(|said| said.trim_start().trim_matches(['"', '\'']));
     let word = said.and_then(|said| said.split([',', '}', '"', '\'', ' ']).next());
     match word {
-        Some("off") => None,
-        word => word.and_then(|word| word.parse().ok()).or_else(|| DEFAULT_ADMIN.parse().ok()),
+        Some("off") => Some(None),
+        word => word?.parse().ok().map(Some),
     }
 }
 

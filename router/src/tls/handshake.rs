@@ -36,9 +36,12 @@ pub enum HandshakeError {
     /// The other side closed.
     #[error("closed during the TLS handshake{}", if *.0 { "" } else { ", before sending anything" })]
     Closed(bool),
-    /// It speaks HTTP.
+    /// It asks by HTTP.
     #[error("speaks HTTP, not TLS: is a web client connecting to this port?")]
-    Http,
+    HttpRequest,
+    /// It answers by HTTP.
+    #[error("answers by HTTP, not TLS: is it a web server rather than a router's listen.peers?")]
+    HttpAnswer,
     /// It speaks neither.
     #[error("does not speak TLS (its first bytes are {0:02x?})")]
     NotTls(Vec<u8>),
@@ -272,10 +275,11 @@ fn end_of_record(input: &[u8], start: usize) -> Option<usize> {
 
 /// Says what speaks there, where it is not TLS. A TLS peer starts with a handshake record or an alert.
 fn first_bytes(input: &[u8]) -> Result<(), HandshakeError> {
-    const METHODS: [&[u8]; 8] = [b"GET ", b"POST", b"PUT ", b"HEAD", b"OPTI", b"CONN", b"PRI ", b"HTTP"];
+    const METHODS: [&[u8]; 7] = [b"GET ", b"POST", b"PUT ", b"HEAD", b"OPTI", b"CONN", b"PRI "];
     match input.first() {
         Some(0x16 | 0x15) | None => Ok(()),
-        Some(_) if METHODS.iter().any(|method| input.starts_with(method)) => Err(HandshakeError::Http),
+        Some(_) if METHODS.iter().any(|method| input.starts_with(method)) => Err(HandshakeError::HttpRequest),
+        Some(_) if input.starts_with(b"HTTP") => Err(HandshakeError::HttpAnswer),
         Some(_) => Err(HandshakeError::NotTls(input[..input.len().min(8)].to_vec())),
     }
 }

@@ -207,7 +207,7 @@ async fn what_comes_right_behind_the_handshake_is_heard() {
 async fn strangers_get_a_clear_error() {
     let (_, b) = identities();
     for (words, want) in [
-        (&b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"[..], "HTTP"),
+        (&b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"[..], "is a web client connecting to this port?"),
         (&[0, 1, 2, 3, 4, 5, 6, 7][..], "does not speak TLS"),
         (&[0x16, 3, 1, 0xff, 0xff][..], ""),
         (b"", "before sending anything"),
@@ -218,6 +218,15 @@ async fn strangers_get_a_clear_error() {
         let error = accept(far, b.server(), BufferPool::new()).await.unwrap_err().to_string();
         assert!(error.contains(want), "{words:?}: {error}");
     }
+}
+
+#[tokio::test]
+async fn a_web_server_is_known_by_its_answer() {
+    let (a, _) = identities();
+    let (near, mut far) = streams().await;
+    far.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
+    let error = connect(near, a.client(), BufferPool::new()).await.unwrap_err().to_string();
+    assert!(error.contains("is it a web server"), "{error}");
 }
 
 #[tokio::test]

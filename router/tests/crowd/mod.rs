@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, SystemTime};
 
-use servicekeel_core::flow::frame::{Kind, Open, Preface, Purpose, VERSION};
+use servicekeel_core::flow::frame::{self, Kind, Open, Preface, Purpose, VERSION};
 use servicekeel_core::handoff::{Pod, ToRouter, ToSidecar};
+use servicekeel_core::mesh::{LinkMessage, NoLink};
 use servicekeel_core::name::{Protocol, RouterId};
 use servicekeel_router::identity::Identity;
 use servicekeel_router::pki::Authority;
@@ -161,6 +162,14 @@ async fn connections_that_carry_nothing_are_their_clusters_own() {
         for _ in 0..3 {
             let fine = besieged.is_fine().await;
             assert!(fine.is_ok(), "{purpose:?}, beside {}: {fine:?}: {}", held.len(), besieged.router.log());
+        }
+        if purpose == Purpose::Datagrams {
+            let (one_more, at) =
+                (besieged.identity(&besieged.hostile, "m-0"), besieged.files.peers.to_string());
+            let mut link = open(&one_more, &at, Purpose::Link).await.unwrap();
+            let (_, word) = timeout(SOON, link.recv()).await.unwrap().unwrap().expect("it is told why");
+            let word = frame::decode_payload(word);
+            assert_eq!(word, Ok(LinkMessage::Rejected(NoLink::TooManyConnections)), "beside {}", held.len());
         }
     }
 }

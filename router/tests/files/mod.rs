@@ -132,6 +132,13 @@ async fn a_config_that_is_broken_does_not_keep_its_router_from_being_asked() {
         assert!(said.starts_with("router a.local/n\n"), "{said}");
         assert_eq!(code, Some(1), "what is invalid is a problem");
     }
+    // Nor is it said of another router that it is this one.
+    std::fs::write(&broken, good.replace(&at.to_string(), "[x]")).unwrap();
+    let (_, _, errors) = ask(&broken).await;
+    assert!(
+        errors.contains("asking 127.0.0.1:7480, the default, since its listen.admin cannot be read"),
+        "{errors}"
+    );
     // Where there is none to ask, both are told.
     std::fs::write(&broken, good.replace("node: n", "node: [n]").replace(&at.to_string(), "127.0.0.1:1"))
         .unwrap();

@@ -74,6 +74,16 @@ async fn who_is_revoked_or_not_trusted_is_told_why_at_both_ends() {
     stand.a.settings.trust = trusted;
     stand.a.apply();
     well(&stand).await;
+
+    // Whoever is dialled by a router that does not trust it can't know which one it is.
+    stand.b.settings.trust.clear();
+    stand.b.apply();
+    wait_for(LIMIT, async || {
+        let (_, said) = stand.a.tool().await;
+        let told = |line: &&str| line.starts_with("note: a connection from 127.0.0.1 failed ");
+        said.lines().find(told).filter(|line| line.contains("TLS alert UnknownCA")).map(drop)
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! Who is no longer trusted, or revoked, while connections of the name are up.
 
-use servicekeel_core::flow::frame::{Kind, Open, Preface, Purpose, VERSION};
+use servicekeel_core::flow::frame::{self, Kind, Open, Preface, Purpose, VERSION};
+use servicekeel_core::mesh::{LinkMessage, NoLink};
 use servicekeel_core::name::Protocol;
 use servicekeel_router::tls::{self, BufferPool, Channel};
 use servicekeel_runtime::net::Net;
@@ -100,4 +101,28 @@ async fn revoked() {
         }
         stand.wait_until_it_works().await;
     }
+}
+
+#[tokio::test]
+async fn a_link_that_is_cut_off_is_told_why() {
+    let mut stand = Stand::new().await;
+    // One that has the name and reads what it is told, in the place of the router that has it.
+    stand.b.settings.peers.clear();
+    stand.b.apply();
+    stand::wait_for(LIMIT, async || (stand.a.status().await["peers"][0]["state"] == "down").then_some(()))
+        .await;
+    let mut link = rogue(&stand, Purpose::Link).await;
+    stand::wait_for(LIMIT, async || (stand.a.status().await["peers"][0]["state"] == "up").then_some(()))
+        .await;
+    stand.a.settings.revoked = vec!["b.local/n".into()];
+    stand.a.apply();
+    let last = async {
+        let mut last = None;
+        while let Ok(Some((_, word))) = link.recv().await {
+            last = frame::decode_payload(word).ok();
+        }
+        last
+    };
+    let last = timeout(LIMIT, last).await.expect("the link ends");
+    assert_eq!(last, Some(LinkMessage::Rejected(NoLink::Distrusted)));
 }

@@ -53,6 +53,10 @@ pub(super) fn found(query: &Query<'_>, found: &Found, zone: &Zone, limit: u16) -
         }
     };
     let response = &kept.response;
+    if limit == u16::MAX && response.is_truncated() && !response.has_answers() {
+        // Over TCP a client takes it for all there is (RFC 2181 §9): that there is nothing, which nobody said.
+        return unanswered(query, Failure::Unreachable, limit);
+    }
     let missing = response.code() == code::NX_DOMAIN;
     if missing
         && response.aliases().next().is_none()

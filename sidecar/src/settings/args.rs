@@ -11,12 +11,15 @@ use servicekeel_core::handoff::Pod;
 use servicekeel_core::lease::Leases;
 use servicekeel_core::name::{ClusterName, Label, NameError};
 use servicekeel_core::sidecar::REST;
+use servicekeel_runtime::file::read_bounded;
 use tracing::warn;
 
 use super::resolv::{self, Resolv, UnusableServer, is_own};
 use super::{Settings, interfaces};
 
 const RESOLV_CONF: &str = "/etc/resolv.conf";
+/// The most bytes of it. Kubernetes allows 2,048 characters of search domains.
+const MAX_RESOLV_CONF: usize = 64 << 10;
 /// The most bytes of `POD_NAME` and `POD_UID`: a Kubernetes name has 253.
 const MAX_POD_TEXT: usize = 253;
 
@@ -218,8 +221,12 @@ impl Args {
     /// # Errors
     /// [`ArgsError`] where flags do not go together.
     pub fn settings(self) -> Result<Settings, ArgsError> {
-        let resolv = std::fs::read_to_string(RESOLV_CONF).unwrap_or_default();
-        let resolv = Resolv::parse(&resolv, resolv::interface);
+        let resolv = read_bounded(Path::new(RESOLV_CONF), MAX_RESOLV_CONF).unwrap_or_else(|error| {
+            warn!(%error, "{RESOLV_CONF} cannot be read: no nameservers and search domains of it");
+            Vec::new()
+        });
+        // As the C library, which compares bytes: a comment may be of any encoding.
+        let resolv = Resolv::parse(&String::from_utf8_lossy(&resolv), resolv::interface);
         if self.sidecar_dns_upstream.is_none() {
             for (nameserver, reason) in &resolv.unused {
                 warn!(nameserver, "ignoring a nameserver of {RESOLV_CONF}: it {reason}");

@@ -7,7 +7,7 @@
 //!   case. An error to a query that was not plain is answered by a plain one. What an upstream does not bear is
 //!   remembered ([`Servers`]).
 //! - An answer that is truncated, torn or in another case is asked for over TCP. Where that fails, a truncated one is
-//!   an answer, and one in another case is asked for once more in lower case.
+//!   an answer if no other upstream has all of it, and one in another case is asked for once more in lower case.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -165,9 +165,9 @@ impl Asking {
             if now >= self.end {
                 return self.finish();
             }
-            if self.targets.get(self.at).is_some_and(|target| target.truncated.is_some()) {
-                // TCP is as silent as nobody.
-                return self.finish();
+            if let Some(target) = self.targets.get_mut(self.at).filter(|target| target.truncated.is_some()) {
+                // TCP is silent. Another may have all of it.
+                target.done = true;
             }
             self.at += 1;
             self.begin_turn(servers, now);
@@ -184,7 +184,7 @@ impl Asking {
             Heard::Answer { response, kept_case, .. } => {
                 self.handle_answer(servers, tried, response, kept_case, now)
             }
-            Heard::Code { .. } if tried.stream => self.handle_stream_failed(servers, tried.target),
+            Heard::Code { .. } if tried.stream => self.handle_stream_failed(servers, tried.target, now),
             Heard::Code { code, edns } => self.handle_code(servers, tried, code, edns, now),
         }
     }
@@ -194,7 +194,7 @@ impl Asking {
         let Some(tried) = self.tries.get(id).copied() else { return };
         let target = &mut self.targets[tried.target];
         if tried.stream {
-            return self.handle_stream_failed(servers, tried.target);
+            return self.handle_stream_failed(servers, tried.target, now);
         }
         if target.done || target.stream == Stream::Open {
             return;
@@ -227,7 +227,7 @@ impl Asking {
                         target.stream = Stream::Open;
                         self.send(servers, tried.target, tried.manner, true);
                     }
-                    Stream::Failed if !other_case => self.outcome = Some(Ok(response)),
+                    Stream::Failed if !other_case => self.handle_stream_failed(servers, tried.target, now),
                     // A forger may have guessed everything but the case: not believed without TCP.
                     Stream::Open | Stream::Failed => {}
                 }
@@ -258,11 +258,16 @@ impl Asking {
         self.end_turn_of(servers, tried.target, now);
     }
 
-    fn handle_stream_failed(&mut self, servers: &Servers, at: usize) {
+    fn handle_stream_failed(&mut self, servers: &Servers, at: usize, now: Instant) {
         let target = &mut self.targets[at];
         target.stream = Stream::Failed;
         if target.truncated.is_some() {
-            self.finish();
+            // What fitted is an answer where no other upstream has all of it.
+            target.done = true;
+            if self.at >= self.targets.len() {
+                return self.finish();
+            }
+            self.end_turn_of(servers, at, now);
         } else if !target.in_doubt {
             target.in_doubt = true;
             self.send(servers, at, Manner { mixed_case: false, ..self.first_manner(at) }, false);

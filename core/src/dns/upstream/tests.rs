@@ -190,14 +190,32 @@ fn in_doubt_tcp_decides() {
     assert!(stream.stream);
     stage.heard(stream.id, answer(false, true));
     assert_eq!(stage.outcome(), Some(Ok(false)));
-    // TCP breaks.
+    // TCP breaks: another has it all, or what fitted is an answer.
+    for whole in [true, false] {
+        let mut stage = Stage::new(servers(2), now);
+        let (_, datagram) = stage.sent().unwrap();
+        stage.heard(datagram.id, answer(true, true));
+        let (_, stream) = stage.sent().unwrap();
+        stage.fault(stream.id, Fault::Refused);
+        assert_eq!(stage.outcome(), None, "the other was not asked");
+        let (_, second) = stage.sent().unwrap();
+        assert_eq!((second.to, second.stream), (addr(2), false));
+        if whole {
+            stage.heard(second.id, answer(false, true));
+        } else {
+            stage.fault(second.id, Fault::Refused);
+        }
+        assert_eq!(stage.outcome(), Some(Ok(!whole)));
+    }
+    // TCP hangs at one, and at the other all is well.
     let mut stage = Stage::new(servers(2), now);
     let (_, datagram) = stage.sent().unwrap();
     stage.heard(datagram.id, answer(true, true));
-    let (_, stream) = stage.sent().unwrap();
-    stage.fault(stream.id, Fault::Refused);
-    assert_eq!(stage.outcome(), Some(Ok(true)), "the truncated answer is one");
-    assert_eq!(stage.servers.take_failures(), 0);
+    assert!(stage.sent().unwrap().1.stream);
+    let (at, second) = stage.sent().unwrap();
+    assert_eq!((second.to, at), (addr(2), TIMES.one_try.as_millis()));
+    stage.heard(second.id, answer(false, true));
+    assert_eq!(stage.outcome(), Some(Ok(false)));
     // TCP is silent.
     let mut stage = Stage::new(servers(1), now);
     let (_, datagram) = stage.sent().unwrap();

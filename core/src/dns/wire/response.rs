@@ -111,6 +111,11 @@ impl Response {
         self.flags() & flag::TC != 0
     }
 
+    /// Whether it has records that answer the question.
+    pub fn has_answers(&self) -> bool {
+        self.counts()[0] > 0
+    }
+
     /// Whether the upstream vouches for it (AD).
     pub fn is_validated(&self) -> bool {
         self.flags() & flag::AD != 0
