@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -467,5 +467,8 @@ impl<N: Net> Drop for Carrying<N> {
 /// Whether an address can be dialled from a socket of a pod: the sockets in stock are IPv4's, which every
 /// pod has, and a sidecar does not say which family a socket is of.
 pub(crate) fn dialable(addr: &IpAddr) -> bool {
-    addr.is_ipv4() && !addr.is_unspecified() && !addr.is_multicast()
+    let IpAddr::V4(addr) = addr else { return false };
+    // 127.255.255.255 is a broadcast address, too: each socket there has a copy of what is sent to it.
+    let everybody = addr.is_broadcast() || *addr == Ipv4Addr::new(127, 255, 255, 255);
+    !addr.is_unspecified() && !addr.is_multicast() && !everybody
 }

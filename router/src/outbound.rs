@@ -154,7 +154,9 @@ async fn attempt<N: Net>(
                 }
             }
             Candidate::Remote(router) => {
-                let connection = open(node, router, wanted, owner, patience + OPEN_TIMEOUT).await?;
+                // The other router tries one address after the other, and has the last word on why none answers.
+                let behind = if patience > BRIEFLY { 2 * BRIEFLY } else { Duration::ZERO };
+                let connection = open(node, router, wanted, owner, patience + behind + OPEN_TIMEOUT).await?;
                 node.report(wanted, candidate, Outcome::Taken, "");
                 Ok(Path::There(Box::new(connection), candidate.clone()))
             }

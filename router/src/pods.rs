@@ -19,6 +19,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
 use crate::bounds::{Bound, Full, Owner, Party};
+use crate::datagrams::outlet::Outlet;
 use crate::node::Node;
 use crate::sockets::{MAX_SOCKETS, Served, Sockets};
 use crate::stock::{Stock, Stocked};
@@ -58,11 +59,18 @@ pub(crate) struct Pod<N: Net> {
     /// Of its sockets, once the first one came; never where the kernel does not say it.
     pub(crate) namespace: OnceLock<NamespaceCookie>,
     imports: Mutex<BTreeMap<SocketId, Served>>,
+    /// To its exports, by UDP.
+    outlet: OnceLock<Outlet<N>>,
 }
 
 impl<N: Net> Pod<N> {
     pub(crate) fn imports(&self) -> MutexGuard<'_, BTreeMap<SocketId, Served>> {
         self.imports.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The way to the UDP sockets that its exports are asked by.
+    pub(crate) fn outlet(&self, node: &Node<N>) -> Outlet<N> {
+        self.outlet.get_or_init(|| Outlet::new(node, &self.thread)).clone()
     }
 }
 
@@ -264,6 +272,7 @@ async fn session<N: Net>(
         state: latest::Sender::new(State::Connected),
         namespace: OnceLock::new(),
         imports: Mutex::default(),
+        outlet: OnceLock::new(),
     });
     let name = format!("{}/{}", pod.claim.namespace, pod.claim.name);
     let told = node.arrivals.permit();

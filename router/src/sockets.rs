@@ -15,6 +15,7 @@ use tokio::time::timeout;
 use tracing::warn;
 
 use crate::bounds::Bound;
+use crate::datagrams::outlet::Outlet;
 use crate::endpoint::PodPort;
 use crate::held::{Held, Share};
 use crate::node::Node;
@@ -249,7 +250,8 @@ impl<N: Net> Sockets<N> {
             Protocol::Udp => {
                 let socket = node.net.adopt_udp(descriptor).await?;
                 let party = self.pod.party.clone();
-                let serving = datagrams::import::serve(node.clone(), socket, wanted.clone(), party);
+                let outlet = Outlet::new(&node, &thread);
+                let serving = datagrams::import::serve(node.clone(), socket, wanted.clone(), party, outlet);
                 let task = node.tasks.spawn(async move {
                     let _ = thread.run(serving).await;
                 });

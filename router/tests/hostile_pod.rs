@@ -179,7 +179,9 @@ fn round(calm: &Node, harmed: &Node) -> [Duration; 2] {
     }
     took.map(|mut took| {
         took.sort();
-        took[(took.len() - 1) * 99 / 100]
+        // One that is stuck is not left out as the slowest of a hundred.
+        let stuck = took.last().copied().filter(|took| *took >= PATIENCE);
+        stuck.unwrap_or(took[(took.len() - 1) * 99 / 100])
     })
 }
 
@@ -194,7 +196,7 @@ fn compare(calm: &Node, harmed: &Node, deeds: &AtomicU32) -> Result<(), String> 
         let [usual, now] = round(calm, harmed);
         as_fast += usize::from(now <= usual.mul_f64(1.5).max(usual + FLOOR));
         rounds.push(format!("{now:?} where it is {usual:?} without"));
-        if now >= PATIENCE {
+        if now >= PATIENCE && usual < PATIENCE {
             return Err(rounds.join(", "));
         }
     }

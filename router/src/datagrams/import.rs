@@ -15,8 +15,9 @@ use tokio::time::{Duration, Instant, sleep, sleep_until};
 use tracing::debug;
 
 use super::link::{DatagramLink, Reply};
+use super::outlet::Outlet;
 use super::pod::{self, Answers};
-use super::{Counted, Crowd, GIVES_WAY, MAX_SESSIONS, Queued, SESSION_IDLE, Signs, receive};
+use super::{Counted, Crowd, GIVES_WAY, ImportSocket, MAX_SESSIONS, Queued, SESSION_IDLE, Signs, receive};
 use crate::bounds::{Bound, Held, Party};
 use crate::imports::Import;
 use crate::node::Node;
@@ -95,8 +96,10 @@ pub(crate) async fn serve<N: Net>(
     socket: N::UdpSocket,
     wanted: ServicePort,
     party: Arc<Party>,
+    outlet: Outlet<N>,
 ) {
-    let (socket, import) = (Arc::new(socket), Import::new(wanted, &party.log));
+    let (socket, import) =
+        (ImportSocket { socket: Arc::new(socket), outlet }, Import::new(wanted, &party.log));
     let wanted = &import.wanted;
     let mut sessions: Table<N> = Sessions::new(MAX_SESSIONS, SESSION_IDLE);
     let mut counted = Counted::new(node.clone());
@@ -116,7 +119,7 @@ pub(crate) async fn serve<N: Net>(
         let expiry = sessions.poll_timeout().map(Instant::from_std);
         let (datagram, client) = tokio::select! {
             biased;
-            received = receive(&*socket, &node.buffers) => match received {
+            received = receive(&*socket.socket, &node.buffers) => match received {
                 Ok(received) => received,
                 Err(error) => {
                     import.tell_fault(&error, "receive datagrams");
@@ -197,7 +200,7 @@ fn room<N: Net>(
 /// Opens a session, where there is `room` for it.
 fn open<N: Net>(
     node: &Arc<Node<N>>,
-    (socket, client): (&Arc<N::UdpSocket>, SocketAddr),
+    (socket, client): (&ImportSocket<N>, SocketAddr),
     import: &Arc<Import>,
     tries: &Throttle,
     room: impl FnOnce(&Arc<Bound>) -> Option<Held>,

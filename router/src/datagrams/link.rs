@@ -10,12 +10,12 @@ use servicekeel_core::flow::frame::{self, Kind, Open, Purpose, Refused};
 use servicekeel_core::mesh::outcome::Outcome;
 use servicekeel_core::mesh::table::Candidate;
 use servicekeel_core::session::Sessions;
-use servicekeel_runtime::net::{Datagrams, Net};
+use servicekeel_runtime::net::Net;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::debug;
 
-use super::{Crowd, LINK_QUEUE, MAX_SESSIONS, QUEUE, Queued, SESSION_IDLE, Signs};
+use super::{Crowd, ImportSocket, LINK_QUEUE, MAX_SESSIONS, QUEUE, Queued, SESSION_IDLE, Signs};
 use crate::imports::Import;
 use crate::links::{self, LinkError};
 use crate::node::Node;
@@ -29,7 +29,7 @@ const KEPT: Duration = SESSION_IDLE.saturating_mul(3);
 
 /// Where a session's answers go: the import's socket, and its client.
 pub(crate) struct Reply<N: Net> {
-    pub(crate) socket: Arc<N::UdpSocket>,
+    pub(crate) socket: ImportSocket<N>,
     pub(crate) client: SocketAddr,
     pub(crate) import: Arc<Import>,
     pub(crate) signs: Signs,
@@ -283,7 +283,7 @@ fn handle<N: Net>(
     let session = header.offset;
     match header.kind {
         Kind::Datagram => match replies.touch(&session, Instant::now().into_std()) {
-            Some(reply) if reply.socket.try_send_to(payload, reply.client).is_ok() => {
+            Some(reply) if reply.socket.send(payload, &peer.datagrams_in, reply.client) => {
                 if reply.signs.answer() {
                     let candidate = Candidate::Remote(peer.id.clone());
                     node.report(&reply.import.wanted, &candidate, Outcome::Taken, "");

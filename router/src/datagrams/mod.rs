@@ -5,6 +5,7 @@
 
 pub(crate) mod import;
 pub(crate) mod link;
+pub(crate) mod outlet;
 pub(crate) mod pod;
 pub(crate) mod serve;
 
@@ -25,6 +26,7 @@ use tracing::warn;
 use crate::node::Node;
 use crate::rooms::{Account, Lease};
 use crate::tls::BufferPool;
+use outlet::Outlet;
 
 /// How long a session lives without a datagram.
 pub(crate) const SESSION_IDLE: Duration = Duration::from_secs(120);
@@ -51,6 +53,26 @@ impl Queued {
     pub(crate) fn new(bytes: &[u8], owner: &Arc<Account>) -> Option<Self> {
         let room = owner.lease((bytes.len() + OVERHEAD) as u64)?;
         Some(Self { bytes: bytes.into(), _room: room })
+    }
+}
+
+/// The socket of an import, by which its pod's clients are answered; a clone is the same.
+pub(crate) struct ImportSocket<N: Net> {
+    pub(crate) socket: Arc<N::UdpSocket>,
+    pub(crate) outlet: Outlet<N>,
+}
+
+impl<N: Net> Clone for ImportSocket<N> {
+    fn clone(&self) -> Self {
+        Self { socket: self.socket.clone(), outlet: self.outlet.clone() }
+    }
+}
+
+impl<N: Net> ImportSocket<N> {
+    /// Answers a client, in the name of whoever answers; false where there is no room for it.
+    pub(crate) fn send(&self, datagram: &[u8], owner: &Arc<Account>, client: SocketAddr) -> bool {
+        let queued = Queued::new(datagram, owner);
+        queued.is_some_and(|queued| self.outlet.try_send(&self.socket, queued, client))
     }
 }
 

@@ -16,7 +16,8 @@ use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 
 use super::link::{Outbox, Outgoing};
-use super::{QUEUE, Queued, Signs, receive};
+use super::outlet::Faults;
+use super::{ImportSocket, QUEUE, Queued, Signs, receive};
 use crate::endpoint::PodPort;
 use crate::node::Node;
 use crate::rooms::Account;
@@ -29,17 +30,18 @@ const ACCEPTED: Duration = Duration::from_secs(1);
 /// Where the pod's answers go.
 pub(crate) enum Answers<N: Net> {
     /// To a client of this node, from the import's own socket.
-    Client(Arc<N::UdpSocket>, SocketAddr, Signs),
+    Client(ImportSocket<N>, SocketAddr, Signs),
     /// To another router; what waits counts against it.
     Session(Outbox<N>, u64, Arc<Account>),
 }
 
 impl<N: Net> Answers<N> {
-    async fn send(&self, datagram: &[u8]) -> bool {
+    /// What waits for a client of this node counts against `pod`, which answers.
+    fn send(&self, datagram: &[u8], pod: &Arc<Account>) -> bool {
         match self {
-            Self::Client(socket, client, signs) => {
+            Self::Client(import, client, signs) => {
                 signs.answer();
-                socket.send_to(datagram, *client).await.is_ok()
+                import.send(datagram, pod, *client)
             }
             Self::Session(outbox, session, owner) => {
                 Queued::new(datagram, owner).is_some_and(|datagram| outbox.send_datagram(*session, datagram))
@@ -73,7 +75,7 @@ pub(crate) async fn run<N: Net>(
     queue: &mut mpsc::Receiver<Queued>,
     answers: &Answers<N>,
 ) -> Result<(), Refused> {
-    let Some(last) = queue.recv().await else { return Ok(()) };
+    let Some(last) = queue.recv().await.map(Arc::new) else { return Ok(()) };
     let mut session = Session { node, wanted, choose, queue, answers, last };
     // Those that refused the last datagram.
     let mut tried: Vec<Arc<PodPort<N>>> = Vec::new();
@@ -87,7 +89,7 @@ pub(crate) async fn run<N: Net>(
             Err(error) => Err(error),
         };
         let socket = match adopted {
-            Ok(socket) => socket,
+            Ok(socket) => Arc::new(socket),
             Err(error) => {
                 reason = error.to_string();
                 node.report(wanted, &place.candidate, Outcome::Away, &reason);
@@ -142,7 +144,7 @@ struct Session<'a, N: Net, F> {
     queue: &'a mut mpsc::Receiver<Queued>,
     answers: &'a Answers<N>,
     /// Kept until the next one comes: it is sent again where it is refused.
-    last: Queued,
+    last: Arc<Queued>,
 }
 
 /// How a conversation with an address ends.
@@ -245,32 +247,34 @@ impl<N: Net, F: Fn() -> Vec<Candidate>> Session<'_, N, F> {
     /// Carries datagrams both ways, from the last one on.
     async fn converse(
         &mut self,
-        socket: &N::UdpSocket,
+        socket: &Arc<N::UdpSocket>,
         (number, addr): (usize, SocketAddr),
         place: &mut Place<N>,
     ) -> End {
         let node = self.node;
+        let (outlet, faults) = (place.endpoint.pod.outlet(node), Arc::<Faults>::default());
         let accepted = Some(Instant::now() + ACCEPTED);
         let mut course = Course { heard: false, well: false, accepted, told: None };
         let mut version = *node.changed.borrow();
-        if let Err(error) = socket.send_to(&self.last.bytes, addr).await {
-            return End::Refused(error);
-        }
+        outlet.send(socket, &self.last, addr, &faults).await;
         node.counters.datagrams.inc();
         loop {
             let refused = tokio::select! {
                 biased;
-                received = receive(socket, &node.buffers) => match received {
+                error = faults.next() => error,
+                received = receive(&**socket, &node.buffers) => match received {
                     Ok((datagram, _)) => {
                         course.heard = true;
                         if !std::mem::replace(&mut course.well, true) {
                             place.endpoint.answered(number);
                             self.report(place, Outcome::Taken, "");
                         }
-                        let sent = self.answers.send(&datagram).await;
+                        let sent = self.answers.send(&datagram, &place.endpoint.pod.party.datagrams);
                         if sent { node.counters.datagrams.inc() } else { node.counters.datagrams_dropped.inc() };
                         continue;
                     }
+                    // Nothing comes by it any more.
+                    Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return End::Failed(error),
                     Err(error) => error,
                 },
                 () = sleep_until(course.accepted.unwrap_or_else(Instant::now)), if !course.well && course.accepted.is_some() => {
@@ -282,19 +286,15 @@ impl<N: Net, F: Fn() -> Vec<Candidate>> Session<'_, N, F> {
                 }
                 datagram = self.queue.recv() => {
                     let Some(datagram) = datagram else { return End::Over };
-                    self.last = datagram;
+                    self.last = Arc::new(datagram);
                     let now = *node.changed.borrow();
                     if std::mem::replace(&mut version, now) != now && self.is_withdrawn(place) {
                         return End::Withdrawn;
                     }
-                    match socket.send_to(&self.last.bytes, addr).await {
-                        Ok(()) => {
-                            node.counters.datagrams.inc();
-                            course.accepted.get_or_insert_with(|| Instant::now() + ACCEPTED);
-                            continue;
-                        }
-                        Err(error) => error,
-                    }
+                    outlet.send(socket, &self.last, addr, &faults).await;
+                    node.counters.datagrams.inc();
+                    course.accepted.get_or_insert_with(|| Instant::now() + ACCEPTED);
+                    continue;
                 }
             };
             if let Some(end) = self.refuse(refused, addr, place, &mut course) {

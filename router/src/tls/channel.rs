@@ -20,6 +20,9 @@ use super::record::{Content, KEY_RECORDS, Key, MAX_KEY_UPDATES, MAX_RECORD, Reco
 
 mod send;
 
+/// More records and frames than this of one read are many: of the largest it brings eight.
+const MANY: usize = 256;
+
 /// Why a connection is of no use any more.
 #[derive(Debug, thiserror::Error)]
 pub enum ChannelError {
@@ -102,6 +105,8 @@ pub struct Channel<S> {
     plain: Range<usize>,
     /// A frame that spans records, as far as it came.
     partial: Vec<u8>,
+    /// Records and frames of what was read last.
+    looked_at: usize,
     /// The whole of it, until the next frame.
     assembled: Vec<u8>,
     /// What is to be sent: `sent..filled`.
@@ -154,6 +159,7 @@ impl<S: Stream> Channel<S> {
             end: 0,
             plain: 0..0,
             partial: Vec::new(),
+            looked_at: 0,
             assembled: Vec::new(),
             output: None,
             sent: 0,
@@ -179,6 +185,7 @@ impl<S: Stream> Channel<S> {
 
     /// The next frame of what was received; `None` where more must be read first.
     pub(crate) fn next_frame(&mut self) -> Result<Option<Frame>, ChannelError> {
+        self.looked_at += 1;
         loop {
             if self.plain.is_empty() && !self.open_record()? {
                 return Ok(None);
@@ -222,6 +229,7 @@ impl<S: Stream> Channel<S> {
             };
             let at = self.start;
             self.start += whole;
+            self.looked_at += 1;
             match content {
                 Content::Data if plain.is_empty() => {}
                 Content::Data => {
@@ -261,6 +269,11 @@ impl<S: Stream> Channel<S> {
     pub(crate) fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, ChannelError>> {
         if self.closed {
             return Poll::Ready(Ok(false));
+        }
+        if std::mem::take(&mut self.looked_at) > MANY {
+            // Others have their turn. tokio counts reads, and one may bring thousands that say nothing.
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
         }
         self.assembled = Vec::new();
         let mut input = self.input.take().unwrap_or_else(|| self.buffers.take());
@@ -340,6 +353,7 @@ impl<S: Stream> Channel<S> {
     /// Whether nothing came and nothing waits: an unused connection that is not so is dead, or its peer broke the rules.
     pub fn is_quiet(&mut self) -> bool {
         let mut cx = Context::from_waker(Waker::noop());
+        self.looked_at = 0;
         let empty = self.sent == self.filled && self.plain.is_empty() && self.start == self.end;
         empty && self.stream.is_idle() && self.poll_fill(&mut cx).is_pending()
     }

@@ -40,6 +40,12 @@ const CONNECT_INTERVAL: Duration = Duration::from_millis(20);
 /// The most conversations that are refused and not closed: a close may wait for as long as whoever was refused wants
 /// (SO_LINGER of what it sent), and holds a descriptor meanwhile.
 const MAX_REFUSED: usize = 64;
+/// The most messages under way in a Unix socket: each takes some 800 bytes of a send buffer of 208 KiB at least.
+const MAX_UNDER_WAY: usize = 512;
+/// How deep the kernel lets Unix sockets be under way in one another (MAX_RECURSION_LEVEL).
+const MAX_DEPTH: usize = 4;
+/// The most messages that are taken when one conversation ends: a tenth of a second of the thread that closes it.
+const MAX_LOOKED_AT: usize = 1 << 16;
 const CONTROL: usize = rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS));
 
 /// Where sidecars come in. Its file goes when it is dropped, unless another has taken the path.
@@ -119,11 +125,24 @@ impl Drop for Held {
     /// The kernel closes what is under way in it, and a socket may have that wait for as long as it says.
     fn drop(&mut self) {
         let _ = SockRef::from(&self.socket).shutdown(Shutdown::Both);
-        while let Ok(received) = receive(self.socket.as_fd())
-            && received.length > 0
-        {
-            for descriptor in &received.descriptors {
-                let _ = SockRef::from(descriptor).set_linger(None);
+        let mut left = MAX_LOOKED_AT;
+        empty(self.socket.as_fd(), 0, &mut left);
+    }
+}
+
+/// Takes what is under way in a Unix socket, and in those that are under way in it, so that nothing of it has its close
+/// wait. `left`: how many messages are looked at still.
+fn empty(fd: BorrowedFd<'_>, depth: usize, left: &mut usize) {
+    // An empty message looks like the end, so that is not waited for.
+    for _ in 0..MAX_UNDER_WAY {
+        let Some(fewer) = left.checked_sub(1) else { return };
+        *left = fewer;
+        let Ok(received) = receive(fd) else { return };
+        for descriptor in &received.descriptors {
+            let _ = SockRef::from(descriptor).set_linger(None);
+            if depth < MAX_DEPTH && rustix::net::sockopt::socket_domain(descriptor) == Ok(AddressFamily::UNIX)
+            {
+                empty(descriptor.as_fd(), depth + 1, left);
             }
         }
     }

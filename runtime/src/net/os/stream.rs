@@ -24,8 +24,10 @@ use crate::net::{Descriptor, Listener, Stream};
 
 /// A listener of a pod that says so often in a row that a connection waits, and then has none ...
 const SPURIOUS: u32 = 32;
-/// ... is asked again after this time.
+/// ... is asked again after this time each time ...
 const SPURIOUS_PAUSE: Duration = Duration::from_millis(10);
+/// ... and after twice of it the next, up to this: a pod may have thousands.
+const SPURIOUS_MOST: Duration = Duration::from_millis(500);
 
 /// A client that has closed both ways looks like one that only has nothing more to say, until its kernel has forgotten the
 /// connection (60 s: tcp_fin_timeout, tcp(7)) and says so to a probe. One that stands still answers.
@@ -292,7 +294,7 @@ impl OsListener {
 
 /// Accepts on a listener of a pod. The call may block: the pod has cleared O_NONBLOCK, and has taken the connection.
 async fn accept_of_pod(listener: &TcpStream) -> io::Result<(OsStream, SocketAddr)> {
-    let mut spurious = 0;
+    let (mut spurious, mut pause) = (0, SPURIOUS_PAUSE);
     loop {
         listener.readable().await?;
         let accepted = listener.try_io(Interest::READABLE, || {
@@ -302,8 +304,9 @@ async fn accept_of_pod(listener: &TcpStream) -> io::Result<(OsStream, SocketAddr
         if accepted.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock) {
             // A pod that has shut it down and listens again leaves it readable for ever.
             spurious += 1;
-            if spurious % SPURIOUS == 0 {
-                tokio::time::sleep(SPURIOUS_PAUSE).await;
+            if spurious >= SPURIOUS {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(SPURIOUS_MOST);
             }
             continue;
         }
