@@ -126,7 +126,7 @@ async fn flows_across_that_stand_still_are_their_pods_own() {
 }
 
 /// A pod that begins 1,000 conversations.
-async fn many_conversations(socket: PathBuf) -> Hostile {
+async fn many_conversations(socket: PathBuf, told: Option<mpsc::Sender<String>>) -> Hostile {
     Hostile::does(|| async move {
         let mut tasks = JoinSet::new();
         for process in 0..5 {
@@ -144,7 +144,17 @@ async fn many_conversations(socket: PathBuf) -> Hostile {
                 conversations
             });
         }
-        tasks.join_all().await
+        let conversations = tasks.join_all().await;
+        for conversation in conversations.iter().flatten() {
+            let Some(told) = &told else { break };
+            let said = timeout(SOON, conversation.recv()).await;
+            let said = said.ok().and_then(Result::ok).flatten().map(|(said, _)| ToSidecar::decode(&said));
+            if let Some(Ok(ToSidecar::Refused { id: None, reason })) = said {
+                let _ = told.send(reason).await;
+                break;
+            }
+        }
+        conversations
     })
     .await
 }
@@ -196,7 +206,7 @@ async fn pods_are_served_where_another_has_taken_the_last_thread() {
     let first = Honest::new(&pair.a, "first").await;
     until("the honest pod is served", async || first.is_served().await).await;
     let _others = Processes::start(user, 170);
-    let _hostile = many_conversations(pair.a.socket.clone()).await;
+    let _hostile = many_conversations(pair.a.socket.clone(), None).await;
     let refused = "no thread for a sidecar: cannot serve it";
     until("the threads are gone", async || pair.a.log().contains(refused)).await;
     assert!(first.is_served().await, "{}", pair.a.log());
@@ -216,7 +226,10 @@ async fn pods_are_served_where_another_has_taken_the_last_thread() {
 async fn conversations_are_shared(router: &Router) {
     let first = Honest::new(router, "first").await;
     until("the honest pod is served", async || first.is_served().await).await;
-    let _hostile = many_conversations(router.socket.clone()).await;
+    let (told, mut refusals) = mpsc::channel(1);
+    let _hostile = many_conversations(router.socket.clone(), Some(told)).await;
+    let reason = timeout(LIMIT, refusals.recv()).await.expect("whoever is rejected is told").unwrap();
+    assert!(reason.contains("conversations with this router, as many as it may"), "{reason}");
     assert!(first.is_served().await, "{}", router.log());
     for number in 0..10 {
         let begun = Instant::now();
@@ -224,14 +237,6 @@ async fn conversations_are_shared(router: &Router) {
         assert!(next.is_served().await && begun.elapsed() < 2 * SOON, "pod {number}: {}", router.log());
     }
     assert!(router.log().contains("conversations with this router, as many as it may"), "{}", router.log());
-    // Whoever is refused is told.
-    let refused = OsNet::new().handoff_connect(&router.socket).await.unwrap();
-    let said =
-        timeout(SOON, refused.recv()).await.unwrap().unwrap().map(|(said, _)| ToSidecar::decode(&said));
-    assert!(
-        matches!(&said, Some(Ok(ToSidecar::Refused { id: None, reason })) if reason.contains("as many as it may")),
-        "{said:?}"
-    );
 }
 
 #[tokio::test]

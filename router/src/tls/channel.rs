@@ -20,7 +20,7 @@ use super::record::{Content, KEY_RECORDS, Key, MAX_KEY_UPDATES, MAX_RECORD, Reco
 
 mod send;
 
-/// More records and frames than this of one read are many: of the largest it brings eight.
+/// So many records and frames are looked at in one turn: of the largest a read brings eight.
 const MANY: usize = 256;
 
 /// Why a connection is of no use any more.
@@ -105,7 +105,7 @@ pub struct Channel<S> {
     plain: Range<usize>,
     /// A frame that spans records, as far as it came.
     partial: Vec<u8>,
-    /// Records and frames of what was read last.
+    /// Records and frames since the last read, or since others had their turn.
     looked_at: usize,
     /// The whole of it, until the next frame.
     assembled: Vec<u8>,
@@ -183,8 +183,12 @@ impl<S: Stream> Channel<S> {
         Ok(channel)
     }
 
-    /// The next frame of what was received; `None` where more must be read first.
+    /// The next frame of what was received; `None` where more must be read first, or others have their turn: then
+    /// [`Self::poll_fill`] says when to ask again.
     pub(crate) fn next_frame(&mut self) -> Result<Option<Frame>, ChannelError> {
+        if self.looked_at >= MANY {
+            return Ok(None);
+        }
         self.looked_at += 1;
         loop {
             if self.plain.is_empty() && !self.open_record()? {
@@ -222,7 +226,7 @@ impl<S: Stream> Channel<S> {
 
     /// Opens the next whole record of application data; false where there is none.
     fn open_record(&mut self) -> Result<bool, ChannelError> {
-        while !self.closed && self.start < self.end {
+        while !self.closed && self.start < self.end && self.looked_at < MANY {
             let Some(input) = &mut self.input else { break };
             let Some((whole, content, plain)) = self.open.open(&mut input[self.start..self.end])? else {
                 break;
@@ -270,8 +274,8 @@ impl<S: Stream> Channel<S> {
         if self.closed {
             return Poll::Ready(Ok(false));
         }
-        if std::mem::take(&mut self.looked_at) > MANY {
-            // Others have their turn. tokio counts reads, and one may bring thousands that say nothing.
+        if std::mem::take(&mut self.looked_at) >= MANY {
+            // tokio counts reads, and one may bring thousands of frames that say nothing.
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }

@@ -253,3 +253,23 @@ async fn another_protocol_is_refused() {
     );
     assert!(matches!(dialled.unwrap_err(), HandshakeError::Protocol));
 }
+
+#[tokio::test]
+async fn who_sends_much_that_says_nothing_leaves_others_their_turn() {
+    let (mut near, mut far) = channels().await;
+    for _ in 0..1000 {
+        near.put_sealed(23, &[]);
+    }
+    near.send_payload(Kind::Close, 1, &[]).unwrap();
+    near.flush().await.unwrap();
+    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    let mut turns = 0;
+    let frame = std::future::poll_fn(|cx| {
+        let polled = far.poll_frame(cx);
+        turns += 1;
+        polled
+    });
+    let frame = tokio::time::timeout(std::time::Duration::from_secs(5), frame).await.unwrap();
+    assert_eq!(frame.unwrap().unwrap().header.kind, Kind::Close);
+    assert!(turns > 3, "all in {turns} turns");
+}
