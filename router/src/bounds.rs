@@ -108,25 +108,55 @@ pub(crate) struct Party {
     /// For the log: what its imports and exports bring about.
     pub(crate) log: Arc<Throttle>,
     full: Throttle,
-    /// When a UDP session of its imports found no room last.
-    no_session: Mutex<Option<Instant>>,
+    /// A UDP session of its imports found no room.
+    no_session: Lately,
+    /// A flow to its exports found no local port.
+    no_port: Lately,
+}
+
+/// When something happened last, for the status.
+#[derive(Debug, Default)]
+struct Lately(Mutex<Option<Instant>>);
+
+impl Lately {
+    fn lock(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note(&self) {
+        *self.lock() = Some(Instant::now());
+    }
+
+    fn is_within(&self, time: Duration) -> bool {
+        self.lock().is_some_and(|last| last.elapsed() < time)
+    }
 }
 
 impl Party {
     pub(crate) fn new(owner: Owner, rooms: &Rooms, log: Arc<Throttle>) -> Arc<Self> {
         let (datagrams, full) = (rooms.datagrams_of(&owner), Throttle::new(1, TELL).under(&log));
-        Arc::new(Self { owner, datagrams, log, full, no_session: Mutex::default() })
+        let (no_session, no_port) = Default::default();
+        Arc::new(Self { owner, datagrams, log, full, no_session, no_port })
     }
 
     /// Notes for the status that a UDP session found no room.
     pub(crate) fn note_no_session(&self) {
-        *self.no_session.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        self.no_session.note();
     }
 
     /// Whether one found none lately.
     pub(crate) fn lacks_sessions(&self) -> bool {
-        let last = *self.no_session.lock().unwrap_or_else(PoisonError::into_inner);
-        last.is_some_and(|last| last.elapsed() < TELL)
+        self.no_session.is_within(TELL)
+    }
+
+    /// Notes for the status that the pod had no local port for a flow to one of its exports.
+    pub(crate) fn note_no_port(&self) {
+        self.no_port.note();
+    }
+
+    /// Whether it had none within the last minute.
+    pub(crate) fn lacks_ports(&self) -> bool {
+        self.no_port.is_within(Duration::from_secs(60))
     }
 
     /// Says that it holds as much as it may.

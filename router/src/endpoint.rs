@@ -3,8 +3,8 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroU16;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -30,8 +30,9 @@ pub(crate) const BRIEFLY: Duration = Duration::from_secs(2);
 /// (tcp(7)). A backlog that is full takes a connection at one of the tries.
 pub(crate) const AS_TCP: Duration = Duration::from_secs(130);
 
-/// How long it is told that a pod had no local port for a flow.
-const FRESH: Duration = Duration::from_secs(60);
+/// What helps a pod that has no local port left.
+pub(crate) const MORE_PORTS: &str =
+    "widen net.ipv4.ip_local_port_range there, or set net.ipv4.tcp_tw_reuse to 1";
 
 /// The exported port, and where its pod answers.
 pub(crate) struct PodPort<N: Net> {
@@ -41,8 +42,6 @@ pub(crate) struct PodPort<N: Net> {
     last: AtomicUsize,
     /// One of the pod's own addresses has taken a flow.
     met: AtomicBool,
-    /// When the pod had no local port for a flow.
-    without_port: Mutex<Option<Instant>>,
     /// Flows that wait for longer than [`BRIEFLY`].
     patient: Arc<Bound>,
     /// The log says that it is failing.
@@ -56,7 +55,6 @@ impl<N: Net> PodPort<N> {
             target,
             last: AtomicUsize::new(0),
             met: AtomicBool::new(false),
-            without_port: Mutex::default(),
             patient: Bound::of_patience(),
             failure_told: AtomicBool::new(false),
         }
@@ -107,15 +105,6 @@ impl<N: Net> PodPort<N> {
     fn is_fallback(&self, address: usize) -> bool {
         address == self.pod.addresses.iter().filter(|addr| dialable(addr)).count()
     }
-
-    fn without_port(&self) -> MutexGuard<'_, Option<Instant>> {
-        self.without_port.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether a flow has found no local port in the pod lately.
-    pub(crate) fn lacks_ports(&self) -> bool {
-        self.without_port().is_some_and(|at| at.elapsed() < FRESH)
-    }
 }
 
 /// Why an endpoint took no connection.
@@ -132,9 +121,7 @@ pub(crate) enum ConnectError {
     Away(io::Error),
     /// The pod's network namespace has no local port left for a connection there: each that has ended keeps one for 60 s,
     /// where it was not the application that ended it first (TIME_WAIT, RFC 9293 §3.6).
-    #[error(
-        "{0}: its pod has no local port left for a connection; widen net.ipv4.ip_local_port_range there, or set net.ipv4.tcp_tw_reuse to 1"
-    )]
+    #[error("{0}: its pod has no local port left for a connection; {MORE_PORTS}")]
     NoPort(SocketAddr),
 }
 
@@ -303,7 +290,7 @@ where
     if let Some(addr) = without_port
         && waiting.is_empty()
     {
-        *endpoint.without_port() = Some(Instant::now());
+        endpoint.pod.party.note_no_port();
         return Err(ConnectError::NoPort(addr));
     }
     reasons.extend(waiting.iter().map(|addr| format!("{addr}: no answer")));

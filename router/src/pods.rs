@@ -2,7 +2,6 @@
 
 use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet};
-use std::future::Future;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -197,7 +196,7 @@ pub(crate) async fn serve<N: Net>(node: Arc<Node<N>>, listener: N::HandoffListen
                             thread.hold(seat);
                             let counted = Conversing::new(node.clone());
                             let session = session(node.clone(), conversation, credentials, owner, counted);
-                            run_on(&node, thread, session);
+                            node.tasks.spawn_on(&thread, session);
                         }
                     }
                     None => {
@@ -206,7 +205,7 @@ pub(crate) async fn serve<N: Net>(node: Arc<Node<N>>, listener: N::HandoffListen
                             warn!(pid = credentials.pid, uid = credentials.uid, %error, suppressed, "sidecar rejected");
                         }
                         node.counters.sidecars_refused.inc();
-                        run_on(&node, conversation.thread(), async move {
+                        node.tasks.spawn_on(&conversation.thread(), async move {
                             refuse(&conversation, error.to_string()).await;
                         });
                     }
@@ -223,13 +222,6 @@ pub(crate) async fn serve<N: Net>(node: Arc<Node<N>>, listener: N::HandoffListen
             }
         }
     }
-}
-
-/// Has a conversation's own thread do something.
-fn run_on<N: Net>(node: &Node<N>, thread: N::Thread, work: impl Future<Output = ()> + Send + 'static) {
-    node.tasks.spawn(async move {
-        let _ = thread.run(work).await;
-    });
 }
 
 /// Speaks with one sidecar, on its thread: what comes from it may be closed at any moment.

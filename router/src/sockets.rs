@@ -9,7 +9,7 @@ use std::time::Duration;
 use servicekeel_core::handoff::{SocketId, ToRouter};
 use servicekeel_core::mesh::table::{Endpoint, EndpointId};
 use servicekeel_core::name::{AllowRule, Protocol, ServicePort};
-use servicekeel_runtime::net::{Descriptor, Net, PodThread};
+use servicekeel_runtime::net::{Descriptor, Net};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tracing::warn;
@@ -242,20 +242,14 @@ impl<N: Net> Sockets<N> {
                 let (close, closed) = oneshot::channel();
                 let (party, on) = (self.pod.party.clone(), thread.clone());
                 let serving = imports::serve(node.clone(), listener, wanted.clone(), party, on, closed);
-                let task = node.tasks.spawn(async move {
-                    let _ = thread.run(serving).await;
-                });
-                (task, Some(close))
+                (node.tasks.spawn_on(&thread, serving), Some(close))
             }
             Protocol::Udp => {
                 let socket = node.net.adopt_udp(descriptor).await?;
                 let party = self.pod.party.clone();
                 let outlet = Outlet::new(&node, &thread);
                 let serving = datagrams::import::serve(node.clone(), socket, wanted.clone(), party, outlet);
-                let task = node.tasks.spawn(async move {
-                    let _ = thread.run(serving).await;
-                });
-                (task, None)
+                (node.tasks.spawn_on(&thread, serving), None)
             }
         };
         let served = Served { wanted: wanted.clone(), at, task: AbortOnDrop(task), close, _room: room };

@@ -11,6 +11,7 @@ use tokio::task::yield_now;
 use tokio::time::Instant;
 
 use crate::absence::{absence, bare_absence};
+use crate::endpoint::MORE_PORTS;
 use crate::node::Node;
 use crate::pods::State;
 use crate::strangers;
@@ -304,14 +305,10 @@ pub(crate) async fn read<N: Net>(node: &Arc<Node<N>>) -> Status {
             pod.claim.namespace, pod.claim.name
         )
     }));
-    let mut without_port: Vec<_> =
-        node.endpoints().values().filter(|port| port.lacks_ports()).cloned().collect();
-    without_port.dedup_by_key(|port| port.pod.session);
-    notes.extend(without_port.iter().map(|port| {
-        let claim = &port.pod.claim;
+    notes.extend(pods.iter().filter(|pod| pod.party.lacks_ports()).map(|pod| {
         format!(
-            "{}/{}: connections to what it exports found no local port left in it within the last minute, and wait; widen net.ipv4.ip_local_port_range there, or set net.ipv4.tcp_tw_reuse to 1",
-            claim.namespace, claim.name
+            "{}/{}: connections to what it exports found no local port left in it within the last minute, and wait; {MORE_PORTS}",
+            pod.claim.namespace, pod.claim.name
         )
     }));
     let sidecars = pods.iter().map(|pod| {

@@ -50,6 +50,18 @@ impl Tasks {
         self.start(|set| set.spawn_on(task, &self.home))
     }
 
+    /// Starts a task that runs on a pod's thread.
+    pub(crate) fn spawn_on(
+        &self,
+        thread: &impl PodThread,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) -> AbortHandle {
+        let thread = thread.clone();
+        self.spawn(async move {
+            let _ = thread.run(task).await;
+        })
+    }
+
     /// Starts a flow of a pod, on a thread of the pod: what that one holds up are the flows of the same pod. See
     /// [`PodThread::spawn_flow`].
     pub(crate) fn spawn_flow(

@@ -97,31 +97,35 @@ async fn flows_of_a_peer_that_stand_still_are_its_own() {
     until("the peer is served", async || of_peer.is_served().await).await;
 }
 
+/// A hostile pod asks for so many flows that stand still, and the honest one is served so often beside them: says how many
+/// the hostile one has.
+async fn idle_beside(router: &Router, honest: &Honest, asked: usize, rounds: usize) -> (usize, Hostile) {
+    until("the honest pod is served", async || honest.is_served().await).await;
+    let socket = router.socket.clone();
+    let (told, served) = oneshot::channel();
+    let hostile = Hostile::does(move || async move {
+        let conversation = greet(&socket, "hostile").await;
+        let at = import(&conversation, 1, &port(80, Protocol::Tcp)).await;
+        let (served, flows) = idle_flows(at, asked).await;
+        let _ = told.send(served);
+        (conversation, flows)
+    })
+    .await;
+    let served = served.await.unwrap();
+    for number in 0..rounds {
+        let beside = format!("flow {number} beside {served} of the hostile pod");
+        assert!(honest.is_served().await, "{beside}: {}", router.log());
+    }
+    (served, hostile)
+}
+
 /// Two pods behind one router, both at the other, which knows the one router as a peer.
 #[tokio::test]
 #[ignore = "needs root: make test-net"]
 async fn flows_across_that_stand_still_are_their_pods_own() {
     let pair = Pair::start(FEW, MANY).await;
     let honest = Honest::new(&pair.b, "honest").await;
-    until("the honest pod is served", async || honest.is_served().await).await;
-    let socket = pair.b.socket.clone();
-    let (told, served) = oneshot::channel();
-    let _hostile = Hostile::does(|| async move {
-        let conversation = greet(&socket, "hostile").await;
-        let at = import(&conversation, 1, &port(80, Protocol::Tcp)).await;
-        let (served, flows) = idle_flows(at, 400).await;
-        let _ = told.send(served);
-        (conversation, flows)
-    })
-    .await;
-    let served = served.await.unwrap();
-    for number in 0..10 {
-        assert!(
-            honest.is_served().await,
-            "flow {number} beside {served} of the hostile pod: {}",
-            pair.b.log()
-        );
-    }
+    let (served, _hostile) = idle_beside(&pair.b, &honest, 400, 10).await;
     assert!((20..100).contains(&served), "{served}");
 }
 
@@ -418,25 +422,7 @@ async fn the_patience_of_an_endpoint_is_shared() {
 async fn flows_that_stand_still_are_their_pods_own() {
     let pair = Pair::start(FEW, MANY).await;
     let honest = Honest::new(&pair.a, "honest").await;
-    until("the honest pod is served", async || honest.is_served().await).await;
-    let socket = pair.a.socket.clone();
-    let (told, served) = oneshot::channel();
-    let hostile = Hostile::does(|| async move {
-        let conversation = greet(&socket, "hostile").await;
-        let at = import(&conversation, 1, &port(80, Protocol::Tcp)).await;
-        let (served, flows) = idle_flows(at, 600).await;
-        let _ = told.send(served);
-        (conversation, flows)
-    })
-    .await;
-    let served = served.await.unwrap();
-    for number in 0..20 {
-        assert!(
-            honest.is_served().await,
-            "flow {number} beside {served} of the hostile pod: {}",
-            pair.a.log()
-        );
-    }
+    let (served, hostile) = idle_beside(&pair.a, &honest, 600, 20).await;
     assert!((20..192).contains(&served), "{served}");
     assert!(pair.a.log().contains("as many flows and UDP sessions as it may"), "{}", pair.a.log());
     // What it gives back it may have again.

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use servicekeel_runtime::net::{Datagrams, Net, PodThread};
+use servicekeel_runtime::net::{Datagrams, Net};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::timeout;
 
@@ -68,10 +68,7 @@ impl Faults {
 impl<N: Net> Outlet<N> {
     pub(crate) fn new(node: &Node<N>, thread: &N::Thread) -> Self {
         let (queue, leaving) = mpsc::channel(WAITING);
-        let thread = thread.clone();
-        let task = node.tasks.spawn(async move {
-            let _ = thread.run(send_all(leaving)).await;
-        });
+        let task = node.tasks.spawn_on(thread, send_all(leaving));
         Self { queue, _task: Arc::new(AbortOnDrop(task)) }
     }
 
