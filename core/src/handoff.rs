@@ -221,6 +221,9 @@ pub enum MessageError {
         /// How many belong to it.
         want: usize,
     },
+    /// More descriptors than belong to it, which is so many.
+    #[error("a message with more descriptors than the {0} that belong to it")]
+    MoreDescriptors(usize),
 }
 
 impl ToRouter {
@@ -239,15 +242,16 @@ impl ToRouter {
         std::iter::repeat_n(first, n.into()).chain(std::iter::repeat_n(second, m.into()))
     }
 
-    /// Reads a message that came with `descriptors` descriptors.
+    /// Reads a message. How many descriptors come with it is for the receiver to compare with
+    /// [`ToRouter::descriptors`].
     ///
     /// # Errors
-    /// [`MessageError`] where the bytes are no message or the number of descriptors is another.
-    pub fn decode(bytes: &[u8], descriptors: usize) -> Result<Self, MessageError> {
+    /// [`MessageError`] where the bytes are no message, or one with more than [`MAX_DESCRIPTORS`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, MessageError> {
         let message: Self = decode(bytes)?;
         let want = message.descriptors().count();
-        if want != descriptors {
-            return Err(MessageError::Descriptors { got: descriptors, want });
+        if want > MAX_DESCRIPTORS {
+            return Err(MessageError::Descriptors { got: MAX_DESCRIPTORS, want });
         }
         Ok(message)
     }
@@ -307,7 +311,7 @@ mod tests {
         let name = "web\n\u{1b}[2J".to_owned() + &"x".repeat(5000);
         let pod = Pod { name: name.clone(), namespace: "default".parse().unwrap(), uid: name };
         let hello = ToRouter::Hello { version: LEAST, pod, addresses: Vec::new() };
-        let Ok(ToRouter::Hello { pod, .. }) = ToRouter::decode(&hello.encode(), 0) else { panic!() };
+        let Ok(ToRouter::Hello { pod, .. }) = ToRouter::decode(&hello.encode()) else { panic!() };
         for text in [&pod.name, &pod.uid] {
             assert!(text.starts_with(r"web\n\u{1b}[2Jxxx") && text.len() <= reason::MAX_REASON, "{text:?}");
         }
@@ -319,11 +323,11 @@ mod tests {
     #[test]
     fn rules_are_bounded_while_they_are_read() {
         let most = export(MAX_RULES);
-        assert_eq!(ToRouter::decode(&most.encode(), 0).unwrap(), most);
+        assert_eq!(ToRouter::decode(&most.encode()).unwrap(), most);
         // As many as a message holds.
         let many = export(5_400).encode();
         assert!(many.len() <= MAX_MESSAGE);
-        let error = ToRouter::decode(&many, 0).unwrap_err().to_string();
+        let error = ToRouter::decode(&many).unwrap_err().to_string();
         assert!(error.contains("more than 1024 rules"), "{error}");
         // None at all, in both forms; and all of the others.
         let ToRouter::Export { id, offered, target, .. } = most else { panic!() };
@@ -333,7 +337,7 @@ mod tests {
         long[2] = 0x84;
         long.push(0xf6);
         for bytes in [short, long] {
-            assert_eq!(ToRouter::decode(&bytes, 0).unwrap(), open);
+            assert_eq!(ToRouter::decode(&bytes).unwrap(), open);
         }
     }
 }

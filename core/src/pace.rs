@@ -1,9 +1,9 @@
-//! How fast one conversation's messages are handled: at once as many as its start may need, then as many a second as a
-//! pod has a use for. Who sends more waits, and nobody with it.
+//! How fast the messages of one owner are handled: at once as many as its start may need, then as many a second as a pod
+//! has a use for. Who sends more waits, and nobody with it.
 
 use std::time::{Duration, Instant};
 
-/// The cost of messages that one conversation may send at once; what it may need at its start, twice ...
+/// The cost of messages that one owner may send at once; what a pod may need at its start, twice ...
 pub const BURST: u32 = 16_384;
 /// ... and in each second from then on.
 pub const RATE: u32 = 128;
@@ -11,7 +11,7 @@ pub const RATE: u32 = 128;
 pub const SURE_BURST: u32 = 512;
 /// As [`SURE_BURST`], in each second.
 pub const SURE_RATE: u32 = 64;
-/// What all conversations share: at once ...
+/// What all owners share: at once ...
 pub const SHARED_BURST: u32 = 131_072;
 /// ... and in each second from then on.
 pub const SHARED_RATE: u32 = 4096;
@@ -39,7 +39,7 @@ impl Bucket {
         Self { burst: interval * burst, interval, full: now }
     }
 
-    /// What all conversations share.
+    /// What all owners share.
     pub fn shared(now: Instant) -> Self {
         Self::new(SHARED_BURST, SHARED_RATE, now)
     }
@@ -54,7 +54,7 @@ impl Bucket {
     }
 }
 
-/// The pace of one conversation.
+/// The pace of one owner.
 #[derive(Debug, Clone)]
 pub struct Pace {
     whole: Bucket,
@@ -62,9 +62,14 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// Of a conversation that begins.
+    /// Of one that begins.
     pub fn new(now: Instant) -> Self {
         Self { whole: Bucket::new(BURST, RATE, now), sure: Bucket::new(SURE_BURST, SURE_RATE, now) }
+    }
+
+    /// Whether it may send as much as at its beginning.
+    pub fn is_rested(&self, now: Instant) -> bool {
+        self.whole.full.max(self.sure.full) <= now
     }
 
     /// A message of this cost is there: zero where it may be handled now, or else how long to wait before it is asked

@@ -134,7 +134,7 @@ impl Lately {
 
 impl Party {
     pub(crate) fn new(owner: Owner, rooms: &Rooms, log: Arc<Throttle>) -> Arc<Self> {
-        let (datagrams, full) = (rooms.datagrams_of(&owner), Throttle::new(1, TELL).under(&log));
+        let (datagrams, full) = (rooms.datagrams.account_of_pod(&owner), Throttle::new(1, TELL).under(&log));
         let (no_session, no_port) = Default::default();
         Arc::new(Self { owner, datagrams, log, full, no_session, no_port })
     }
@@ -231,6 +231,18 @@ impl Bound {
     pub(crate) fn take(self: &Arc<Self>, owner: &Owner) -> Option<Held> {
         let taken = self.lock().ledger.take(owner, 1);
         taken.then(|| Held { bound: self.clone(), owner: owner.clone() })
+    }
+
+    /// Takes as many of `most` as the owner may hold beside others.
+    pub(crate) fn take_up_to(self: &Arc<Self>, owner: &Owner, most: usize) -> Vec<Held> {
+        let one = || self.take(owner);
+        std::iter::repeat_with(one).take(most).map_while(|held| held).collect()
+    }
+
+    /// Counts one that the owner holds in any case, be it one too many.
+    pub(crate) fn owe(self: &Arc<Self>, owner: &Owner) -> Held {
+        self.lock().ledger.owe(owner, 1);
+        Held { bound: self.clone(), owner: owner.clone() }
     }
 
     /// Takes one, where the owner could take as many again as it holds: for what is worth less than what is to come.

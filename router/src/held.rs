@@ -1,15 +1,13 @@
-//! How much memory pods' imports and exports may hold: each conversation has some for sure, and more out of a pool.
+//! How much memory pods' imports and exports may hold: each pod has some for sure, and a part of what is left.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use servicekeel_core::name::{AllowRule, ServiceName, ServicePort};
 
-/// What each conversation may hold whatever others do, in bytes.
-const SURE: usize = 64 << 10;
-/// The most of one.
+use crate::rooms::{Account, Lease};
+
+/// The most of one conversation.
 const MOST: usize = 16 << 20;
-/// The most of all, beyond what each may hold for sure.
-const POOL: usize = 256 << 20;
 /// What an import holds beside its names: a task, a socket, its places in maps.
 const IMPORT: usize = 2048;
 /// What an export holds beside its names and rules.
@@ -41,22 +39,15 @@ fn of_names(port: &ServicePort) -> usize {
 pub(crate) enum Full {
     #[error("this pod's imports and exports, with their `allow` rules, exceed {} MiB, the limit for one pod", MOST >> 20)]
     OfOne,
-    #[error(
-        "the imports and exports of all pods exceed {} MiB, and those of this pod the {} KiB guaranteed to each",
-        POOL >> 20,
-        SURE >> 10
-    )]
-    All,
+    #[error("the imports and exports of this network namespace hold {} KiB, as much as they may beside those of others", .0 >> 10)]
+    OfOwner(u64),
 }
-
-/// What all conversations hold beyond what each may hold for sure.
-#[derive(Debug, Default)]
-pub(crate) struct Pool(Mutex<usize>);
 
 /// What one conversation holds.
 #[derive(Debug)]
 pub(crate) struct Held {
-    pool: Arc<Pool>,
+    /// Of its owner.
+    account: Arc<Account>,
     bytes: Mutex<usize>,
 }
 
@@ -65,6 +56,7 @@ pub(crate) struct Held {
 pub(crate) struct Share {
     held: Arc<Held>,
     bytes: usize,
+    _lease: Lease,
 }
 
 fn lock(bytes: &Mutex<usize>) -> MutexGuard<'_, usize> {
@@ -72,59 +64,48 @@ fn lock(bytes: &Mutex<usize>) -> MutexGuard<'_, usize> {
 }
 
 impl Held {
-    pub(crate) fn new(pool: Arc<Pool>) -> Arc<Self> {
-        Arc::new(Self { pool, bytes: Mutex::default() })
+    pub(crate) fn new(account: Arc<Account>) -> Arc<Self> {
+        Arc::new(Self { account, bytes: Mutex::default() })
     }
 
     /// Holds so many bytes more.
     pub(crate) fn share(self: &Arc<Self>, bytes: usize) -> Result<Share, Full> {
         let mut held = lock(&self.bytes);
-        let new = *held + bytes;
-        if new > MOST {
+        if *held + bytes > MOST {
             return Err(Full::OfOne);
         }
-        let mut pool = lock(&self.pool.0);
-        let pooled = *pool + new.saturating_sub(SURE) - held.saturating_sub(SURE);
-        if new > SURE && pooled > POOL {
-            return Err(Full::All);
-        }
-        (*held, *pool) = (new, pooled);
-        Ok(Share { held: self.clone(), bytes })
+        let lease = self.account.lease(bytes as u64).ok_or_else(|| Full::OfOwner(self.account.held()))?;
+        *held += bytes;
+        Ok(Share { held: self.clone(), bytes, _lease: lease })
     }
 }
 
 impl Drop for Share {
     fn drop(&mut self) {
-        let mut held = lock(&self.held.bytes);
-        let new = *held - self.bytes;
-        *lock(&self.held.pool.0) -= held.saturating_sub(SURE) - new.saturating_sub(SURE);
-        *held = new;
+        *lock(&self.held.bytes) -= self.bytes;
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bounds::Owner;
+    use crate::rooms::Rooms;
 
     #[test]
     fn who_holds_much_leaves_each_what_is_its_own() {
-        let pool = Arc::<Pool>::default();
-        let mut greedy = Vec::new();
-        for _ in 0..POOL / (MOST - SURE) + 2 {
-            let held = Held::new(pool.clone());
-            let mut shares: Vec<_> = std::iter::from_fn(|| held.share(SURE).ok()).collect();
-            assert!(!shares.is_empty());
-            assert!(held.share(SURE).is_err());
-            shares.pop();
-            greedy.push(shares);
-        }
-        assert!(*lock(&pool.0) > POOL - 2 * SURE && *lock(&pool.0) <= POOL);
-        let honest = Held::new(pool.clone());
-        let shares: Vec<_> = std::iter::from_fn(|| honest.share(SURE / 4).ok()).collect();
-        assert!(shares.len() >= 4, "{}", shares.len());
-        drop((greedy, shares));
-        assert_eq!((*lock(&pool.0), *lock(&honest.bytes)), (0, 0));
-        assert_eq!(honest.share(MOST + 1).unwrap_err(), Full::OfOne);
-        assert!(honest.share(MOST).is_ok());
+        let rooms = Rooms::default();
+        let of = |pod| Held::new(rooms.offers.account_of_pod(&Owner::Namespace(pod)));
+        let all = |held: &Arc<Held>| std::iter::from_fn(|| held.share(64 << 10).ok()).collect::<Vec<_>>();
+        let one = of(1);
+        assert_eq!(one.share(MOST + 1).unwrap_err(), Full::OfOne);
+        drop(one.share(MOST).unwrap());
+        // However many conversations it has.
+        let greedy: Vec<_> = (0..32).map(|_| of(1)).map(|held| all(&held)).collect();
+        assert!(matches!(one.share(1 << 20), Err(Full::OfOwner(_))));
+        let honest = of(2);
+        assert_eq!(all(&honest).len(), MOST / (64 << 10));
+        drop(greedy);
+        assert_eq!(one.account.held(), 0);
     }
 }

@@ -167,7 +167,11 @@ pub(crate) async fn serve<N: Net>(node: &Arc<Node<N>>, met: Met<N>, dialled: boo
         }
         (Purpose::Datagrams, false) | (Purpose::DatagramsBack, true) => {
             // One carries all of a peer's sessions, and counts as one that carries no flow.
-            let _place = met.place;
+            let (_place, room) = (met.place, met.peer.owner.begun());
+            if room.is_none() {
+                debug!(peer = %met.peer.id, "too many connections for UDP sessions from a peer; closing one");
+                return;
+            }
             datagrams::serve::run(node.clone(), met.channel, met.peer, &met.standing).await;
         }
         (Purpose::FlowsBack, false) => {
@@ -205,7 +209,7 @@ async fn flows<N: Net>(
         let unused_for = UNUSED.min(standing.left(node.time()));
         let next = tokio::select! {
             biased;
-            next = timeout(unused_for, flow::next_open(&mut channel)) => next,
+            next = timeout(unused_for, flow::next_open(&mut channel, &peer.owner)) => next,
             () = standing.lost() => return,
             // The peer has another before long.
             _ = relieved.changed(), if used => return,

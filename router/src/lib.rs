@@ -34,5 +34,6 @@ mod strangers;
 mod successor;
 mod tasks;
 pub mod tls;
+mod turns;
 
 pub use run::run;

@@ -12,7 +12,6 @@ use servicekeel_core::admission::Known;
 use servicekeel_core::mesh::outcome::{Health, Outcome};
 use servicekeel_core::mesh::table::{Candidate, Consumer, EndpointId, LinkId, Table, Turn};
 use servicekeel_core::name::{RouterId, ServicePort};
-use servicekeel_core::pace::Bucket;
 use servicekeel_runtime::latest;
 use servicekeel_runtime::net::Net;
 use servicekeel_runtime::throttle::Throttle;
@@ -22,7 +21,6 @@ use tracing::{info, warn};
 
 use crate::bounds::{Bound, Limits, Owner};
 use crate::counters::Counters;
-use crate::held;
 use crate::identity::{Date, PeerError};
 use crate::links::Dial;
 use crate::missing::Missing;
@@ -34,6 +32,7 @@ use crate::settings::Settings;
 use crate::shortage;
 use crate::tasks::Tasks;
 use crate::tls::BufferPool;
+use crate::turns::Turns;
 
 /// How long a flow without a route waits for one: a blip, not an outage.
 pub(crate) const ROUTE_PATIENCE: Duration = Duration::from_secs(1);
@@ -94,10 +93,8 @@ pub(crate) struct Node<N: Net> {
     pub(crate) relieved: latest::Sender<u64>,
     /// For the log: sidecars that come. All of a node may at once, where the router restarts.
     pub(crate) arrivals: Throttle,
-    /// The memory that pods' imports and exports share.
-    pub(crate) held: Arc<held::Pool>,
-    /// The messages that sidecars share.
-    pub(crate) messages: Mutex<Bucket>,
+    /// Of the messages of sidecars.
+    pub(crate) turns: Turns,
     /// True from the moment in which the router ends.
     pub(crate) draining: latest::Sender<bool>,
     pub(crate) pods: Mutex<BTreeMap<u64, Arc<Pod<N>>>>,
@@ -154,8 +151,7 @@ impl<N: Net> Node<N> {
             relief: Throttle::new(1, shortage::PAUSE),
             relieved: latest::Sender::new(0),
             arrivals: Throttle::new(512, Duration::from_millis(500)),
-            held: Arc::default(),
-            messages: Mutex::new(Bucket::shared(Instant::now().into_std())),
+            turns: Turns::new(),
             draining: latest::Sender::new(false),
             pods: Mutex::default(),
             endpoints: Mutex::default(),

@@ -385,7 +385,7 @@ mod tests {
             assert!(matches!(asked.recv().await, Some(Ask::Flows(_))));
             let (near, mut far) = channels().await;
             peer.put_dialled_back(&node, near, stand(&peer, later(60)));
-            assert!(flow::next_open(&mut far).await.unwrap().is_some());
+            assert!(flow::next_open(&mut far, &peer.owner).await.unwrap().is_some());
             flow::accept(&mut far).await.unwrap();
             far
         };
@@ -413,7 +413,7 @@ mod tests {
         let (near, mut far) = channels().await;
         peer.put(&node, near, stand(&peer, later(60)));
         let answers = async {
-            assert!(flow::next_open(&mut far).await.unwrap().is_some());
+            assert!(flow::next_open(&mut far, &peer.owner).await.unwrap().is_some());
             let refused = Refused { cause: Cause::Busy, reason: "it holds 42".into() };
             flow::refuse(&mut far, &refused).await.unwrap();
         };

@@ -7,14 +7,13 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use servicekeel_core::handoff::{self, MessageError, SocketId, ToRouter, ToSidecar};
-use servicekeel_core::pace::{self, Pace};
 use servicekeel_runtime::latest;
 use servicekeel_runtime::net::{
-    Handoff, HandoffListener, NamespaceCookie, Net, PeerCredentials, Places, PodThread,
+    Handoff, HandoffListener, NamespaceCookie, Net, PeerCredentials, Place, Places, PodThread,
 };
 use servicekeel_runtime::throttle::Throttle;
 use tokio::task::yield_now;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
 use crate::bounds::{Bound, Full, Owner, Party};
@@ -161,8 +160,14 @@ fn owner<N: Net>(node: &Node<N>, credentials: PeerCredentials) -> Owner {
 /// Gives a conversation a thread. Where there is none to be had, whoever has many is refused, and others share one: who
 /// else has threads is not known, where they are of the same user or of a cgroup that is not seen.
 fn with_thread<N: Net>(node: &Arc<Node<N>>, conversation: N::Handoff, owner: &Owner) -> Option<N::Handoff> {
-    let (threads, pod) = (node.threads.clone(), owner.clone());
-    let places: Places = Arc::new(move || Some(Box::new(threads.take(&pod)?) as Box<dyn Any + Send>));
+    let (threads, sockets, pod) = (node.threads.clone(), node.sockets.clone(), owner.clone());
+    let places: Places = Arc::new(move |place| {
+        let held = match place {
+            Place::Thread => threads.take(&pod)?,
+            Place::Closing => sockets.owe(&pod),
+        };
+        Some(Box::new(held) as Box<dyn Any + Send>)
+    });
     let (conversation, error) = match conversation.with_own_thread(places.clone()) {
         Ok(conversation) => return Some(conversation),
         Err(failed) => failed,
@@ -338,8 +343,10 @@ async fn session<N: Net>(
 }
 
 async fn hello<H: Handoff>(conversation: &H) -> Result<Option<(handoff::Pod, Vec<IpAddr>)>, SessionError> {
-    let Some((bytes, descriptors)) = conversation.recv().await? else { return Ok(None) };
-    match ToRouter::decode(&bytes, descriptors.len())? {
+    let Some(bytes) = conversation.peek().await? else { return Ok(None) };
+    let hello = ToRouter::decode(&bytes)?;
+    take(conversation, 0, 0)?;
+    match hello {
         ToRouter::Hello { version, .. } if version > handoff::VERSION => Err(SessionError::Version(version)),
         ToRouter::Hello { mut addresses, mut pod, .. } => {
             addresses.truncate(MAX_ADDRESSES);
@@ -404,18 +411,14 @@ fn was_asked_for<N: Net>(pod: &Pod<N>, message: &ToRouter) -> bool {
     }
 }
 
-/// Waits until a message of a conversation may be handled. What comes behind it waits too, with the kernel.
-async fn wait_for_turn<N: Net>(node: &Node<N>, pace: &mut Pace, bytes: usize) {
-    loop {
-        let now = Instant::now().into_std();
-        let wait = {
-            let mut shared = node.messages.lock().unwrap_or_else(PoisonError::into_inner);
-            pace.handle_message(&mut shared, pace::cost(bytes), now)
-        };
-        if wait.is_zero() {
-            return;
+/// Takes the descriptors that a message says it has, `most` of them. Others were never open here.
+fn take<H: Handoff>(conversation: &H, most: usize, want: usize) -> Result<Vec<H::Descriptor>, SessionError> {
+    match conversation.take(most)? {
+        (_, true) if most == want => Err(MessageError::MoreDescriptors(want).into()),
+        (taken, false) if taken.len() < most => {
+            Err(MessageError::Descriptors { got: taken.len(), want }.into())
         }
-        sleep(wait).await;
+        (taken, _) => Ok(taken),
     }
 }
 
@@ -434,12 +437,12 @@ async fn converse<N: Net>(
         node: node.id.node.clone(),
     };
     words.say(&welcome).await?;
-    let mut pace = Pace::new(Instant::now().into_std());
+    let turn = node.turns.of(&pod.party.owner);
     let mut told = BTreeSet::new();
     loop {
-        let (bytes, descriptors) = tokio::select! {
+        let bytes = tokio::select! {
             biased;
-            message = conversation.recv() => match message {
+            message = conversation.peek() => match message {
                 Ok(Some(message)) => message,
                 Ok(None) => return Ok(false),
                 // Told once of a sidecar that went without having read all (unix(7)); its own words come behind it.
@@ -455,10 +458,14 @@ async fn converse<N: Net>(
                 continue;
             }
         };
-        let message = ToRouter::decode(&bytes, descriptors.len())?;
+        let message = ToRouter::decode(&bytes)?;
         if !was_asked_for(pod, &message) {
-            wait_for_turn(node, &mut pace, bytes.len()).await;
+            node.turns.wait(&turn, bytes.len()).await;
         }
+        // What there is no room for stays closed, and its sender pays for its closing.
+        let want = message.descriptors().count();
+        let rooms = sockets.rooms(want).await;
+        let descriptors = take(conversation, rooms.len(), want)?;
         match message {
             ToRouter::Bye => return Ok(true),
             ToRouter::Hello { .. } => return Err(SessionError::SecondHello),
@@ -468,7 +475,9 @@ async fn converse<N: Net>(
                 words.say(&ToSidecar::Pong).await?;
             }
             message => {
-                if let Some((id, reason)) = sockets.handle(message, descriptors).await? {
+                if let Some((id, reason)) =
+                    sockets.handle(message, descriptors.into_iter().zip(rooms).collect()).await?
+                {
                     if told.len() < TOLD
                         && told.insert(id)
                         && let Some(suppressed) = node.refusals.permit()

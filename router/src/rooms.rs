@@ -19,14 +19,16 @@ const HELD: Shares = Shares { budget: 64 << 20, least: WINDOW + (1 << 20), part:
 /// Datagrams that wait, by the pod or the peer that sent them. The largest always finds room.
 const DATAGRAMS: Shares = Shares { budget: 64 << 20, least: 256 << 10, part: 8 };
 
+/// The names and rules of imports and exports, by the pod whose they are.
+const OFFERS: Shares = Shares { budget: 256 << 20, least: 64 << 10, part: 1 };
+
 /// The rooms of one router.
 #[derive(Debug)]
 pub(crate) struct Rooms {
     pub(crate) on_way: Arc<Room>,
     pub(crate) held: Arc<Room>,
     pub(crate) datagrams: Arc<Room>,
-    /// Those of pods' datagrams: all conversations of one owner have one.
-    of_pods: Mutex<BTreeMap<Owner, Weak<Account>>>,
+    pub(crate) offers: Arc<Room>,
 }
 
 impl Default for Rooms {
@@ -35,22 +37,8 @@ impl Default for Rooms {
             on_way: Room::new(ON_WAY),
             held: Room::new(HELD),
             datagrams: Room::new(DATAGRAMS),
-            of_pods: Mutex::default(),
+            offers: Room::new(OFFERS),
         }
-    }
-}
-
-impl Rooms {
-    /// The account of a pod's datagrams.
-    pub(crate) fn datagrams_of(&self, pod: &Owner) -> Arc<Account> {
-        let mut accounts = self.of_pods.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(account) = accounts.get(pod).and_then(Weak::upgrade) {
-            return account;
-        }
-        accounts.retain(|_, account| account.strong_count() > 0);
-        let account = self.datagrams.account();
-        accounts.insert(pod.clone(), Arc::downgrade(&account));
-        account
     }
 }
 
@@ -59,18 +47,37 @@ impl Rooms {
 pub(crate) struct Room {
     shares: Shares,
     beyond: AtomicU64,
+    /// Those of pods: all conversations of one owner have one.
+    pods: Mutex<BTreeMap<Owner, Weak<Account>>>,
     /// What all routers of another cluster hold.
     clusters: Mutex<BTreeMap<ClusterName, Weak<Account>>>,
 }
 
 impl Room {
     pub(crate) fn new(shares: Shares) -> Arc<Self> {
-        Arc::new(Self { shares, beyond: AtomicU64::new(0), clusters: Mutex::default() })
+        Arc::new(Self {
+            shares,
+            beyond: AtomicU64::new(0),
+            pods: Mutex::default(),
+            clusters: Mutex::default(),
+        })
     }
 
     /// The account of one more owner.
     pub(crate) fn account(self: &Arc<Self>) -> Arc<Account> {
         Arc::new(Account { room: self.clone(), held: AtomicU64::new(0), around: None })
+    }
+
+    /// The account of a pod.
+    pub(crate) fn account_of_pod(self: &Arc<Self>, pod: &Owner) -> Arc<Account> {
+        let mut accounts = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(account) = accounts.get(pod).and_then(Weak::upgrade) {
+            return account;
+        }
+        accounts.retain(|_, account| account.strong_count() > 0);
+        let account = self.account();
+        accounts.insert(pod.clone(), Arc::downgrade(&account));
+        account
     }
 
     /// The account of a router. All routers of one other cluster are within one, where each has half the part of that.
@@ -195,12 +202,13 @@ mod tests {
     #[test]
     fn the_conversations_of_one_pod_have_one_account() {
         let rooms = Rooms::default();
-        let [first, second, other] = [1, 1, 2].map(|pod| rooms.datagrams_of(&Owner::Namespace(pod)));
+        let [first, second, other] =
+            [1, 1, 2].map(|pod| rooms.datagrams.account_of_pod(&Owner::Namespace(pod)));
         while first.take(65_000) {}
         assert!(!second.take(65_000) && other.take(65_000));
         drop((first, second));
-        assert_eq!(rooms.datagrams_of(&Owner::Namespace(1)).held(), 0);
-        assert_eq!(rooms.of_pods.lock().unwrap().len(), 2);
+        assert_eq!(rooms.datagrams.account_of_pod(&Owner::Namespace(1)).held(), 0);
+        assert_eq!(rooms.datagrams.pods.lock().unwrap().len(), 2);
     }
 
     #[test]

@@ -83,7 +83,7 @@ struct Export {
 
 impl<N: Net> Sockets<N> {
     pub(crate) fn new(node: Arc<Node<N>>, pod: Arc<Pod<N>>) -> Self {
-        let held = Held::new(node.held.clone());
+        let held = Held::new(node.rooms.offers.account_of_pod(&pod.party.owner));
         Self { node, pod, exports: BTreeMap::new(), held }
     }
 
@@ -97,16 +97,26 @@ impl<N: Net> Sockets<N> {
         self.exports.len()
     }
 
-    /// Takes a message, on the pod's thread; says which socket is refused, and why, where one is.
+    /// Rooms for the sockets of a message, `want` at most.
+    pub(crate) async fn rooms(&self, want: usize) -> Vec<bounds::Held> {
+        match want {
+            1 => self.room(&self.node.sockets).await.into_iter().collect(),
+            want => self.node.sockets.take_up_to(&self.pod.party.owner, want),
+        }
+    }
+
+    /// Takes a message, on the pod's thread, with as many of its sockets as there is room for; says which one is refused,
+    /// and why, where one is.
     pub(crate) async fn handle(
         &mut self,
         message: ToRouter,
-        mut descriptors: Vec<N::Descriptor>,
+        mut descriptors: Vec<(N::Descriptor, bounds::Held)>,
     ) -> Result<Option<(SocketId, String)>, SessionError> {
         let check = |(kind, socket): (_, &N::Descriptor)| {
             socket.check(kind).and_then(|()| successor::identify(&self.node, &self.pod, socket))
         };
-        let wrong = message.descriptors().zip(&descriptors).find_map(|each| check(each).err());
+        let sockets = descriptors.iter().map(|(socket, _)| socket);
+        let wrong = message.descriptors().zip(sockets).find_map(|each| check(each).err());
         match message {
             ToRouter::Import { id, wanted } => {
                 if let Some(error) = wrong {
@@ -118,14 +128,13 @@ impl<N: Net> Sockets<N> {
                         return Err(SessionError::TooMany);
                     }
                 }
-                let Some(descriptor) = descriptors.pop() else { return Ok(None) };
+                let Some((descriptor, held)) = descriptors.pop() else {
+                    let held = self.node.sockets.held(&self.pod.party.owner);
+                    return Ok(Some((id, TooMany(held).to_string())));
+                };
                 let share = match self.held.share(held::of_import(&wanted)) {
                     Ok(share) => share,
                     Err(full) => return Ok(Some((id, full.to_string()))),
-                };
-                let Some(held) = self.room(&self.node.sockets).await else {
-                    let held = self.node.sockets.held(&self.pod.party.owner);
-                    return Ok(Some((id, TooMany(held).to_string())));
                 };
                 if let Err(error) = self.import(id, wanted, descriptor, (share, held)).await {
                     return Ok(Some((id, error.to_string())));
@@ -164,13 +173,9 @@ impl<N: Net> Sockets<N> {
                     return Err(error.into());
                 }
                 let udp = descriptors.split_off(usize::from(tcp).min(descriptors.len()));
-                // What there is no room for is closed, and asked for again after a while.
-                let stocked = |socket| {
-                    let held = self.node.sockets.take(&self.pod.party.owner)?;
-                    Some(Stocked { socket, _held: held })
-                };
-                let [tcp, udp] =
-                    [descriptors, udp].map(|sockets| sockets.into_iter().filter_map(stocked).collect());
+                // What there was no room for is asked for again after a while.
+                let stocked = |(socket, held)| Stocked { socket, _held: held };
+                let [tcp, udp] = [descriptors, udp].map(|sockets| sockets.into_iter().map(stocked).collect());
                 self.pod.stock.put(tcp, udp);
             }
             ToRouter::Hello { .. } | ToRouter::Bye | ToRouter::Ping => {}

@@ -7,21 +7,24 @@
 mod owners;
 mod program;
 
+use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use owners::{
     Conversation, FEW, Honest, Hostile, LIMIT, MANY, Most, Pair, Router, SOON, echo, greet, idle_flows,
     import, is_served, port, stock, until, user,
 };
-use servicekeel_core::handoff::{DescriptorKind, Pod, ToRouter, ToSidecar};
+use servicekeel_core::handoff::{DescriptorKind, MAX_DESCRIPTORS, Pod, ToRouter, ToSidecar};
 use servicekeel_core::name::Protocol;
 use servicekeel_runtime::admin;
-use servicekeel_runtime::net::os::OsNet;
-use servicekeel_runtime::net::{Handoff, Net};
+use servicekeel_runtime::net::os::{OsDescriptor, OsNet};
+use servicekeel_runtime::net::{Descriptor, Handoff, Net};
+use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::sync::{mpsc, oneshot};
@@ -127,6 +130,53 @@ async fn flows_across_that_stand_still_are_their_pods_own() {
     let honest = Honest::new(&pair.b, "honest").await;
     let (served, _hostile) = idle_beside(&pair.b, &honest, 400, 10).await;
     assert!((20..100).contains(&served), "{served}");
+}
+
+/// A connection with bytes that nobody takes and an hour for them at its close, and who does not take them.
+fn lingering() -> (OsDescriptor, std::net::TcpStream) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    stream.set_nonblocking(true).unwrap();
+    while std::io::Write::write(&mut stream, &[0; 64 << 10]).is_ok() {}
+    SockRef::from(&stream).set_linger(Some(Duration::from_secs(3600))).unwrap();
+    (OsDescriptor::from(OwnedFd::from(stream)), listener.accept().unwrap().0)
+}
+
+/// Each conversation stands still in the close of one socket, and what came with it is open meanwhile.
+#[tokio::test]
+#[ignore = "needs root: make test-net"]
+async fn descriptors_that_wait_to_be_closed_are_their_pods_own() {
+    let pair = Pair::start(FEW, MANY).await;
+    let honest = Honest::new(&pair.a, "honest").await;
+    until("the honest pod is served", async || honest.is_served().await).await;
+    let before = pair.a.open_files();
+    let socket = pair.a.socket.clone();
+    let _hostile = Hostile::does(|| async move {
+        let mut kept = Vec::new();
+        for number in 0..60 {
+            let conversation = greet(&socket, &format!("hostile-{number}")).await;
+            let (first, deaf) = lingering();
+            let of_pod = || OsNet::new().make_unbound(DescriptorKind::TcpUnconnected).unwrap();
+            // Each of them is none that a stock has.
+            let most = MAX_DESCRIPTORS as u16;
+            let shared = std::iter::once(first.share().unwrap());
+            let sockets = shared.chain(std::iter::repeat_with(of_pod)).take(most.into()).collect();
+            let stock = ToRouter::Stock { tcp: most, udp: 0 };
+            let _ = conversation.send(&stock.encode(), sockets).await;
+            // Whoever closes it last waits.
+            thread::spawn(move || drop(first));
+            kept.push((conversation, deaf));
+        }
+        sleep(SOON).await;
+        kept
+    })
+    .await;
+    // Beside what the conversations take by themselves.
+    let (open, most) = (pair.a.open_files(), before + 60 * 4 + FEW as usize / 4 + 16);
+    assert!(open <= most, "{open} descriptors are open in the router, {before} of them before");
+    assert!(honest.is_served().await, "{}", pair.a.log());
+    let newcomer = Honest::new(&pair.a, "newcomer").await;
+    until("another pod is served", async || newcomer.is_served().await).await;
 }
 
 /// A pod that begins 1,000 conversations.

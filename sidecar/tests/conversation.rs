@@ -159,7 +159,8 @@ impl Peer {
     async fn next(&self) -> (ToRouter, Vec<OsDescriptor>) {
         let (bytes, descriptors) =
             timeout(LIMIT, self.0.recv()).await.expect("silence").unwrap().expect("closed");
-        let message = ToRouter::decode(&bytes, descriptors.len()).unwrap();
+        let message = ToRouter::decode(&bytes).unwrap();
+        assert_eq!(message.descriptors().count(), descriptors.len());
         for (kind, descriptor) in message.descriptors().zip(&descriptors) {
             descriptor.check(kind).unwrap();
         }

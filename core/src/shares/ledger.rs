@@ -185,19 +185,28 @@ impl Ledger {
     /// Takes so much, where the owner may hold it.
     pub fn take(&mut self, owner: &Owner, more: u64) -> bool {
         let allowed = self.allows(owner, more);
-        if allowed && more > 0 {
-            let held = self.held(owner);
-            self.singles = self.singles_after(held, held + more);
-            self.total += more;
-            for (number, level) in owner.levels().enumerate() {
-                let held = self.held.entry(level).or_default();
-                if number == 0 {
-                    self.beyond += self.shares.beyond(*held + more) - self.shares.beyond(*held);
-                }
-                *held += more;
-            }
+        if allowed {
+            self.owe(owner, more);
         }
         allowed
+    }
+
+    /// Counts so much, be it more than the owner may hold: for what it holds in any case. It gets no more until it holds
+    /// less again.
+    pub fn owe(&mut self, owner: &Owner, more: u64) {
+        if more == 0 {
+            return;
+        }
+        let held = self.held(owner);
+        self.singles = self.singles_after(held, held + more);
+        self.total += more;
+        for (number, level) in owner.levels().enumerate() {
+            let held = self.held.entry(level).or_default();
+            if number == 0 {
+                self.beyond += self.shares.beyond(*held + more) - self.shares.beyond(*held);
+            }
+            *held += more;
+        }
     }
 
     /// Gives back what was taken, or a part of it.

@@ -3,6 +3,9 @@
 mod carry;
 mod room;
 
+use std::future::poll_fn;
+use std::task::Poll;
+
 pub(crate) use carry::carry;
 pub(crate) use room::Owner;
 use servicekeel_core::flow::frame::{self, Kind, Open, Refused};
@@ -59,17 +62,32 @@ pub async fn answer<S: Stream>(channel: &mut Channel<S>) -> Result<Answer, Chann
     }
 }
 
-/// Waits for the next flow that the other router asks for; `None` when it has closed the connection.
+/// Waits for the next flow that the other router asks for; `None` when it has closed the connection. What comes of it before
+/// it is whole counts against `owner`.
 ///
 /// # Errors
 /// [`ChannelError`]: the connection is of no use any more.
-pub async fn next_open<S: Stream>(channel: &mut Channel<S>) -> Result<Option<Open>, ChannelError> {
-    match channel.recv().await? {
-        None => Ok(None),
-        Some((header, payload)) if header.kind == Kind::Open => {
-            frame::decode_payload(payload).map(Some).map_err(malformed)
+pub(crate) async fn next_open<S: Stream>(
+    channel: &mut Channel<S>,
+    owner: &Owner,
+) -> Result<Option<Open>, ChannelError> {
+    let mut room = None;
+    let frame = poll_fn(|cx| {
+        let polled = channel.poll_frame(cx);
+        if polled.is_pending() && room.is_none() && channel.has_begun() {
+            room = owner.begun();
+            if room.is_none() {
+                return Poll::Ready(Err(ChannelError::Begun));
+            }
         }
-        Some((header, _)) => Err(unexpected(header.kind, "Open")),
+        polled
+    });
+    match frame.await? {
+        None => Ok(None),
+        Some(frame) if frame.header.kind == Kind::Open => {
+            frame::decode_payload(channel.payload(&frame.place)).map(Some).map_err(malformed)
+        }
+        Some(frame) => Err(unexpected(frame.header.kind, "Open")),
     }
 }
 

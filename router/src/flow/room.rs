@@ -4,11 +4,12 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use servicekeel_core::flow::frame::MAX_DATA;
+use servicekeel_core::flow::frame::{HEADER, MAX_DATA, MAX_PAYLOAD};
 use servicekeel_core::flow::machine::ACK_EVERY;
 
 use crate::bounds;
-use crate::rooms::{Account, Rooms};
+use crate::rooms::{Account, Lease, Rooms};
+use crate::tls::BUFFER;
 
 /// What each flow may have on its way at any time: as much as the peer acknowledges at the latest, so that a flow which
 /// waits for room always waits for an acknowledgement too, and that comes once its application reads.
@@ -17,6 +18,9 @@ pub(super) const OWN: u64 = ACK_EVERY;
 const CHUNK: u64 = 256 << 10;
 /// A flow takes no more than this part of what is left to its peer, so that there is always some for the next.
 const PART: u64 = 8;
+
+/// The most that a connection holds of a frame which has begun: sealed, and opened.
+const BEGUN: u64 = (BUFFER + HEADER + MAX_PAYLOAD) as u64;
 
 /// What the flows with one peer hold.
 #[derive(Debug, Clone)]
@@ -29,6 +33,11 @@ impl Owner {
     /// Of a router.
     pub(crate) fn of(router: &bounds::Owner, rooms: &Rooms) -> Self {
         Self { on_way: rooms.on_way.account_of(router), held: rooms.held.account_of(router) }
+    }
+
+    /// Room for what a connection holds of a frame that has begun, until what is returned is dropped.
+    pub(crate) fn begun(&self) -> Option<Lease> {
+        self.held.lease(BEGUN)
     }
 
     #[cfg(test)]

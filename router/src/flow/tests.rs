@@ -3,6 +3,7 @@ use std::time::Duration;
 use servicekeel_core::flow::frame::Cause;
 use servicekeel_runtime::net::Stream;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::*;
@@ -94,7 +95,7 @@ where
         carry_for(owner, near, router_near, std::future::pending()).await
     };
     let far = async {
-        assert_eq!(next_open(far).await.unwrap(), Some(request()));
+        assert_eq!(next_open(far, owner).await.unwrap(), Some(request()));
         accept(far).await.unwrap();
         carry_for(owner, far, router_far, std::future::pending()).await
     };
@@ -214,7 +215,7 @@ async fn a_refusal_leaves_the_connection_free() {
     let (mut a, mut b) = channels().await;
     let refused = Refused { cause: Cause::NotExported, reason: "nothing here".into() };
     let far = async {
-        next_open(&mut b).await.unwrap().unwrap();
+        next_open(&mut b, &Owner::new(&Rooms::default())).await.unwrap().unwrap();
         refuse(&mut b, &refused).await.unwrap();
     };
     let near_request = request();
@@ -346,4 +347,37 @@ async fn never_acknowledged() {
     both_write_all(&honest, &mut a, &mut b).await;
     carrying.shutdown().await;
     assert_eq!(hostile.held.held(), 0);
+}
+
+/// A connection on which a frame has begun holds the largest buffers.
+#[tokio::test]
+async fn frames_that_begin_and_do_not_end_count_against_their_peer() {
+    let rooms = Rooms::default();
+    let (owner, other) = (Owner::new(&rooms), Owner::new(&rooms));
+    let begin = async |owner: &Owner, waiting: &mut JoinSet<_>| {
+        let (mut near, mut far) = channels().await;
+        far.put_raw(&[23]);
+        far.flush().await.unwrap();
+        let owner = owner.clone();
+        waiting.spawn(async move { next_open(&mut near, &owner).await.unwrap_err() });
+        far
+    };
+    let (mut waiting, mut fars) = (JoinSet::new(), Vec::new());
+    for _ in 0..200 {
+        fars.push(begin(&owner, &mut waiting).await);
+    }
+    let mut closed = 0;
+    while let Ok(Some(error)) = timeout(Duration::from_secs(1), waiting.join_next()).await {
+        assert!(matches!(error.unwrap(), ChannelError::Begun));
+        closed += 1;
+    }
+    assert!((20..180).contains(&closed), "{closed} of 200 closed");
+    let mut of_other = JoinSet::new();
+    fars.push(begin(&other, &mut of_other).await);
+    assert!(
+        timeout(Duration::from_millis(300), of_other.join_next()).await.is_err(),
+        "another peer's closes"
+    );
+    waiting.shutdown().await;
+    assert_eq!(owner.held.held(), 0);
 }

@@ -53,6 +53,9 @@ pub enum ChannelError {
     /// More waits for applications than may be held for the peer.
     #[error("too much data queued for applications that do not read")]
     Crowded,
+    /// More frames have begun and not ended, on connections without a flow, than may be held for the peer.
+    #[error("too many connections with a frame that has begun and not ended")]
+    Begun,
     /// No path to the peer for too long, or the peer has restarted.
     #[error("lost the path to the peer")]
     Lost,
@@ -352,6 +355,11 @@ impl<S: Stream> Channel<S> {
                 return Poll::Ready(if whole { Ok(None) } else { Err(ChannelError::Cut) });
             }
         }
+    }
+
+    /// Whether something came that is no whole frame yet.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.input.is_some() || !self.partial.is_empty()
     }
 
     /// Whether nothing came and nothing waits: an unused connection that is not so is dead, or its peer broke the rules.

@@ -91,6 +91,11 @@ impl Router {
         self.process.log()
     }
 
+    /// How many descriptors it has open.
+    pub(crate) fn open_files(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.process.id())).unwrap().count()
+    }
+
     /// What the tool says.
     pub(crate) fn status(&self) -> String {
         let mut tool = Command::new(env!("CARGO_BIN_EXE_servicekeel-router"));

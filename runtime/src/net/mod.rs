@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use servicekeel_core::handoff::DescriptorKind;
+use servicekeel_core::handoff::{DescriptorKind, MAX_DESCRIPTORS};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::runtime::Handle;
 use tokio::task::{AbortHandle, JoinSet};
@@ -305,8 +305,17 @@ pub struct PeerCredentials {
 /// A message and the descriptors that came beside it; `None`: the other side has closed.
 pub type Received<D> = Option<(Vec<u8>, Vec<D>)>;
 
-/// Takes a place for one more thread, if there is one.
-pub type Places = Arc<dyn Fn() -> Option<Box<dyn Any + Send>> + Send + Sync>;
+/// What a pod takes a place for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// One more thread. Where there is no place, there is none.
+    Thread,
+    /// A socket that waits to be closed on the pod's thread, which may be blocked. It is closed in any case.
+    Closing,
+}
+
+/// Takes a place, if there is one, until what is returned is dropped.
+pub type Places = Arc<dyn Fn(Place) -> Option<Box<dyn Any + Send>> + Send + Sync>;
 
 /// A conversation: whole messages with descriptors.
 pub trait Handoff: Send + Sync + 'static {
@@ -335,11 +344,28 @@ pub trait Handoff: Send + Sync + 'static {
         message: &[u8],
         descriptors: Vec<Self::Descriptor>,
     ) -> impl Future<Output = io::Result<()>> + Send;
+    /// The bytes of the next message, which stays where it is, and its descriptors with it; `None` when the other side has
+    /// closed. One that is too long is [`io::ErrorKind::InvalidData`].
+    fn peek(&self) -> impl Future<Output = io::Result<Option<Vec<u8>>>> + Send;
+    /// Takes the message that was peeked at, with the first of its descriptors, `most` at most, and says whether there were
+    /// more: those are closed and never open here. What descriptors this process has no room for is
+    /// [`io::ErrorKind::QuotaExceeded`], and the message is lost.
+    fn take(&self, most: usize) -> io::Result<(Vec<Self::Descriptor>, bool)>;
     /// Receives one message; `None` when the other side has closed. Every descriptor that came is owned by what is
-    /// returned, or closed. A message that is too long, or has too many descriptors, is
-    /// [`io::ErrorKind::InvalidData`]; one whose descriptors this process has no room for is
-    /// [`io::ErrorKind::QuotaExceeded`]. Both are lost.
+    /// returned, or closed. One that is too long, or has more than [`MAX_DESCRIPTORS`], is
+    /// [`io::ErrorKind::InvalidData`], and lost. The errors of [`Handoff::take`] beside.
     ///
     /// Cancel safe: a message is taken whole or not at all.
-    fn recv(&self) -> impl Future<Output = io::Result<Received<Self::Descriptor>>> + Send;
+    fn recv(&self) -> impl Future<Output = io::Result<Received<Self::Descriptor>>> + Send {
+        async {
+            let Some(bytes) = self.peek().await? else { return Ok(None) };
+            match self.take(MAX_DESCRIPTORS)? {
+                (descriptors, false) => Ok(Some((bytes, descriptors))),
+                (_, true) => Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    format!("a message with more than {MAX_DESCRIPTORS} descriptors"),
+                )),
+            }
+        }
+    }
 }

@@ -11,11 +11,13 @@ use servicekeel_core::handoff::DescriptorKind;
 use super::{Net, PodThread};
 use crate::limit;
 
+mod closer;
 mod datagrams;
 mod descriptor;
 mod dial;
 mod getsockopt;
 mod handoff;
+mod own_files;
 mod reservation;
 mod splice;
 mod stream;
@@ -71,7 +73,7 @@ impl Net for OsNet {
 
     fn own_threads(&self) -> OsPodThread {
         // Where there is none, they run with everything else.
-        OsPodThread::start(Arc::new(|| Some(Box::new(())))).unwrap_or_default()
+        OsPodThread::start(Arc::new(|_| Some(Box::new(())))).unwrap_or_default()
     }
 
     fn make_unbound(&self, kind: DescriptorKind) -> io::Result<OsDescriptor> {

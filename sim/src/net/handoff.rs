@@ -156,15 +156,12 @@ impl Handoff for SimHandoff {
         }
     }
 
-    async fn recv(&self) -> io::Result<Option<Message>> {
+    async fn peek(&self) -> io::Result<Option<Vec<u8>>> {
         loop {
             {
-                let mut locked = self.lock();
-                let queue = &mut locked.0[self.own];
-                if let Some(message) = queue.messages.pop_front() {
-                    queue.bytes -= message.0.len() + OVERHEAD;
-                    self.shared.writable[1 - self.own].notify_one();
-                    return Ok(Some(message));
+                let locked = self.lock();
+                if let Some((bytes, _)) = locked.0[self.own].messages.front() {
+                    return Ok(Some(bytes.clone()));
                 }
                 if locked.1[1 - self.own] {
                     return Ok(None);
@@ -172,6 +169,23 @@ impl Handoff for SimHandoff {
             }
             self.shared.readable[self.own].notified().await;
         }
+    }
+
+    fn take(&self, most: usize) -> io::Result<(Vec<SimDescriptor>, bool)> {
+        let (mut descriptors, left) = {
+            let mut locked = self.lock();
+            let queue = &mut locked.0[self.own];
+            let Some((bytes, mut descriptors)) = queue.messages.pop_front() else {
+                return Err(io::ErrorKind::WouldBlock.into());
+            };
+            queue.bytes -= bytes.len() + OVERHEAD;
+            let left = descriptors.split_off(most.min(descriptors.len()));
+            (descriptors, left)
+        };
+        self.shared.writable[1 - self.own].notify_one();
+        descriptors.shrink_to_fit();
+        // What is not taken closes outside of the lock.
+        Ok((descriptors, !left.is_empty()))
     }
 }
 

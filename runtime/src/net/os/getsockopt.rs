@@ -1,4 +1,4 @@
-//! Options of a socket that no kept library reads: getsockopt(2), the one unsafe call of the crate.
+//! Options of a socket that no kept library reads: getsockopt(2).
 
 #![allow(unsafe_code, reason = "getsockopt(2) of options that no library of ours knows")]
 

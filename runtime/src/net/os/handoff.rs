@@ -24,6 +24,7 @@ use tokio::io::Interest;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::closer::{Closer, Left};
 use super::descriptor::namespace;
 use super::thread::OfPod;
 use super::{OsDescriptor, OsPodThread, while_doing};
@@ -37,15 +38,8 @@ const BACKLOG: i32 = 512;
 const CONNECT_TRIES: u32 = 50;
 /// ... at this interval.
 const CONNECT_INTERVAL: Duration = Duration::from_millis(20);
-/// The most conversations that are refused and not closed: a close may wait for as long as whoever was refused wants
-/// (SO_LINGER of what it sent), and holds a descriptor meanwhile.
+/// The most conversations that are refused and not told so yet.
 const MAX_REFUSED: usize = 64;
-/// The most messages under way in a Unix socket: each takes some 800 bytes of a send buffer of 208 KiB at least.
-const MAX_UNDER_WAY: usize = 512;
-/// How deep the kernel lets Unix sockets be under way in one another (MAX_RECURSION_LEVEL).
-const MAX_DEPTH: usize = 4;
-/// The most messages that are taken when one conversation ends: a tenth of a second of the thread that closes it.
-const MAX_LOOKED_AT: usize = 1 << 16;
 const CONTROL: usize = rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS));
 
 /// Where sidecars come in. Its file goes when it is dropped, unless another has taken the path.
@@ -54,8 +48,10 @@ pub struct OsHandoffListener {
     // Removed before the socket closes: as long as it is open, no other file can get its inode number.
     _file: path::SocketFile,
     socket: UnixListener,
-    /// Closes what is refused.
+    /// Where whoever is refused is told so.
     closing: OsPodThread,
+    /// Closes what is refused; `None` where the system can't have one.
+    closer: Option<Arc<Closer>>,
     /// For conversations that get no thread of their own.
     shared: OsPodThread,
     refused: Arc<Semaphore>,
@@ -73,11 +69,12 @@ impl OsHandoffListener {
         let file = path::serve(path, &socket, listen)
             .await
             .map_err(while_doing(format_args!("cannot listen on {}", path.display())))?;
-        let [closing, shared] = [(); 2].map(|()| OsPodThread::start(Arc::new(|| None)));
+        let [closing, shared] = [(); 2].map(|()| OsPodThread::start(Arc::new(|_| None)));
         Ok(Self {
             _file: file,
             socket: UnixListener::from_std(socket.into())?,
             closing: closing?,
+            closer: Closer::start().ok(),
             shared: shared?,
             refused: Arc::new(Semaphore::new(MAX_REFUSED)),
         })
@@ -92,7 +89,8 @@ impl HandoffListener for OsHandoffListener {
         loop {
             match self.socket.accept().await {
                 Ok((socket, _)) => {
-                    let held = Held { socket, permit: Some(permit), shared: self.shared.clone() };
+                    let (shared, closer) = (self.shared.clone(), self.closer.clone());
+                    let held = Held { socket, left: None, permit: Some(permit), shared, closer };
                     let conversation = OsHandoff { held: OfPod::new(held, self.closing.clone()) };
                     let socket = &conversation.held.socket;
                     let (peer, network) = (socket.peer_cred()?, namespace(socket.as_fd())?);
@@ -116,34 +114,22 @@ pub struct OsHandoff {
 #[derive(Debug)]
 struct Held {
     socket: UnixStream,
+    /// Behind the socket, since it is dropped when that has closed.
+    left: Option<Left>,
     /// Of those that may be refused and not closed, until it has a thread of its own. Given back behind the close.
     permit: Option<OwnedSemaphorePermit>,
     shared: OsPodThread,
+    /// Closes it, where its own thread is not its pod's alone.
+    closer: Option<Arc<Closer>>,
 }
 
 impl Drop for Held {
     /// The kernel closes what is under way in it, and a socket may have that wait for as long as it says.
     fn drop(&mut self) {
         let _ = SockRef::from(&self.socket).shutdown(Shutdown::Both);
-        let mut left = MAX_LOOKED_AT;
-        empty(self.socket.as_fd(), 0, &mut left);
-    }
-}
-
-/// Takes what is under way in a Unix socket, and in those that are under way in it, so that nothing of it has its close
-/// wait. `left`: how many messages are looked at still.
-fn empty(fd: BorrowedFd<'_>, depth: usize, left: &mut usize) {
-    // An empty message looks like the end, so that is not waited for.
-    for _ in 0..MAX_UNDER_WAY {
-        let Some(fewer) = left.checked_sub(1) else { return };
-        *left = fewer;
-        let Ok(received) = receive(fd) else { return };
-        for descriptor in &received.descriptors {
-            let _ = SockRef::from(descriptor).set_linger(None);
-            if depth < MAX_DEPTH && rustix::net::sockopt::socket_domain(descriptor) == Ok(AddressFamily::UNIX)
-            {
-                empty(descriptor.as_fd(), depth + 1, left);
-            }
+        if let Some(closer) = &self.closer {
+            // Where this fails it is closed here.
+            self.left = closer.close(self.socket.as_fd()).ok();
         }
     }
 }
@@ -151,7 +137,7 @@ fn empty(fd: BorrowedFd<'_>, depth: usize, left: &mut usize) {
 impl OsHandoff {
     fn own(socket: OwnedFd) -> io::Result<Self> {
         let (socket, shared) = (UnixStream::from_std(socket.into())?, OsPodThread::default());
-        let held = Held { socket, permit: None, shared };
+        let held = Held { socket, left: None, permit: None, shared, closer: None };
         Ok(Self { held: OfPod::new(held, OsPodThread::default()) })
     }
 
@@ -188,7 +174,11 @@ impl Handoff for OsHandoff {
 
     fn with_own_thread(self, places: Places) -> Result<Self, (Self, io::Error)> {
         match OsPodThread::start(places) {
-            Ok(thread) => Ok(self.on(thread)),
+            Ok(thread) => {
+                let mut own = self.on(thread);
+                own.held.get_mut().closer = None;
+                Ok(own)
+            }
             Err(error) => Err((self, error)),
         }
     }
@@ -218,9 +208,13 @@ impl Handoff for OsHandoff {
         socket.async_io(Interest::WRITABLE, || send(socket.as_fd(), message, &descriptors)).await
     }
 
-    async fn recv(&self) -> io::Result<Option<(Vec<u8>, Vec<OsDescriptor>)>> {
+    async fn peek(&self) -> io::Result<Option<Vec<u8>>> {
         let socket = &self.held.socket;
-        socket.async_io(Interest::READABLE, || recv(socket.as_fd(), self.held.thread())).await
+        socket.async_io(Interest::READABLE, || peek(socket.as_fd())).await
+    }
+
+    fn take(&self, most: usize) -> io::Result<(Vec<OsDescriptor>, bool)> {
+        take(self.held.socket.as_fd(), most, self.held.thread())
     }
 }
 
@@ -235,24 +229,45 @@ fn send(fd: BorrowedFd<'_>, message: &[u8], descriptors: &[OsDescriptor]) -> io:
     Ok(())
 }
 
-/// What one message was, owned before anything is looked at, so that whoever does not pass it on closes it.
-struct Received {
-    bytes: Vec<u8>,
-    length: usize,
-    flags: ReturnFlags,
-    descriptors: Vec<OwnedFd>,
-}
-
-/// Takes one message off the socket.
-fn receive(fd: BorrowedFd<'_>) -> io::Result<Received> {
+/// The bytes of the next message. Descriptors that nobody has room for are not opened (unix(7)).
+fn peek(fd: BorrowedFd<'_>) -> io::Result<Option<Vec<u8>>> {
     let mut bytes = vec![0; MAX_MESSAGE];
-    let mut space = [MaybeUninit::uninit(); CONTROL];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
     let received = loop {
-        let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
-        match rustix::net::recvmsg(fd, &mut [IoSliceMut::new(&mut bytes)], &mut control, flags) {
+        let (mut iov, flags) = ([IoSliceMut::new(&mut bytes)], RecvFlags::PEEK | RecvFlags::DONTWAIT);
+        match rustix::net::recvmsg(fd, &mut iov, &mut RecvAncillaryBuffer::default(), flags) {
             // The other side closed with messages of ours unread. What it sent before that is still to come, and
             // then the end; the kernel says this once.
+            Err(Errno::CONNRESET | Errno::INTR) => {}
+            other => break other?,
+        }
+    };
+    let too_long = received.flags.contains(ReturnFlags::TRUNC);
+    if too_long || received.bytes == 0 {
+        skip(fd);
+    }
+    if too_long {
+        let text = format!("a message of more than {MAX_MESSAGE} bytes");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+    }
+    bytes.truncate(received.bytes);
+    bytes.shrink_to_fit();
+    Ok(Some(bytes).filter(|bytes| !bytes.is_empty()))
+}
+
+/// Takes a message that was peeked at and lets it go, with what came beside it.
+fn skip(fd: BorrowedFd<'_>) {
+    let _ = rustix::net::recvmsg(fd, &mut [], &mut RecvAncillaryBuffer::default(), RecvFlags::DONTWAIT);
+}
+
+/// Takes the descriptors of a message that was peeked at, `most` at most, and says whether there were more.
+fn take(fd: BorrowedFd<'_>, most: usize, thread: &OsPodThread) -> io::Result<(Vec<OsDescriptor>, bool)> {
+    let mut space = [MaybeUninit::uninit(); CONTROL];
+    let most = most.min(MAX_DESCRIPTORS);
+    let room = if most == 0 { 0 } else { rights_space(most) };
+    let mut control = RecvAncillaryBuffer::new(&mut space[..room]);
+    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+    let received = loop {
+        match rustix::net::recvmsg(fd, &mut [], &mut control, flags) {
             Err(Errno::CONNRESET | Errno::INTR) => {}
             other => break other?,
         }
@@ -261,42 +276,26 @@ fn receive(fd: BorrowedFd<'_>) -> io::Result<Received> {
         RecvAncillaryMessage::ScmRights(rights) => Some(rights),
         _ => None,
     });
-    let descriptors = rights.flatten().collect();
-    let (length, flags) = (received.bytes, received.flags);
-    Ok(Received { bytes, length, flags, descriptors })
-}
-
-/// Takes one message off the socket, or none of it.
-fn recv(fd: BorrowedFd<'_>, thread: &OsPodThread) -> io::Result<Option<(Vec<u8>, Vec<OsDescriptor>)>> {
-    let Received { mut bytes, length, flags, descriptors } = receive(fd)?;
-    let descriptors: Vec<_> = descriptors.into_iter().map(|fd| OsDescriptor::of_pod(fd, thread)).collect();
-    if length == 0 {
-        return Ok(None);
-    }
-    if flags.contains(ReturnFlags::TRUNC) {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            format!("a message of more than {MAX_MESSAGE} bytes"),
-        ));
-    }
-    let truncated = flags.contains(ReturnFlags::CTRUNC);
+    // Owned before anything is looked at, so that whoever does not pass them on closes them.
+    let mut taken: Vec<_> = rights.flatten().map(|fd| OsDescriptor::of_pod(fd, thread)).collect();
+    let more = received.flags.contains(ReturnFlags::CTRUNC);
     // The kernel fills the space, or stops before where it has no number for the next descriptor.
-    if truncated && descriptors.len() < MAX_DESCRIPTORS {
+    if more && taken.len() < most {
         return Err(io::Error::new(
             io::ErrorKind::QuotaExceeded,
             "out of file descriptors: raise the open file limit (RLIMIT_NOFILE)",
         ));
     }
-    // The space has room for one more, for its alignment.
-    if truncated || descriptors.len() > MAX_DESCRIPTORS {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            format!("a message with more than {MAX_DESCRIPTORS} descriptors"),
-        ));
-    }
-    bytes.truncate(length);
-    bytes.shrink_to_fit();
-    Ok(Some((bytes, descriptors)))
+    // The space may have room for one more, for its alignment.
+    let more = more || taken.len() > most;
+    taken.truncate(most);
+    Ok((taken, more))
+}
+
+/// The space of a control message with so many descriptors.
+fn rights_space(count: usize) -> usize {
+    let each = size_of::<std::os::fd::RawFd>();
+    CONTROL - (MAX_DESCRIPTORS - count) * each
 }
 
 fn socket() -> io::Result<OwnedFd> {

@@ -23,7 +23,7 @@ use tokio::time::sleep;
 
 use super::while_doing;
 use crate::limit;
-use crate::net::{Places, PodThread};
+use crate::net::{Place, Places, PodThread};
 
 /// As much as tokio gives its own threads, since the same tasks run here. Memory is what of it was touched.
 const STACK: usize = 2 << 20;
@@ -50,7 +50,7 @@ struct Running {
     places: Taken,
 }
 
-/// Of threads beside the first.
+/// Of threads beside the first, and of what waits to be closed.
 struct Taken(Places);
 
 impl fmt::Debug for Taken {
@@ -154,6 +154,15 @@ impl Running {
         self.all().find(|thread| thread.id == id)
     }
 
+    /// Closes something on one of them before long. It counts meanwhile: where one close blocks, others wait behind it.
+    fn close_on(&self, thread: &Thread, close: impl FnOnce() + Send + 'static) {
+        let place = (self.places.0)(Place::Closing);
+        thread.runtime.spawn(async move {
+            close();
+            drop(place);
+        });
+    }
+
     /// The caller's own where it is not busy, else the one that carries the fewest flows, or another.
     fn least_busy(&self) -> &Thread {
         let flows = |thread: &&Thread| thread.flows.load(Ordering::Relaxed);
@@ -168,7 +177,7 @@ impl Running {
         }
         let next = self.more.iter().take(more()).find(|thread| thread.get().is_none());
         let Some(next) = next.filter(|_| !limit::is_short()) else { return least };
-        let Some(place) = (self.places.0)() else { return least };
+        let Some(place) = (self.places.0)(Place::Thread) else { return least };
         // Whoever comes second takes what is there.
         match Thread::start((self.guests.clone(), place)) {
             Ok(thread) => next.get_or_init(|| thread),
@@ -229,10 +238,10 @@ impl OsPodThread {
         self.0.as_deref().filter(|running| running.here().is_none())
     }
 
-    /// Calls something there, now or soon.
+    /// Calls what closes something there, now or soon.
     pub(super) fn call(&self, call: impl FnOnce() + Send + 'static) {
         match self.elsewhere() {
-            Some(running) => drop(running.first.runtime.spawn(async move { call() })),
+            Some(running) => running.close_on(&running.first, call),
             None => call(),
         }
     }
@@ -351,8 +360,7 @@ impl<T: Send + 'static> Deref for OfPod<T> {
 impl<T: Send + 'static> Drop for OfPod<T> {
     fn drop(&mut self) {
         if let (Some(held), Some(running)) = (self.held.take(), &self.thread.0) {
-            let thread = running.here().unwrap_or(&running.first);
-            thread.runtime.spawn(async move { drop(held) });
+            running.close_on(running.here().unwrap_or(&running.first), move || drop(held));
         }
     }
 }
@@ -372,7 +380,7 @@ mod tests {
     async fn a_pod_with_many_flows_has_more_threads_and_shares_the_flows_out() {
         let places = Arc::new(Semaphore::new(MORE));
         let taken = places.clone();
-        let place = move || Some(Box::new(taken.clone().try_acquire_owned().ok()?) as Box<dyn Any + Send>);
+        let place = move |_| Some(Box::new(taken.clone().try_acquire_owned().ok()?) as Box<dyn Any + Send>);
         let pod = OsPodThread::start(Arc::new(place)).unwrap();
         let end = Arc::new(Semaphore::new(0));
         let mut flows = JoinSet::new();
@@ -407,7 +415,7 @@ mod tests {
 
     #[tokio::test]
     async fn flows_share_the_threads_that_are_there_where_there_is_no_place_for_another() {
-        let pod = OsPodThread::start(Arc::new(|| None)).unwrap();
+        let pod = OsPodThread::start(Arc::new(|_| None)).unwrap();
         let mut flows = JoinSet::new();
         for number in 1..=8 {
             let thread = pod.clone();
@@ -443,8 +451,8 @@ mod tests {
 
     #[tokio::test]
     async fn pods_that_share_a_thread_share_nothing_else() {
-        let shared = OsPodThread::start(Arc::new(|| None)).unwrap();
-        let [one, other] = [(); 2].map(|()| shared.beside(Arc::new(|| None)));
+        let shared = OsPodThread::start(Arc::new(|_| None)).unwrap();
+        let [one, other] = [(); 2].map(|()| shared.beside(Arc::new(|_| None)));
         assert!(one != other && one != shared);
         let id = |pod: OsPodThread| async move { pod.run(async { thread::current().id() }).await.unwrap() };
         assert_eq!(id(one.clone()).await, id(other.clone()).await);
@@ -466,7 +474,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_held_goes_with_the_last_thread_and_not_before_a_call_has_returned() {
-        let pod = OsPodThread::start(Arc::new(|| None)).unwrap();
+        let pod = OsPodThread::start(Arc::new(|_| None)).unwrap();
         let (guest, mut gone) = oneshot::channel::<Infallible>();
         pod.hold(guest);
         let (release, blocked) = std::sync::mpsc::channel::<()>();

@@ -1,0 +1,108 @@
+//! When a sidecar's message is handled: those of one owner come one after the other, at the pace of one.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use servicekeel_core::pace::{self, Bucket, Pace};
+use tokio::time::{Instant, sleep};
+
+use crate::bounds::Owner;
+
+/// The pace of one owner. Whoever waits for a turn has it, and others wait behind it.
+type Line = Arc<tokio::sync::Mutex<Pace>>;
+
+/// The turns of all owners.
+#[derive(Debug)]
+pub(crate) struct Turns {
+    shared: Mutex<Bucket>,
+    /// Of owners that have a conversation, or had one and would come back with more than it left with.
+    owners: Mutex<BTreeMap<Owner, Line>>,
+}
+
+/// The turns of one conversation.
+#[derive(Debug)]
+pub(crate) struct Turn(Line);
+
+impl Turns {
+    pub(crate) fn new() -> Self {
+        Self { shared: Mutex::new(Bucket::shared(now())), owners: Mutex::default() }
+    }
+
+    /// Those of a conversation of this owner.
+    pub(crate) fn of(&self, owner: &Owner) -> Turn {
+        let mut owners = self.owners.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = now();
+        if !owners.contains_key(owner) {
+            let is_used = |line: &Line| Arc::strong_count(line) > 1;
+            let is_tired = |line: &Line| line.try_lock().map_or(true, |pace| !pace.is_rested(now));
+            owners.retain(|_, line| is_used(line) || is_tired(line));
+        }
+        let new = || Line::new(tokio::sync::Mutex::new(Pace::new(now)));
+        Turn(owners.entry(owner.clone()).or_insert_with(new).clone())
+    }
+
+    /// Waits until a message of so many bytes may be handled. What comes behind it waits too, with the kernel.
+    pub(crate) async fn wait(&self, turn: &Turn, bytes: usize) {
+        let mut pace = turn.0.lock().await;
+        loop {
+            let wait = {
+                let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+                pace.handle_message(&mut shared, pace::cost(bytes), now())
+            };
+            if wait.is_zero() {
+                return;
+            }
+            sleep(wait).await;
+        }
+    }
+}
+
+fn now() -> std::time::Instant {
+    Instant::now().into_std()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::task::JoinSet;
+    use tokio::time::timeout;
+
+    use super::*;
+
+    /// How many messages of so many conversations have their turn within a time.
+    async fn handled(turns: &Arc<Turns>, owner: u64, conversations: u32, time: Duration) -> u32 {
+        let mut tasks = JoinSet::new();
+        for _ in 0..conversations {
+            let (turns, turn) = (turns.clone(), turns.of(&Owner::Namespace(owner)));
+            tasks.spawn(async move {
+                let mut handled = 0;
+                let all = async {
+                    loop {
+                        turns.wait(&turn, 1).await;
+                        handled += 1;
+                        tokio::task::yield_now().await;
+                    }
+                };
+                let _: Result<(), _> = timeout(time, all).await;
+                handled
+            });
+        }
+        tasks.join_all().await.into_iter().sum()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_owner_with_many_conversations_has_the_pace_of_one() {
+        let (turns, time) = (Arc::new(Turns::new()), Duration::from_secs(10));
+        let many = handled(&turns, 1, 100, time).await;
+        assert!((pace::BURST..=pace::BURST + 11 * pace::RATE).contains(&many), "{many}");
+        // Nor does it begin anew with others that come behind them.
+        let next = handled(&turns, 1, 100, time).await;
+        assert!(next <= 11 * pace::RATE, "{next}");
+        let other = handled(&turns, 2, 1, time).await;
+        assert!(other > pace::BURST, "{other}");
+        tokio::time::advance(Duration::from_secs(1) * (2 * pace::BURST / pace::SURE_RATE)).await;
+        let _third = turns.of(&Owner::Namespace(3));
+        assert_eq!(turns.owners.lock().unwrap().len(), 1, "who is gone is forgotten once it has rested");
+    }
+}
