@@ -19,6 +19,7 @@ mod links;
 mod missing;
 mod node;
 mod outbound;
+mod paces;
 mod peers;
 pub mod pki;
 mod pods;
@@ -34,6 +35,5 @@ mod strangers;
 mod successor;
 mod tasks;
 pub mod tls;
-mod turns;
 
 pub use run::run;

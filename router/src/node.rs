@@ -24,6 +24,7 @@ use crate::counters::Counters;
 use crate::identity::{Date, PeerError};
 use crate::links::Dial;
 use crate::missing::Missing;
+use crate::paces::Paces;
 use crate::peers::Peer;
 use crate::pods::Pod;
 use crate::rejected::Rejected;
@@ -32,7 +33,6 @@ use crate::settings::Settings;
 use crate::shortage;
 use crate::tasks::Tasks;
 use crate::tls::BufferPool;
-use crate::turns::Turns;
 
 /// How long a flow without a route waits for one: a blip, not an outage.
 pub(crate) const ROUTE_PATIENCE: Duration = Duration::from_secs(1);
@@ -94,7 +94,7 @@ pub(crate) struct Node<N: Net> {
     /// For the log: sidecars that come. All of a node may at once, where the router restarts.
     pub(crate) arrivals: Throttle,
     /// Of the messages of sidecars.
-    pub(crate) turns: Turns,
+    pub(crate) paces: Paces,
     /// True from the moment in which the router ends.
     pub(crate) draining: latest::Sender<bool>,
     pub(crate) pods: Mutex<BTreeMap<u64, Arc<Pod<N>>>>,
@@ -151,7 +151,7 @@ impl<N: Net> Node<N> {
             relief: Throttle::new(1, shortage::PAUSE),
             relieved: latest::Sender::new(0),
             arrivals: Throttle::new(512, Duration::from_millis(500)),
-            turns: Turns::new(),
+            paces: Paces::new(),
             draining: latest::Sender::new(false),
             pods: Mutex::default(),
             endpoints: Mutex::default(),

@@ -437,7 +437,7 @@ async fn converse<N: Net>(
         node: node.id.node.clone(),
     };
     words.say(&welcome).await?;
-    let turn = node.turns.of(&pod.party.owner);
+    let pace = node.paces.of(&pod.party.owner);
     let mut told = BTreeSet::new();
     loop {
         let bytes = tokio::select! {
@@ -460,7 +460,7 @@ async fn converse<N: Net>(
         };
         let message = ToRouter::decode(&bytes)?;
         if !was_asked_for(pod, &message) {
-            node.turns.wait(&turn, bytes.len()).await;
+            node.paces.wait(&pace, bytes.len()).await;
         }
         // What there is no room for stays closed, and its sender pays for its closing.
         let want = message.descriptors().count();

@@ -11,25 +11,25 @@ use crate::bounds::Owner;
 /// The pace of one owner. Whoever waits for a turn has it, and others wait behind it.
 type Line = Arc<tokio::sync::Mutex<Pace>>;
 
-/// The turns of all owners.
+/// The paces of all owners.
 #[derive(Debug)]
-pub(crate) struct Turns {
+pub(crate) struct Paces {
     shared: Mutex<Bucket>,
     /// Of owners that have a conversation, or had one and would come back with more than it left with.
     owners: Mutex<BTreeMap<Owner, Line>>,
 }
 
-/// The turns of one conversation.
+/// That of one conversation.
 #[derive(Debug)]
-pub(crate) struct Turn(Line);
+pub(crate) struct OfOwner(Line);
 
-impl Turns {
+impl Paces {
     pub(crate) fn new() -> Self {
         Self { shared: Mutex::new(Bucket::shared(now())), owners: Mutex::default() }
     }
 
     /// Those of a conversation of this owner.
-    pub(crate) fn of(&self, owner: &Owner) -> Turn {
+    pub(crate) fn of(&self, owner: &Owner) -> OfOwner {
         let mut owners = self.owners.lock().unwrap_or_else(PoisonError::into_inner);
         let now = now();
         if !owners.contains_key(owner) {
@@ -38,12 +38,12 @@ impl Turns {
             owners.retain(|_, line| is_used(line) || is_tired(line));
         }
         let new = || Line::new(tokio::sync::Mutex::new(Pace::new(now)));
-        Turn(owners.entry(owner.clone()).or_insert_with(new).clone())
+        OfOwner(owners.entry(owner.clone()).or_insert_with(new).clone())
     }
 
     /// Waits until a message of so many bytes may be handled. What comes behind it waits too, with the kernel.
-    pub(crate) async fn wait(&self, turn: &Turn, bytes: usize) {
-        let mut pace = turn.0.lock().await;
+    pub(crate) async fn wait(&self, of: &OfOwner, bytes: usize) {
+        let mut pace = of.0.lock().await;
         loop {
             let wait = {
                 let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
@@ -71,15 +71,15 @@ mod tests {
     use super::*;
 
     /// How many messages of so many conversations have their turn within a time.
-    async fn handled(turns: &Arc<Turns>, owner: u64, conversations: u32, time: Duration) -> u32 {
+    async fn handled(paces: &Arc<Paces>, owner: u64, conversations: u32, time: Duration) -> u32 {
         let mut tasks = JoinSet::new();
         for _ in 0..conversations {
-            let (turns, turn) = (turns.clone(), turns.of(&Owner::Namespace(owner)));
+            let (paces, of) = (paces.clone(), paces.of(&Owner::Namespace(owner)));
             tasks.spawn(async move {
                 let mut handled = 0;
                 let all = async {
                     loop {
-                        turns.wait(&turn, 1).await;
+                        paces.wait(&of, 1).await;
                         handled += 1;
                         tokio::task::yield_now().await;
                     }
@@ -93,16 +93,16 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_owner_with_many_conversations_has_the_pace_of_one() {
-        let (turns, time) = (Arc::new(Turns::new()), Duration::from_secs(10));
-        let many = handled(&turns, 1, 100, time).await;
+        let (paces, time) = (Arc::new(Paces::new()), Duration::from_secs(10));
+        let many = handled(&paces, 1, 100, time).await;
         assert!((pace::BURST..=pace::BURST + 11 * pace::RATE).contains(&many), "{many}");
         // Nor does it begin anew with others that come behind them.
-        let next = handled(&turns, 1, 100, time).await;
+        let next = handled(&paces, 1, 100, time).await;
         assert!(next <= 11 * pace::RATE, "{next}");
-        let other = handled(&turns, 2, 1, time).await;
+        let other = handled(&paces, 2, 1, time).await;
         assert!(other > pace::BURST, "{other}");
         tokio::time::advance(Duration::from_secs(1) * (2 * pace::BURST / pace::SURE_RATE)).await;
-        let _third = turns.of(&Owner::Namespace(3));
-        assert_eq!(turns.owners.lock().unwrap().len(), 1, "who is gone is forgotten once it has rested");
+        let _third = paces.of(&Owner::Namespace(3));
+        assert_eq!(paces.owners.lock().unwrap().len(), 1, "who is gone is forgotten once it has rested");
     }
 }
