@@ -175,6 +175,8 @@ pub(crate) struct Bound(Mutex<Inner>);
 #[derive(Debug)]
 struct Inner {
     ledger: Ledger,
+    /// How many of them are UDP sessions.
+    sessions: BTreeMap<Owner, u64>,
     /// Owners that wait for room.
     waiting: BTreeMap<Owner, Arc<Notify>>,
 }
@@ -200,7 +202,7 @@ impl Bound {
     }
 
     fn of(ledger: Ledger) -> Arc<Self> {
-        Arc::new(Self(Mutex::new(Inner { ledger, waiting: BTreeMap::new() })))
+        Arc::new(Self(Mutex::new(Inner { ledger, sessions: BTreeMap::new(), waiting: BTreeMap::new() })))
     }
 
     /// Of the routers that are known.
@@ -230,7 +232,20 @@ impl Bound {
     /// Takes one until what is returned is dropped; `None` where the owner holds as many as it may.
     pub(crate) fn take(self: &Arc<Self>, owner: &Owner) -> Option<Held> {
         let taken = self.lock().ledger.take(owner, 1);
-        taken.then(|| Held { bound: self.clone(), owner: owner.clone() })
+        taken.then(|| Held { bound: self.clone(), owner: owner.clone(), is_session: false })
+    }
+
+    /// Takes one for a UDP session, which lasts long after its last datagram: those of an owner have no more than three
+    /// quarters of what it may hold, so that its flows find room beside them.
+    pub(crate) fn take_session(self: &Arc<Self>, owner: &Owner) -> Option<Held> {
+        let inner = &mut *self.lock();
+        let sessions = inner.sessions.get(owner).map_or(1, |sessions| sessions + 1);
+        let more = (sessions * 4).div_ceil(3).saturating_sub(inner.ledger.held(owner)).max(1);
+        if !(inner.ledger.allows(owner, more) && inner.ledger.take(owner, 1)) {
+            return None;
+        }
+        inner.sessions.insert(owner.clone(), sessions);
+        Some(Held { bound: self.clone(), owner: owner.clone(), is_session: true })
     }
 
     /// Takes as many of `most` as the owner may hold beside others.
@@ -250,7 +265,7 @@ impl Bound {
         let mut inner = self.lock();
         let held = inner.ledger.held(owner);
         let taken = inner.ledger.allows(owner, held + 1) && inner.ledger.take(owner, 1);
-        taken.then(|| Held { bound: self.clone(), owner: owner.clone() })
+        taken.then(|| Held { bound: self.clone(), owner: owner.clone(), is_session: false })
     }
 
     /// Waits until the owner may take one. Others may take it first.
@@ -342,6 +357,7 @@ impl Bound {
 pub(crate) struct Held {
     bound: Arc<Bound>,
     owner: Owner,
+    is_session: bool,
 }
 
 impl Held {
@@ -354,6 +370,14 @@ impl Drop for Held {
     fn drop(&mut self) {
         let inner = &mut *self.bound.lock();
         inner.ledger.give(&self.owner, 1);
+        if self.is_session
+            && let Some(sessions) = inner.sessions.get_mut(&self.owner)
+        {
+            *sessions -= 1;
+            if *sessions == 0 {
+                inner.sessions.remove(&self.owner);
+            }
+        }
         let ledger = &inner.ledger;
         inner.waiting.retain(|owner, notify| {
             let room = ledger.allows(owner, 1);

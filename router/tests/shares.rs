@@ -539,3 +539,28 @@ async fn a_pod_without_local_ports_is_not_reached_by_its_loopback() {
     }
     assert!(seen.len() >= served && seen.iter().all(|client| client == "10.99.0.1"), "{seen:?}");
 }
+
+/// A session lasts long after its last datagram.
+#[tokio::test]
+async fn many_udp_clients_of_a_pod_leave_its_flows_room() {
+    for across in [false, true] {
+        let pair = Pair::start(FEW, FEW).await;
+        let pod = Honest::new(if across { &pair.b } else { &pair.a }, "asked").await;
+        until("the pod is served", async || pod.is_served().await).await;
+        let mut clients = Vec::new();
+        for _ in 0..300 {
+            let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+            client.send_to(b"x", pod.udp).await.unwrap();
+            clients.push(client);
+        }
+        let full = if across {
+            "one consumer of b.local/n holds"
+        } else {
+            "as many flows and UDP sessions as it may"
+        };
+        until("they are more than it may have", async || pair.a.log().contains(full)).await;
+        let flow = is_served(pod.tcp).await;
+        let answered = clients.iter().filter(|client| client.try_recv(&mut [0]).is_ok()).count();
+        assert!(flow && answered > 20, "{flow}, {answered} of the others: {}", pair.a.log());
+    }
+}

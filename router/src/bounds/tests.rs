@@ -201,3 +201,22 @@ async fn nobody_sleeps_while_there_is_room() {
     timeout(Duration::from_secs(30), all).await.expect("somebody sleeps for ever");
     assert_eq!(bound.total(), 0);
 }
+
+#[test]
+fn udp_sessions_of_an_owner_leave_its_flows_room() {
+    let peer = Owner::Foreign(crate::peers::tests::id("b.local"), Some(1));
+    for (files, owner) in [(256, POD), (1024, POD), (1024, peer.clone()), (20_000, peer)] {
+        let bound = Bound::new(Limits::new(Some(files), None).flows);
+        let sessions = || std::iter::repeat_with(|| bound.take_session(&owner)).map_while(|held| held);
+        // Also where others hold all that they may.
+        let _others: Vec<_> = (100..110).flat_map(|other| all(&bound, &Owner::Namespace(other))).collect();
+        let held: Vec<_> = sessions().collect();
+        let flows = all(&bound, &owner);
+        let (most, beside) = (held.len(), flows.len());
+        assert!(beside > 0 && most >= 2 * beside, "{most} sessions, {beside} flows of {files}");
+        assert_eq!(sessions().count(), 0, "what is left is for flows");
+        drop((held, flows));
+        assert_eq!(sessions().collect::<Vec<_>>().len(), most);
+        assert!(bound.lock().sessions.is_empty());
+    }
+}

@@ -18,7 +18,7 @@ use super::link::{DatagramLink, Reply};
 use super::outlet::Outlet;
 use super::pod::{self, Answers};
 use super::{Counted, Crowd, GIVES_WAY, ImportSocket, MAX_SESSIONS, Queued, SESSION_IDLE, Signs, receive};
-use crate::bounds::{Bound, Held, Party};
+use crate::bounds::{Bound, Held, Owner, Party};
 use crate::imports::Import;
 use crate::node::Node;
 use crate::tasks::AbortOnDrop;
@@ -135,8 +135,8 @@ pub(crate) async fn serve<N: Net>(
             sessions.remove(&client);
         }
         if sessions.touch(&client, now).is_none() {
-            let opened = open(&node, (&socket, client), &import, &tries, |bound| {
-                room(bound, &party, &mut sessions, wanted)
+            let opened = open(&node, (&socket, client), &import, &tries, |bound, take| {
+                room((bound, take), &party, &mut sessions, wanted)
             });
             let session = match opened {
                 Ok(session) => session,
@@ -173,15 +173,18 @@ enum NoSession {
     Because(&'static str),
 }
 
+/// How one of a bound is taken.
+type Take = fn(&Arc<Bound>, &Owner) -> Option<Held>;
+
 /// Room for one more session of a pod. Where it has as many as it may, the one of this import that was idle longest gives
 /// way.
 fn room<N: Net>(
-    bound: &Arc<Bound>,
+    (bound, take): (&Arc<Bound>, Take),
     party: &Party,
     sessions: &mut Table<N>,
     wanted: &ServicePort,
 ) -> Option<Held> {
-    if let Some(held) = bound.take(&party.owner) {
+    if let Some(held) = take(bound, &party.owner) {
         return Some(held);
     }
     party.tell_full(
@@ -190,7 +193,7 @@ fn room<N: Net>(
         "an idle UDP session gives way to a new one, or its datagrams are dropped",
     );
     drop(sessions.pop_idle(GIVES_WAY, Instant::now().into_std()));
-    let held = bound.take(&party.owner);
+    let held = take(bound, &party.owner);
     if held.is_none() {
         party.note_no_session();
     }
@@ -203,7 +206,7 @@ fn open<N: Net>(
     (socket, client): (&ImportSocket<N>, SocketAddr),
     import: &Arc<Import>,
     tries: &Throttle,
-    room: impl FnOnce(&Arc<Bound>) -> Option<Held>,
+    room: impl FnOnce(&Arc<Bound>, Take) -> Option<Held>,
 ) -> Result<Session<N>, NoSession> {
     let wanted = &import.wanted;
     let version = *node.changed.borrow();
@@ -219,7 +222,7 @@ fn open<N: Net>(
     };
     match &candidate {
         Candidate::Local(_) => {
-            let held = room(&node.flows).ok_or(NoSession::Full)?;
+            let held = room(&node.flows, Bound::take_session).ok_or(NoSession::Full)?;
             let (queue, mut queued) = pod::queue();
             let answers = Answers::Client(socket.clone(), client, signs.clone());
             let (serving, import) = (node.clone(), import.clone());
@@ -236,7 +239,7 @@ fn open<N: Net>(
             let peer = node.peer(router).ok_or_else(|| path_fails("too many peers"))?;
             let link =
                 peer.datagrams(node).ok_or_else(|| path_fails("no link to the router that offers it"))?;
-            let held = room(&peer.sessions).ok_or(NoSession::Full)?;
+            let held = room(&peer.sessions, Bound::take).ok_or(NoSession::Full)?;
             let session = node.next_id();
             let open = Open {
                 flow: node.seed(),

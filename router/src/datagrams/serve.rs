@@ -163,12 +163,12 @@ impl<N: Net> Served<'_, N> {
         // Where the peer, or its consumer, has as many as it may, one of the consumer's own that is idle gives way.
         let owner = self.peer.holder.for_consumer(open.consumer);
         let mut closed = None;
-        let mut held = self.node.flows.take(&owner);
+        let mut held = self.node.flows.take_session(&owner);
         if held.is_none() {
             let now = Instant::now().into_std();
             let own = |session: &Session| *session.held.owner() == owner;
             closed = self.sessions.pop_idle_of(GIVES_WAY, now, own).map(|(oldest, _)| oldest);
-            held = self.node.flows.take(&owner);
+            held = self.node.flows.take_session(&owner);
         }
         let Some(held) = held else {
             return Some((session, Due::Refused(self.peer.busy(self.node))));
