@@ -217,7 +217,7 @@ where
             && let Some((number, addr)) = addresses.next()
             && (waiting.is_empty() || !endpoint.is_fallback(number) || !endpoint.met.load(Ordering::Relaxed))
         {
-            match endpoint.pod.stock.take(DescriptorKind::TcpUnconnected).await {
+            match endpoint.pod.stock.take(DescriptorKind::TcpUnconnected, owner).await {
                 Ok(stocked) => {
                     let socket = stocked.socket;
                     waiting.push(addr);

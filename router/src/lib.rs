@@ -35,5 +35,6 @@ mod strangers;
 mod successor;
 mod tasks;
 pub mod tls;
+mod turns;
 
 pub use run::run;

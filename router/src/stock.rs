@@ -8,7 +8,8 @@ use servicekeel_core::handoff::DescriptorKind;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
-use crate::bounds::Held;
+use crate::bounds::{Held, Owner};
+use crate::turns::Turns;
 
 /// TCP and UDP sockets kept for a pod that is hardly used.
 const FIRST_TARGET: (usize, usize) = (8, 2);
@@ -29,6 +30,8 @@ pub(crate) struct Stocked<D> {
 
 struct Shelf<D> {
     held: Vec<D>,
+    /// Who waits where none is held, each in the name of whoever opens the flow or session.
+    waiting: Turns<D>,
     first: usize,
     target: usize,
     /// Asked for and not there yet, and when last.
@@ -41,7 +44,15 @@ struct Shelf<D> {
 impl<D> Shelf<D> {
     fn new(first: usize) -> Self {
         let now = Instant::now();
-        Self { held: Vec::new(), first, target: first, asked: 0, asked_at: now, settled: now }
+        Self {
+            held: Vec::new(),
+            waiting: Turns::default(),
+            first,
+            target: first,
+            asked: 0,
+            asked_at: now,
+            settled: now,
+        }
     }
 
     fn missing(&self) -> usize {
@@ -89,6 +100,13 @@ struct Shelves<D> {
 }
 
 impl<D> Shelves<D> {
+    fn of(&mut self, kind: DescriptorKind) -> &mut Shelf<D> {
+        match kind {
+            DescriptorKind::UdpBound | DescriptorKind::UdpUnconnected => &mut self.udp,
+            DescriptorKind::TcpListener | DescriptorKind::TcpUnconnected => &mut self.tcp,
+        }
+    }
+
     fn is_low(&self) -> bool {
         self.tcp.missing() + self.udp.missing() > 0
     }
@@ -97,8 +115,6 @@ impl<D> Shelves<D> {
 /// The stock. `D` is the network's descriptor.
 pub(crate) struct Stock<D> {
     shelves: Mutex<Shelves<D>>,
-    /// Sockets came, or none will come any more.
-    arrived: Notify,
     /// The session should ask for more.
     low: Notify,
 }
@@ -108,52 +124,48 @@ impl<D> Stock<D> {
     pub(crate) fn new(most: usize) -> Self {
         let (tcp, udp) = FIRST_TARGET;
         let shelves = Shelves { tcp: Shelf::new(tcp), udp: Shelf::new(udp), most, closed: false };
-        Self { shelves: Mutex::new(shelves), arrived: Notify::new(), low: Notify::new() }
+        Self { shelves: Mutex::new(shelves), low: Notify::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Shelves<D>> {
         self.shelves.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a socket, waiting for the sidecar where there is none.
+    /// Takes a socket, waiting for the sidecar where there is none: owners have what comes in turns.
     ///
     /// # Errors
     /// [`io::ErrorKind::NotConnected`] where the sidecar is gone, [`io::ErrorKind::TimedOut`] where it does not answer.
-    pub(crate) async fn take(&self, kind: DescriptorKind) -> io::Result<D> {
+    pub(crate) async fn take(&self, kind: DescriptorKind, owner: &Owner) -> io::Result<D> {
+        let gone = || io::Error::new(io::ErrorKind::NotConnected, "the pod's sidecar is gone");
         let deadline = Instant::now() + PATIENCE;
-        loop {
-            let mut arrived = std::pin::pin!(self.arrived.notified());
-            arrived.as_mut().enable();
-            {
-                let mut shelves = self.lock();
-                let (closed, most) = (shelves.closed, shelves.most);
-                let shelf = match kind {
-                    DescriptorKind::UdpBound | DescriptorKind::UdpUnconnected => &mut shelves.udp,
-                    DescriptorKind::TcpListener | DescriptorKind::TcpUnconnected => &mut shelves.tcp,
-                };
-                let taken = shelf.held.pop();
-                if taken.is_none() {
-                    shelf.target = (shelf.target * 2).min(most);
-                    shelf.settled = Instant::now();
-                }
-                shelf.forget_asked(Instant::now());
-                if shelf.missing() * 2 >= shelf.target {
-                    self.low.notify_one();
-                }
-                if closed && shelf.held.is_empty() {
-                    self.low.notify_one();
-                }
-                match taken {
-                    Some(socket) => return Ok(socket),
-                    None if closed => {
-                        return Err(io::Error::new(io::ErrorKind::NotConnected, "the pod's sidecar is gone"));
-                    }
-                    None => {}
-                }
+        let (number, arrival) = {
+            let mut shelves = self.lock();
+            let (closed, most) = (shelves.closed, shelves.most);
+            let shelf = shelves.of(kind);
+            let taken = shelf.held.pop();
+            if taken.is_none() {
+                shelf.target = (shelf.target * 2).min(most);
+                shelf.settled = Instant::now();
             }
-            if timeout_at(deadline, arrived).await.is_err() {
+            shelf.forget_asked(Instant::now());
+            if shelf.missing() * 2 >= shelf.target {
+                self.low.notify_one();
+            }
+            if closed && shelf.held.is_empty() {
+                self.low.notify_one();
+            }
+            match taken {
+                Some(socket) => return Ok(socket),
+                None if closed => return Err(gone()),
+                None => shelf.waiting.wait(owner),
+            }
+        };
+        let _waits = Waits { stock: self, kind, owner, number };
+        match timeout_at(deadline, arrival).await {
+            Ok(arrived) => arrived.map_err(|_| gone()),
+            Err(_) => {
                 let text = "the pod's sidecar does not hand over sockets";
-                return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+                Err(io::Error::new(io::ErrorKind::TimedOut, text))
             }
         }
     }
@@ -199,20 +211,21 @@ impl<D> Stock<D> {
         for (shelf, sockets) in [(0, tcp), (1, udp)] {
             let shelf = if shelf == 0 { &mut shelves.tcp } else { &mut shelves.udp };
             shelf.asked = shelf.asked.saturating_sub(sockets.len());
+            let left = sockets.into_iter().filter_map(|socket| shelf.waiting.give(socket).err());
             let room = most.saturating_sub(shelf.held.len());
-            shelf.held.extend(sockets.into_iter().take(room));
+            shelf.held.extend(left.take(room));
         }
         if shelves.is_low() {
             self.low.notify_one();
         }
-        drop(shelves);
-        self.arrived.notify_waiters();
     }
 
     /// No more will come: what is held can still be taken.
     pub(crate) fn close(&self) {
-        self.lock().closed = true;
-        self.arrived.notify_waiters();
+        let mut shelves = self.lock();
+        shelves.closed = true;
+        shelves.tcp.waiting.end();
+        shelves.udp.waiting.end();
     }
 
     /// Gives back what a burst had needed and the time since has not.
@@ -238,11 +251,29 @@ impl<D> Stock<D> {
     }
 }
 
+/// Someone who waits for a socket.
+struct Waits<'a, D> {
+    stock: &'a Stock<D>,
+    kind: DescriptorKind,
+    owner: &'a Owner,
+    number: u64,
+}
+
+impl<D> Drop for Waits<'_, D> {
+    fn drop(&mut self) {
+        self.stock.lock().of(self.kind).waiting.leave(self.owner, self.number);
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use futures::stream::FuturesUnordered;
+    use futures::{FutureExt, StreamExt};
     use servicekeel_core::handoff::MAX_DESCRIPTORS;
 
     use super::*;
+
+    const POD: Owner = Owner::Namespace(1);
 
     async fn asked(stock: &Stock<u32>) -> (u16, u16) {
         let low = tokio::time::timeout(Duration::from_millis(1), stock.low()).await;
@@ -255,15 +286,15 @@ mod tests {
         assert_eq!(asked(&stock).await, (8, 2));
         stock.put((0..8).collect(), vec![8, 9]);
         for _ in 0..8 {
-            stock.take(DescriptorKind::TcpUnconnected).await.unwrap();
+            stock.take(DescriptorKind::TcpUnconnected, &POD).await.unwrap();
         }
         let more = asked(&stock).await.0;
         assert!(more >= 4, "asked before it ran out: {more}");
         stock.put((0..more.into()).collect(), vec![]);
         for _ in 0..more {
-            stock.take(DescriptorKind::TcpUnconnected).await.unwrap();
+            stock.take(DescriptorKind::TcpUnconnected, &POD).await.unwrap();
         }
-        assert!(stock.take(DescriptorKind::TcpUnconnected).await.is_err());
+        assert!(stock.take(DescriptorKind::TcpUnconnected, &POD).await.is_err());
         assert_eq!(asked(&stock).await.0, 16);
         stock.put((0..16).collect(), vec![]);
         assert_eq!((stock.held(), asked(&stock).await), ((16, 2), (0, 0)));
@@ -277,10 +308,10 @@ mod tests {
         let stock: Stock<u32> = Stock::new(LAST_TARGET);
         assert_eq!(asked(&stock).await, (8, 2));
         let start = Instant::now();
-        let refused = stock.take(DescriptorKind::TcpUnconnected).await.unwrap_err();
+        let refused = stock.take(DescriptorKind::TcpUnconnected, &POD).await.unwrap_err();
         assert_eq!((refused.kind(), start.elapsed()), (io::ErrorKind::TimedOut, PATIENCE));
         tokio::time::advance(ASK_AGAIN).await;
-        assert!(stock.take(DescriptorKind::TcpUnconnected).await.is_err());
+        assert!(stock.take(DescriptorKind::TcpUnconnected, &POD).await.is_err());
         assert_eq!(asked(&stock).await.0, 32);
     }
 
@@ -289,9 +320,9 @@ mod tests {
         let stock = Stock::new(LAST_TARGET);
         stock.put(vec![1], vec![]);
         stock.close();
-        assert_eq!(stock.take(DescriptorKind::TcpUnconnected).await.unwrap(), 1);
+        assert_eq!(stock.take(DescriptorKind::TcpUnconnected, &POD).await.unwrap(), 1);
         let start = Instant::now();
-        let gone = stock.take(DescriptorKind::TcpUnconnected).await.unwrap_err();
+        let gone = stock.take(DescriptorKind::TcpUnconnected, &POD).await.unwrap_err();
         assert_eq!((gone.kind(), start.elapsed()), (io::ErrorKind::NotConnected, Duration::ZERO));
     }
 
@@ -300,5 +331,26 @@ mod tests {
         let stock = Stock::new(LAST_TARGET);
         stock.put((0..2000).collect(), (0..2000).collect());
         assert_eq!(stock.held(), (LAST_TARGET, LAST_TARGET));
+    }
+
+    /// A peer's flood of sessions, and one of a neighbour that comes last.
+    #[tokio::test(start_paused = true)]
+    async fn who_opens_many_at_once_waits_behind_who_opens_one() {
+        let stock = Stock::new(LAST_TARGET);
+        let take = |owner: u64| {
+            let stock = &stock;
+            async move { stock.take(DescriptorKind::UdpUnconnected, &Owner::Namespace(owner)).await }
+        };
+        let mut flood: FuturesUnordered<_> = (0..1000).map(|_| take(1)).collect();
+        assert!(flood.next().now_or_never().is_none());
+        let mut one = std::pin::pin!(take(2));
+        assert!(one.as_mut().now_or_never().is_none());
+        stock.put(Vec::new(), vec![0, 1]);
+        assert!(one.now_or_never().is_some_and(|taken| taken.is_ok()), "it waits behind the flood");
+        assert!(flood.next().now_or_never().is_some_and(|taken| taken.is_some_and(|taken| taken.is_ok())));
+        // Who gave up takes nothing of what comes.
+        drop(flood);
+        stock.put(Vec::new(), vec![2, 3]);
+        assert_eq!(stock.held(), (0, 2));
     }
 }

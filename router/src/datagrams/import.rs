@@ -225,10 +225,11 @@ fn open<N: Net>(
             let held = room(&node.flows, Bound::take_session).ok_or(NoSession::Full)?;
             let (queue, mut queued) = pod::queue();
             let answers = Answers::Client(socket.clone(), client, signs.clone());
-            let (serving, import) = (node.clone(), import.clone());
+            let (serving, import, owner) = (node.clone(), import.clone(), held.owner().clone());
             let task = node.tasks.spawn(async move {
                 let choose = || serving.candidates(&import.wanted);
-                let served = pod::run(&serving, &import.wanted, choose, &mut queued, &answers).await;
+                let served =
+                    pod::run(&serving, (&import.wanted, &owner), choose, &mut queued, &answers).await;
                 if let Err(refused) = served {
                     import.tell_no_session(&serving, Some(refused.reason));
                 }

@@ -18,6 +18,7 @@ use tracing::debug;
 use super::link::{Outbox, Outgoing};
 use super::outlet::Faults;
 use super::{ImportSocket, QUEUE, Queued, Signs, receive};
+use crate::bounds::Owner;
 use crate::endpoint::PodPort;
 use crate::node::Node;
 use crate::rooms::Account;
@@ -62,15 +63,16 @@ pub(crate) fn queue() -> (mpsc::Sender<Queued>, mpsc::Receiver<Queued>) {
     mpsc::channel(QUEUE)
 }
 
-/// Carries one session until its queue closes. It sticks to its endpoint until that refuses or is withdrawn, and goes on
-/// with the next of those that `choose` gives then. Where this node has none, it says why, and the session is over: its
-/// client's router may have another. One of this node that has answered is kept as long as there is no other.
+/// Carries one session, of `owner`, until its queue closes. It sticks to its endpoint until that refuses or is
+/// withdrawn, and goes on with the next of those that `choose` gives then. Where this node has none, it says why, and
+/// the session is over: its client's router may have another. One of this node that has answered is kept as long as
+/// there is no other.
 ///
 /// # Errors
 /// Why no endpoint of this node takes the last datagram.
 pub(crate) async fn run<N: Net>(
     node: &Arc<Node<N>>,
-    wanted: &ServicePort,
+    (wanted, owner): (&ServicePort, &Owner),
     choose: impl Fn() -> Vec<Candidate> + Send + Sync,
     queue: &mut mpsc::Receiver<Queued>,
     answers: &Answers<N>,
@@ -83,7 +85,7 @@ pub(crate) async fn run<N: Net>(
     'endpoints: while let Some(mut place) = session.next(&tried) {
         let endpoint = place.endpoint.clone();
         tried.push(endpoint.clone());
-        let taken = endpoint.pod.stock.take(DescriptorKind::UdpUnconnected).await;
+        let taken = endpoint.pod.stock.take(DescriptorKind::UdpUnconnected, owner).await;
         let adopted = match taken {
             Ok(stocked) => node.net.adopt_udp(stocked.socket).await,
             Err(error) => Err(error),

@@ -182,7 +182,7 @@ impl<N: Net> Served<'_, N> {
         let task = self.node.tasks.spawn(async move {
             let consumer = Consumer { cluster: &cluster, namespace: None };
             let choose = || node.local_candidates(&open.wanted, consumer).1;
-            if let Err(refused) = pod::run(&node, &open.wanted, choose, &mut queued, &to).await {
+            if let Err(refused) = pod::run(&node, (&open.wanted, &owner), choose, &mut queued, &to).await {
                 // Dropped, the next datagram is answered by it.
                 let _ = slot.set(refused.clone());
                 answers.send(Outgoing::Refused { session, refused });
