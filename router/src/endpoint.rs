@@ -24,7 +24,8 @@ use crate::node::{Node, dialable};
 use crate::pods::Pod;
 use crate::successor;
 
-/// How long an address may take to answer before the next is tried beside it, and an endpoint where there is another.
+/// How long an address may take to answer before the next is tried beside it, and an endpoint, by all of its addresses,
+/// where there is another.
 pub(crate) const BRIEFLY: Duration = Duration::from_secs(2);
 /// How long an endpoint may take where there is no other: as long as TCP itself tries, 127 s by tcp_syn_retries of 6
 /// (tcp(7)). A backlog that is full takes a connection at one of the tries.
@@ -183,8 +184,8 @@ impl<T> Reply<T> {
 /// Connects to an endpoint, and goes on with what waits for that; gives what came of it, or `None` where that panicked.
 /// Both are done on a thread of the endpoint's pod, in one task. The endpoint's addresses are tried one after the other,
 /// the next at once where one refuses and after 2 s where it does not answer, which it still may then. `patience`: how
-/// long all may take behind the last one's start, where not too many flows of the same `owner` wait there already. A
-/// thread that is blocked holds up none of this.
+/// long all may take behind the last one's start, where not too many flows of the same `owner` wait there already; where
+/// it is 2 s, all addresses together have no more. A thread that is blocked holds up none of this.
 ///
 /// # Errors
 /// What each address said, where none takes the connection; the guest still waits then.
@@ -207,6 +208,8 @@ where
     let patience = if patient.is_some() { patience } else { patience.min(BRIEFLY) };
     let round = guest.begin(patient);
     let mut addresses = endpoint.addresses().collect::<Vec<_>>().into_iter();
+    let hurries = patience <= BRIEFLY;
+    let each = if hurries { patience / addresses.len().max(1) as u32 } else { BRIEFLY };
     let mut waiting = Vec::new();
     let mut attempts = FuturesUnordered::new();
     let mut reasons = Vec::new();
@@ -249,11 +252,11 @@ where
                 Err(error) => reasons.push(format!("{addr}: {error}")),
             }
         }
-        let until = if addresses.len() > 0 {
-            Instant::now() + BRIEFLY
-        } else {
-            *deadline.get_or_insert_with(|| Instant::now() + patience)
-        };
+        let (now, is_last) = (Instant::now(), addresses.len() == 0);
+        if hurries || is_last {
+            deadline.get_or_insert(now + patience);
+        }
+        let until = deadline.filter(|_| is_last).unwrap_or(now + each);
         match timeout_at(until, attempts.next()).await {
             Ok(Some((_, Some(Ok(done))))) => return Ok(Some(done)),
             Ok(Some((addr, Some(Err(error))))) => {

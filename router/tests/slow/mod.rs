@@ -1,7 +1,7 @@
 //! An application that is slow to accept.
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -150,14 +150,8 @@ async fn an_address_that_refuses_late_has_no_further_one_tried() {
         let (mut reader, mut writer) = stream.split();
         let _ = tokio::io::copy(&mut reader, &mut writer).await;
     });
-    let (net, socket) = (OsNet::new(), stand.a.sidecars().to_owned());
-    let pod = Pod { name: "many".into(), namespace: "default".parse().unwrap(), uid: "many".into() };
-    let exporter = say_hello(&net, &socket, pod, vec![silent.into(), serving.into()]).await;
-    let export =
-        ToRouter::Export { id: 1, offered: wanted.clone(), target: target.try_into().unwrap(), allow: None };
-    exporter.send(&export.encode(), Vec::new()).await.unwrap();
-    stand.spawn(stock(net, exporter));
-    let (_importer, at) = import(&socket, &wanted).await;
+    export(&mut stand, "many", &[silent, serving], (&wanted, target)).await;
+    let (_importer, at) = import(stand.a.sidecars(), &wanted).await;
     until_routed(&stand.a, &wanted).await;
 
     let mut client = TcpStream::connect(at).await.unwrap();
@@ -177,6 +171,53 @@ async fn an_address_that_refuses_late_has_no_further_one_tried() {
     let tried = timeout(Duration::from_millis(500), further.accept()).await;
     assert!(tried.is_err(), "a further one is tried: {tried:?}");
     says().await;
+}
+
+/// The pod of one endpoint takes nothing at its address, and refuses at its loopback.
+#[tokio::test]
+async fn the_next_endpoint_has_the_flow_where_one_does_not_answer_for_2_s() {
+    let mut stand = Stand::new().await;
+    for (number, silent) in [(88, Ipv4Addr::new(127, 77, 2, 1)), (89, Ipv4Addr::new(127, 77, 2, 2))] {
+        let wanted = port(number);
+        let loopback = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        loopback.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        let target = loopback.local_addr().unwrap().as_socket().unwrap().port();
+        let _full = with_a_full_backlog((silent, target).into());
+        export(&mut stand, "silent", &[silent], (&wanted, target)).await;
+        let serving = serve_slowly(Duration::ZERO).port();
+        export(&mut stand, "serves", &[], (&wanted, serving)).await;
+        let router = if number == 88 { &stand.a } else { &stand.b };
+        let (_importer, at) = import(router.sidecars(), &wanted).await;
+        until_routed(router, &wanted).await;
+        // Which one is tried first is chance.
+        let took = wait_for(Duration::from_secs(60), async || {
+            let start = Instant::now();
+            let mut stream = TcpStream::connect(at).await.unwrap();
+            stream.write_all(b"word").await.unwrap();
+            stream.read_exact(&mut [0; 4]).await.unwrap();
+            (start.elapsed() > Duration::from_secs(1)).then(|| start.elapsed())
+        })
+        .await;
+        assert!(took < Duration::from_secs(3), "{took:?}");
+    }
+}
+
+/// A pod of a.local that exports a port, with addresses of its own beside its loopback.
+async fn export(
+    stand: &mut Stand,
+    pod: &str,
+    addresses: &[Ipv4Addr],
+    (offered, target): (&ServicePort, u16),
+) {
+    let net = OsNet::new();
+    let name =
+        Pod { name: pod.into(), namespace: "default".parse().unwrap(), uid: format!("{pod} {offered}") };
+    let addresses = addresses.iter().copied().map(IpAddr::V4).collect();
+    let exporter = say_hello(&net, stand.a.sidecars(), name, addresses).await;
+    let target = target.try_into().unwrap();
+    let export = ToRouter::Export { id: 1, offered: offered.clone(), target, allow: None };
+    exporter.send(&export.encode(), Vec::new()).await.unwrap();
+    stand.spawn(stock(net, exporter));
 }
 
 /// A listener where a connect waits, for as long as it is there.
