@@ -21,7 +21,7 @@ test: ## Run every test that needs neither root nor Docker, except those that ta
 test-net: ## Run the tests of the built programs, those that need root (network namespaces) included, and test-slow.
 	$(CARGO) build --locked $(PROGRAMS)
 	$(CARGO) test --locked -p e2e -- --include-ignored
-	$(CARGO) test --locked -p servicekeel-router --test shares -- --include-ignored
+	$(CARGO) test --locked -p servicekeel-router --test shares --test names -- --include-ignored
 	@$(MAKE) --no-print-directory test-slow
 
 # Each waits most of its time, so they run at once.
