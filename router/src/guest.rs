@@ -66,11 +66,17 @@ impl<T> Guest<T> {
     pub(crate) fn take(&self) -> Option<T> {
         let mut waiting = self.0.lock();
         waiting.round += 1;
+        waiting.patient = None;
         waiting.held.take()
     }
 
     pub(crate) fn is_taken(&self) -> bool {
         self.0.is_taken()
+    }
+
+    /// What `look` sees of what waits; `None` where nothing does any more.
+    pub(crate) fn look<R>(&self, look: impl FnOnce(&T) -> R) -> Option<R> {
+        self.0.lock().held.as_ref().map(look)
     }
 
     /// Watches what waits for as long as it does. `watch` is polled with it, and may be no other time.
@@ -109,6 +115,7 @@ impl<T> Round<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bounds::{Bound, Owner};
 
     #[test]
     fn one_attempt_of_the_round_takes_it() {
@@ -121,9 +128,22 @@ mod tests {
         assert_eq!(guest.take(), None);
     }
 
+    /// On a thread that is blocked, attempts last longer than the wait.
+    #[test]
+    fn what_is_held_for_the_wait_ends_with_it() {
+        let bound = Bound::of_patience();
+        let owner = Owner::Namespace(1);
+        let guest = Guest::new(7);
+        let round = guest.begin(bound.take(&owner));
+        assert_eq!(bound.held(&owner), 1);
+        drop(guest);
+        assert_eq!((bound.held(&owner), round.take()), (0, None));
+    }
+
     #[tokio::test]
     async fn it_is_watched_until_it_is_taken() {
         let guest = Guest::new(7);
+        assert_eq!(guest.look(|held| held + 1), Some(8));
         guest.watch(|held, _| if *held == 7 { Poll::Ready(()) } else { Poll::Pending }).await;
         let mut cx = Context::from_waker(std::task::Waker::noop());
         assert_eq!(guest.begin(None).take(), Some(7));

@@ -17,6 +17,7 @@ use tracing::warn;
 
 use crate::absence::{Absence, absence};
 use crate::bounds::{Held, Party};
+use crate::ended::Ended;
 use crate::endpoint::Reply;
 use crate::node::Node;
 use crate::outbound;
@@ -44,6 +45,8 @@ pub(crate) struct Import {
     /// Where its last flow went.
     pub(crate) leaves_node: AtomicBool,
     pub(crate) taken: Taken,
+    /// Clients that wait and have ended.
+    pub(crate) ended: Ended,
 }
 
 /// What tells the tasks that waited for an endpoint of this node that their flows are taken. It need not wake them one by
@@ -80,6 +83,7 @@ impl Import {
             faults,
             leaves_node: AtomicBool::new(true),
             taken: Taken::default(),
+            ended: Ended::default(),
         })
     }
 

@@ -7,6 +7,7 @@ mod bounds;
 pub mod command;
 mod counters;
 mod datagrams;
+mod ended;
 mod endpoint;
 pub mod flow;
 mod guest;

@@ -9,10 +9,11 @@ use servicekeel_core::mesh::outcome::Outcome;
 use servicekeel_core::mesh::table::Candidate;
 use servicekeel_core::name::{RouterId, ServicePort};
 use servicekeel_runtime::net::{Net, Stream};
-use tokio::time::{Instant, interval, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 use tracing::debug;
 
 use crate::bounds::{Held, Owner};
+use crate::ended::{gone, has_ended};
 use crate::endpoint::{self, AS_TCP, BRIEFLY, Reply};
 use crate::flow::{self, Answer};
 use crate::guest::Guest;
@@ -29,10 +30,8 @@ const UNHEARD: Duration = Duration::from_millis(500);
 const RETRANSMITS: u32 = 4;
 /// Pauses between the attempts of a flow where an endpoint's router has no room for more flows of this one.
 const BUSY_PAUSES: [u64; 4] = [100, 200, 400, 800];
-/// For how long it is not asked whether the client is still there: one that ends at once may only have nothing to say.
-const ASK_CLIENT: Duration = Duration::from_secs(3);
-/// ... and how often then: what a client has sent hides that it is gone from all but a question.
-const ASK_CLIENT_AGAIN: Duration = Duration::from_secs(1);
+/// How long the room that a client has made takes to be there, also at another router.
+const MADE: Duration = Duration::from_millis(100);
 
 /// Carries one connection of a pod to a service, to its end, on a thread of the pod. It is `held` in the pod's name.
 pub(crate) async fn flow<N: Net>(node: Arc<Node<N>>, app: N::TcpStream, import: Arc<Import>, held: Held) {
@@ -42,7 +41,7 @@ pub(crate) async fn flow<N: Net>(node: Arc<Node<N>>, app: N::TcpStream, import: 
     let found = tokio::select! {
         biased;
         found = find(&node, &guest, &import, &owner) => Some(found),
-        () = gone(&guest) => None,
+        () = gone(&guest, &import.ended) => None,
     };
     let Some((app, _held)) = guest.take() else { return };
     match found {
@@ -67,20 +66,6 @@ pub(crate) async fn flow<N: Net>(node: Arc<Node<N>>, app: N::TcpStream, import: 
 /// A client that waits for an endpoint, and the room that its flow takes.
 type Client<N> = Guest<(<N as Net>::TcpStream, Held)>;
 
-/// Resolves when a client that waits for an endpoint is gone, or waits no more.
-async fn gone<S: Stream>(client: &Guest<(S, Held)>) {
-    sleep(ASK_CLIENT).await;
-    let mut again = interval(ASK_CLIENT_AGAIN);
-    while !client.is_taken() {
-        let asked = client.watch(|(client, _), cx| client.poll_gone(cx));
-        tokio::select! {
-            biased;
-            () = asked => return,
-            _ = again.tick() => {}
-        }
-    }
-}
-
 /// Finds an endpoint that takes a flow: the next one where one refuses, or is slow. Where there is no other than those
 /// that are slow, the first of them has as long as TCP would take.
 ///
@@ -103,8 +88,11 @@ async fn find<N: Net>(
         let (mut answered, mut busy) = (false, false);
         let mut slow = None;
         for candidate in &candidates {
-            let patience = if candidates.len() == 1 { AS_TCP } else { BRIEFLY };
-            match attempt(node, client, candidate, import, (owner, patience)).await {
+            let tried = match candidates.len() {
+                1 => patiently(node, client, candidate, import, owner).await,
+                _ => attempt(node, client, candidate, import, (owner, BRIEFLY)).await,
+            };
+            match tried {
                 Ok(path) => return Ok(path),
                 Err((outcome, reason)) => {
                     answered |= outcome.is_answer();
@@ -115,7 +103,7 @@ async fn find<N: Net>(
             }
         }
         if let Some(candidate) = slow.filter(|_| candidates.len() > 1) {
-            match attempt(node, client, candidate, import, (owner, AS_TCP)).await {
+            match patiently(node, client, candidate, import, owner).await {
                 Ok(path) => return Ok(path),
                 Err((_, reason)) => last = Some(reason),
             }
@@ -129,6 +117,26 @@ async fn find<N: Net>(
         if answered || timeout_at(deadline, changed.changed()).await.is_err() {
             return Err(last);
         }
+    }
+}
+
+/// Tries one candidate for as long as TCP would. Where as many of the pod's flows wait there as may, a client that has ended
+/// makes room for one that has not.
+async fn patiently<N: Net>(
+    node: &Arc<Node<N>>,
+    client: &Client<N>,
+    candidate: &Candidate,
+    import: &Arc<Import>,
+    owner: &Owner,
+) -> Result<Path<N>, (Outcome, String)> {
+    loop {
+        let begun = Instant::now();
+        let tried = attempt(node, client, candidate, import, (owner, AS_TCP)).await;
+        let was_cut_short = tried.is_err() && (BRIEFLY..AS_TCP / 2).contains(&begun.elapsed());
+        if !was_cut_short || has_ended(client) || !import.ended.make_room() {
+            return tried;
+        }
+        sleep(MADE).await;
     }
 }
 
@@ -330,27 +338,13 @@ async fn ask<N: Net>(
 #[cfg(test)]
 mod tests {
     use servicekeel_core::flow::frame::{Kind, Refused};
-    use servicekeel_core::shares::Shares;
     use servicekeel_runtime::net::os::OsStream;
     use tokio::sync::mpsc;
 
     use super::*;
-    use crate::bounds::Bound;
     use crate::peers::tests::{id, later, link, node, stand, web};
     use crate::peers::{Ask, LinkState};
     use crate::tls::tests::channels;
-
-    #[tokio::test(start_paused = true)]
-    async fn who_waits_for_an_endpoint_ends_where_another_thread_has_the_flow() {
-        let (client, _server) = tokio::io::duplex(1);
-        let held = Bound::new(Shares { budget: 1, least: 1, part: 1 }).take(&Owner::Namespace(1)).unwrap();
-        let guest = Guest::new((client, held));
-        let (mut gone, begun) = (std::pin::pin!(gone(&guest)), Instant::now());
-        assert!(timeout_at(begun + 2 * ASK_CLIENT, gone.as_mut()).await.is_err());
-        assert!(guest.begin(None).take().is_some());
-        gone.await;
-        assert!(begun.elapsed() <= 2 * ASK_CLIENT + ASK_CLIENT_AGAIN);
-    }
 
     /// A connection that has carried a flow, and whose other end takes nothing any more, not even by its system.
     async fn silent() -> (crate::tls::Channel<OsStream>, crate::tls::Channel<OsStream>) {

@@ -125,14 +125,112 @@ async fn who_gives_up_waits_no_more() {
         })
         .await;
     };
+    let reset = |client: TcpStream| socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
+    let early = TcpStream::connect(import_at).await.unwrap();
+    waiting(2.0).await;
+    let begun = Instant::now();
+    reset(early);
+    waiting(1.0).await;
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
     let mut client = TcpStream::connect(import_at).await.unwrap();
     client.write_all(b"a word that nobody reads").await.unwrap();
     waiting(2.0).await;
     tokio::time::sleep(Duration::from_secs(4)).await;
     waiting(2.0).await;
-    socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
-    drop(client);
+    reset(client);
     waiting(1.0).await;
+}
+
+/// A pod of a.local whose application accepts nothing until `accept`; then it answers whoever has said all.
+struct Late {
+    full: Socket,
+    wanted: ServicePort,
+}
+
+impl Late {
+    async fn start(stand: &mut Stand, number: u16) -> Self {
+        let full = with_a_full_backlog(([127, 0, 0, 1], 0).into());
+        let target = full.local_addr().unwrap().as_socket().unwrap().port();
+        let wanted = port(number);
+        export(stand, "late", &[], (&wanted, target)).await;
+        Self { full, wanted }
+    }
+
+    /// Until the process ends.
+    fn accept(self) {
+        let listener = std::net::TcpListener::from(self.full);
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let Ok(mut stream) = stream else { return };
+                std::thread::spawn(move || {
+                    let mut said = Vec::new();
+                    let _ = stream.read_to_end(&mut said).and_then(|_| stream.write_all(b"over"));
+                });
+            }
+        });
+    }
+}
+
+async fn is_answered(client: &mut TcpStream) -> bool {
+    let mut answer = Vec::new();
+    let read = timeout(Duration::from_secs(60), client.read_to_end(&mut answer)).await;
+    matches!(read, Ok(Ok(4))) && answer == b"over"
+}
+
+/// Whoever ends without a word waits for as long as others do: it may be the service that speaks.
+#[tokio::test]
+async fn a_client_that_has_ended_before_its_service_accepts_is_answered() {
+    let mut stand = Stand::new().await;
+    let late = Late::start(&mut stand, 90).await;
+    let mut clients = Vec::new();
+    for router in [&stand.a, &stand.b] {
+        let (importer, at) = import(router.sidecars(), &late.wanted).await;
+        until_routed(router, &late.wanted).await;
+        let mut client = TcpStream::connect(at).await.unwrap();
+        client.shutdown().await.unwrap();
+        clients.push((importer, client));
+    }
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    late.accept();
+    for (_, client) in &mut clients {
+        assert!(is_answered(client).await);
+    }
+}
+
+/// As many clients of a pod as may wait have closed, behind a word or without: one of them makes room for the next that has
+/// not.
+#[tokio::test]
+async fn clients_that_have_closed_make_room_for_one_that_waits() {
+    const MORE_THAN_MAY_WAIT: usize = 160;
+    let mut stand = Stand::new().await;
+    let mut waiting = Vec::new();
+    for (number, is_here) in [(91, true), (92, false)] {
+        let late = Late::start(&mut stand, number).await;
+        let router = if is_here { &stand.a } else { &stand.b };
+        let (importer, at) = import(router.sidecars(), &late.wanted).await;
+        until_routed(router, &late.wanted).await;
+        for client in 0..MORE_THAN_MAY_WAIT {
+            let mut client_stream = TcpStream::connect(at).await.unwrap();
+            if client % 8 != 0 {
+                client_stream.write_all(b"word").await.unwrap();
+            }
+        }
+        waiting.push((late, importer, at));
+    }
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let mut clients = Vec::new();
+    for (late, importer, at) in waiting {
+        let mut client = TcpStream::connect(at).await.unwrap();
+        client.write_all(b"word").await.unwrap();
+        clients.push((late, importer, client));
+    }
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    for (late, importer, mut client) in clients {
+        late.accept();
+        client.shutdown().await.unwrap();
+        assert!(is_answered(&mut client).await);
+        drop(importer);
+    }
 }
 
 /// One address of an endpoint has the flow; another, which was tried before it, refuses after that.
@@ -225,6 +323,7 @@ fn with_a_full_backlog(at: SocketAddr) -> Socket {
     let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     listener.bind(&at.into()).unwrap();
     listener.listen(1).unwrap();
+    let at = listener.local_addr().unwrap().as_socket().unwrap();
     // Two fill it. They end with the process.
     for _ in 0..2 {
         std::mem::forget(std::net::TcpStream::connect(at).unwrap());

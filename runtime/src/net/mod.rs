@@ -160,11 +160,15 @@ pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {
     /// An application's stream that is dropped without it is reset, also where the kernel drops it since the process
     /// was killed: an end would tell the application that it had everything.
     fn close(self);
-    /// Whether the other side is gone: it reset, or ended and said nothing. One that ended behind a word may still want
-    /// an answer. What came is left to be read, and hides a reset from what wakes the caller: it asks again by itself.
-    /// Never, where this can't be told.
+    /// Whether the other side is gone: it reset. What came, be it an end, is left to be read, and hides a reset from what
+    /// wakes the caller: it asks again by itself. Never, where this can't be told.
     fn poll_gone(&mut self, _cx: &mut Context<'_>) -> Poll<()> {
         Poll::Pending
+    }
+    /// Whether the other side has ended: it says no more. It may still want an answer, or have closed the other direction
+    /// too, which looks the same. False where this can't be told.
+    fn has_ended(&self) -> bool {
+        false
     }
     /// Whoever polls it from now on is on this thread: what wakes it is to be here, too.
     ///

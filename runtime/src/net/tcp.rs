@@ -7,6 +7,8 @@ use std::time::Duration;
 pub(super) const INFO_LEN: usize = 148;
 /// The state of a connection that is over, such as by a reset (TCP_CLOSE, linux/tcp_states.h).
 const CLOSE: u8 = 7;
+/// ... and of one that the other side has ended, and this one has not (TCP_CLOSE_WAIT).
+const CLOSE_WAIT: u8 = 8;
 /// A path is dead where a retransmission found no answer that was sent after so long a silence: each is sent as long after
 /// the one before as that had taken to come (RFC 6298 §5.5), so that the first one behind a cut of nearly a minute comes
 /// as late as two.
@@ -83,6 +85,11 @@ impl TcpInfo {
     /// Whether the connection is over: reset, or given up.
     pub fn is_closed(&self) -> bool {
         self.state == CLOSE
+    }
+
+    /// Whether the other side has ended and this one has not.
+    pub fn has_ended(&self) -> bool {
+        self.state == CLOSE_WAIT
     }
 
     /// Whether what was sent finds no answer, not even that there is no room for it.

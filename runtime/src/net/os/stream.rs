@@ -162,10 +162,14 @@ impl Stream for OsStream {
         let Ok(stream) = self.polled() else { return Poll::Ready(()) };
         let mut byte = [0];
         match ready!(stream.poll_peek(cx, &mut ReadBuf::new(&mut byte))) {
-            // What waits to be read hides a reset behind it from all but the socket's state, and an end from that too.
-            Ok(1..) if !self.is_broken() => Poll::Pending,
+            // What waits to be read, and an end, hide a reset behind them from all but the socket's state.
+            Ok(_) if !self.is_broken() => Poll::Pending,
             _ => Poll::Ready(()),
         }
+    }
+
+    fn has_ended(&self) -> bool {
+        self.info().is_some_and(|info| info.has_ended())
     }
 
     fn come_here(&mut self) -> io::Result<()> {

@@ -1,3 +1,5 @@
+use std::future::poll_fn;
+
 use servicekeel_core::handoff::DescriptorKind;
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{sleep, timeout};
@@ -70,6 +72,27 @@ async fn streams_of_applications_send_at_once() {
     assert!(client.keepalive().unwrap() && client.tcp_keepalive_time().unwrap() == Duration::from_secs(75));
     for mut stream in [connected.unwrap(), accepted] {
         assert!(stream.polled().unwrap().nodelay().unwrap());
+    }
+}
+
+/// Behind a word and without.
+#[tokio::test]
+async fn who_has_ended_is_not_gone_and_who_has_reset_is() {
+    let gone = async |stream: &mut OsStream| {
+        let gone = poll_fn(|cx| stream.poll_gone(cx));
+        timeout(Duration::from_millis(100), gone).await.is_ok()
+    };
+    for word in [&b""[..], b"word"] {
+        let listener = OsNet::new().listen(loopback()).await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let mut stream = listener.accept().await.unwrap().0;
+        client.write_all(word).await.unwrap();
+        assert!(!gone(&mut stream).await && !stream.has_ended());
+        client.shutdown().await.unwrap();
+        assert!(!gone(&mut stream).await && stream.has_ended());
+        SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(client);
+        assert!(gone(&mut stream).await);
     }
 }
 
