@@ -257,7 +257,7 @@ impl Bound {
     /// Counts one that the owner holds in any case, be it one too many.
     pub(crate) fn owe(self: &Arc<Self>, owner: &Owner) -> Held {
         self.lock().ledger.owe(owner, 1);
-        Held { bound: self.clone(), owner: owner.clone() }
+        Held { bound: self.clone(), owner: owner.clone(), is_session: false }
     }
 
     /// Takes one, where the owner could take as many again as it holds: for what is worth less than what is to come.
