@@ -1,6 +1,7 @@
 //! Annotations inside of a manifest of Kubernetes: of pods, which the sidecar reads, and of Services and namespaces,
 //! which the controller reads.
 
+mod block;
 mod shape;
 #[cfg(test)]
 mod tests;
@@ -13,6 +14,7 @@ use serde_yaml::{Error, Options, Spanned};
 use servicekeel_core::annotation;
 use servicekeel_core::plan::{self, ALLOW, EXPORT, EXPORTED_SERVICES, IMPORTED_SERVICES, SIDECAR};
 
+use self::block::Lines;
 use self::shape::{Documents, Object, Value};
 use super::check::{Checked, Kind, Mesh, findings, words};
 use crate::settings::problem::Problem;
@@ -24,8 +26,8 @@ const PREFIX: &str = "servicekeel.io/";
 const MAX_TOLD: usize = 4096;
 /// The most summaries of annotations that are told one by one.
 const MAX_SUMMARIES: usize = 8;
-/// The most values that the aliases of all annotations of a manifest may unfold to: some seconds.
-const MAX_UNFOLDED: usize = 1 << 23;
+/// The most values that the aliases of all annotations of a manifest may unfold to: about a second.
+const MAX_UNFOLDED: usize = 1 << 20;
 /// The deepest nesting. A List of Deployments as JSON, with the fields that each manager owns, has about 20.
 const MAX_DEPTH: usize = 64;
 
@@ -56,7 +58,7 @@ fn check_within(file: &Path, text: &str, mesh: Option<&Mesh>, unfold: usize) -> 
     let mut reader = Reader {
         file,
         mesh,
-        lines: text.lines().collect(),
+        lines: Lines::new(text),
         of: None,
         unfold,
         aliased: BTreeSet::new(),
@@ -158,7 +160,7 @@ struct Reader<'m> {
     file: &'m Path,
     /// The clusters that rules may name, where they are known.
     mesh: Option<&'m Mesh>,
-    lines: Vec<&'m str>,
+    lines: Lines<'m>,
     /// The object of a List that is read: its place in the output of kubectl finds nobody.
     of: Option<String>,
     /// How much the aliases of further annotations may unfold to.
@@ -207,7 +209,8 @@ impl Reader<'_> {
 
     /// Whether the aliases of a text may be unfolded: the work of one check is bounded, whoever's they are.
     fn may_unfold(&mut self, text: &str) -> bool {
-        if !text.contains('*') || self.aliased.contains(text) {
+        // Without an anchor there is nothing to unfold.
+        if !(text.contains('*') && text.contains('&')) || self.aliased.contains(text) {
             return true;
         }
         let Some(left) = self.unfold.checked_sub(annotation::most_unfolded(text.len())) else { return false };
@@ -292,7 +295,8 @@ impl Reader<'_> {
             }
             return;
         }
-        let checked = services((self.file, &self.lines), self.mesh, key, kind, place(value), text);
+        let block = self.lines.block(place(value).0, place(value).1);
+        let checked = services((self.file, block), self.mesh, key, kind, place(value), text);
         for (problem, refused) in checked
             .errors
             .into_iter()
@@ -371,16 +375,16 @@ fn unknown(key: &str) -> Option<String> {
     }
 }
 
-/// Checks a text of `imported-services` or `exported-services` that stands at this place of the manifest.
+/// Checks a text of `imported-services` or `exported-services` that stands at this place of the manifest, or in this block
+/// of it.
 fn services(
-    (file, manifest): (&Path, &[&str]),
+    (file, block): (&Path, Option<(u64, u64)>),
     mesh: Option<&Mesh>,
     key: &str,
     kind: Kind,
     (line, column): (u64, u64),
     text: &str,
 ) -> Checked {
-    let block = block(manifest, line, column);
     findings(text, kind, mesh, |finding| {
         let (place, text) = match block {
             Some((head, indent)) => {
@@ -391,25 +395,4 @@ fn services(
         };
         Problem { file: file.to_owned(), place: Some(place), text }
     })
-}
-
-/// The line that heads a literal block scalar (`|`), and how far its text is indented, where the value at this place,
-/// which is that of the text or of its head, is one.
-fn block(lines: &[&str], line: u64, column: u64) -> Option<(u64, u64)> {
-    let at = usize::try_from(line).ok()?.checked_sub(1)?;
-    let blank = |line: &&str| line.trim().is_empty();
-    let indent = |line: &str| (line.len() - line.trim_start_matches(' ').len()) as u64;
-    if heads_block(lines.get(at)?) {
-        let first = lines.get(at + 1..)?.iter().find(|line| !blank(line))?;
-        return Some((line, indent(first)));
-    }
-    let text = indent(lines.get(at)?);
-    let head = lines.get(..at)?.iter().rposition(|line| !blank(line))?;
-    (text + 1 == column && heads_block(lines[head])).then_some((head as u64 + 1, text))
-}
-
-fn heads_block(line: &str) -> bool {
-    let line = line.split(" #").next().unwrap_or(line).trim_end();
-    let style = line.rsplit([' ', ':']).next().unwrap_or("");
-    style.strip_prefix('|').is_some_and(|rest| rest.chars().all(|c| matches!(c, '+' | '-' | '0'..='9')))
 }
