@@ -1,0 +1,53 @@
+//! What the programs say: to whom, and in which words, since operators look for them.
+
+use std::io::Read;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use e2e::{Pair, Process, Stand, get, programs, wait_for};
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// An address of this machine other than loopback. Nothing is sent.
+fn own_address() -> Option<std::net::IpAddr> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+    socket.connect("203.0.113.1:9").ok()?;
+    socket.local_addr().ok().map(|own| own.ip()).filter(|own| !own.is_loopback() && !own.is_unspecified())
+}
+
+#[test]
+fn a_sidecars_status_is_private_unless_it_runs_in_a_pod() -> Result<()> {
+    let Some(outside) = own_address() else {
+        eprintln!("SKIPPED: this machine has no address but loopback");
+        return Ok(());
+    };
+    let stand = Stand::new(&programs()?)?;
+    for (pod_ip, code) in [("", 403), ("10.1.0.1", 200)] {
+        let port = stand.free_port()?.port();
+        let mut command = Command::new(stand.program("servicekeel-sidecar"));
+        command
+            .env_remove("POD_IPS")
+            .env_remove("KUBERNETES_SERVICE_HOST")
+            .env("POD_IP", pod_ip)
+            .env("SIDECAR_DNS_ADDR", "127.0.0.1:0")
+            .env("SIDECAR_ADMIN_ADDR", format!("0.0.0.0:{port}"))
+            .env("SIDECAR_CONFIG_DIR", stand.dir())
+            .env("SIDECAR_STATE_DIR", stand.dir().join("state"))
+            .env("SIDECAR_SERVER_LISTEN", stand.dir().join("nobody.sock"));
+        let sidecar = Process::start(stand.dir(), &format!("sidecar-{code}"), &mut command)?;
+        let here = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let (own, _) =
+            wait_for("an answer", LIMIT, || Ok(get(here, "/status").ok())).with_context(|| sidecar.log())?;
+        let there = SocketAddr::new(outside, port);
+        let (other, said) = get(there, "/status")?;
+        ensure!((own, other) == (200, code), "{own} here, {other} at {there} with POD_IP={pod_ip:?}: {said}");
+        for path in ["/livez", "/metrics"] {
+            ensure!(get(there, path)?.0 == 200, "{path}");
+        }
+        // No annotations are there: it waits for them, and says so to everybody.
+        ensure!(get(there, "/readyz")?.1.contains("annotations"), "{:?}", get(there, "/readyz")?);
+    }
+    Ok(())
+}
