@@ -1,5 +1,6 @@
 //! A fault is induced, and only the tools are asked what it is.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
@@ -98,6 +99,13 @@ async fn a_pod_whose_sidecar_went_is_missed_until_it_is_back() {
     assert!((1..=30).contains(&missing["sockets_kept_seconds"].as_u64().unwrap()), "{missing}");
     let (code, said) = stand.b.tool().await;
     assert!(code == 0 && said.contains(" ago; its sockets are kept for "), "{said}");
+    // The page has a row for it, with all that the status says of it.
+    let (code, page) = stand.b.asks("/").await;
+    let rows = page.split_once("s.missing.map(m => [").and_then(|(_, rest)| rest.split_once("])"));
+    let (rows, _) = rows.unwrap_or_else(|| panic!("{code}: {page}"));
+    let shown = rows.split(|c: char| !(c.is_alphanumeric() || "_.".contains(c)));
+    let shown: BTreeSet<_> = shown.filter_map(|word| word.strip_prefix("m.")).collect();
+    assert_eq!(shown, missing.as_object().unwrap().keys().map(String::as_str).collect());
     let (_importer, _) = stand.nameless(port(80), at).await;
     // Its first socket shows that it is the same pod's.
     wait_for(LIMIT, async || stand.b.status().await["missing"].as_array().unwrap().is_empty().then_some(()))
