@@ -51,3 +51,29 @@ fn a_sidecars_status_is_private_unless_it_runs_in_a_pod() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn a_client_that_nobody_takes_and_an_end_on_request_are_logged() -> Result<()> {
+    let mut pair = Pair::start()?;
+    let web = pair.resolve("web.default")?;
+    let words = "no endpoint accepted the connection; client reset";
+    wait_for(&format!("{words:?} in the log"), LIMIT, || {
+        let mut client = TcpStream::connect(web)?;
+        client.set_read_timeout(Some(LIMIT))?;
+        ensure!(client.read(&mut [0]).is_err(), "somebody answered");
+        Ok(pair.b.process.log().contains(words).then_some(()))
+    })
+    .with_context(|| pair.b.process.log())?;
+    // A field of the line says which Service it is, and another why.
+    let log = pair.b.process.log();
+    let line = log.lines().find(|line| line.contains(words)).context("no line")?;
+    ensure!(line.contains("wanted=web.default.a.local:8080/TCP") && line.contains("reason="), "{line}");
+    for process in
+        [&mut pair.client.process, &mut pair.server.process, &mut pair.b.process, &mut pair.a.process]
+    {
+        process.terminate()?;
+        ensure!(process.wait(LIMIT)?.success(), "{}", process.log());
+        ensure!(process.log().contains("shutting down on SIGTERM"), "{}", process.log());
+    }
+    Ok(())
+}
