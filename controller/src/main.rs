@@ -7,13 +7,20 @@ use clap::Parser;
 use kube::config::KubeConfigOptions;
 use kube::{Client, Config};
 use servicekeel_controller::args::Args;
-use servicekeel_runtime::{fatal, logs, signal};
+use servicekeel_runtime::{fatal, flags, logs, signal};
 
 /// What look-ups of names that are under way get to end.
 const GRACE: Duration = Duration::from_millis(100);
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) if error.use_stderr() => {
+            return flags::refuse("servicekeel-controller", &error.to_string());
+        }
+        // What was asked for.
+        Err(help) => help.exit(),
+    };
     if let Err(error) = logs::init() {
         return failed(&error);
     }

@@ -77,3 +77,30 @@ fn a_client_that_nobody_takes_and_an_end_on_request_are_logged() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn what_keeps_a_program_from_starting_is_told_under_its_name() -> Result<()> {
+    let stand = Stand::new(&programs()?)?;
+    for program in ["servicekeel-router", "servicekeel-sidecar"] {
+        let says = |arguments: &[&str]| -> Result<(Option<i32>, String)> {
+            let mut command = Command::new(stand.program(program));
+            let done = e2e::output(command.args(arguments).env("SIDECAR_SOURCE", "api"))?;
+            Ok((done.status.code(), String::from_utf8(done.stderr)?))
+        };
+        let (code, said) = says(&["--nonsense"])?;
+        ensure!(code == Some(2), "{code:?}: {said}");
+        ensure!(said.starts_with(&format!("{program}: unexpected argument '--nonsense' found")), "{said}");
+        ensure!(said.contains(&format!("Usage: {program}")) && said.contains("'--help'"), "{said}");
+        // The router has no such config, the sidecar no such source.
+        let absent: &[&str] = if program.ends_with("router") { &["--config=/nowhere/x.yaml"] } else { &[] };
+        let (code, said) = says(absent)?;
+        ensure!(code == Some(1) && said.contains(&format!(" {program}: ")), "{code:?}: {said}");
+        let done = e2e::output(Command::new(stand.program(program)).arg("--version"))?;
+        ensure!(done.status.success() && done.stderr.is_empty(), "{done:?}");
+    }
+    let mut command = Command::new(stand.program("servicekeel-router"));
+    let done = e2e::output(command.args(["check", "--kind", "poem", "x"]))?;
+    let said = String::from_utf8(done.stderr)?;
+    ensure!(said.starts_with("servicekeel-router: invalid value 'poem'"), "{said}");
+    Ok(())
+}

@@ -4,7 +4,13 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use servicekeel_router::command::Arguments;
+use servicekeel_runtime::flags;
 
 fn main() -> ExitCode {
-    Arguments::parse().run()
+    match Arguments::try_parse() {
+        Ok(arguments) => arguments.run(),
+        Err(error) if error.use_stderr() => flags::refuse("servicekeel-router", &error.to_string()),
+        // What was asked for.
+        Err(help) => help.exit(),
+    }
 }

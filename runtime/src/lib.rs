@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod file;
+pub mod flags;
 pub mod latest;
 pub mod limit;
 pub mod logs;

@@ -4,14 +4,19 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use servicekeel_runtime::net::os::OsNet;
-use servicekeel_runtime::{fatal, limit, logs, signal};
+use servicekeel_runtime::{fatal, flags, limit, logs, signal};
 use servicekeel_sidecar::dns::OsDns;
 use servicekeel_sidecar::settings::args::Args;
 use servicekeel_sidecar::source::Files;
 use tracing::info;
 
 fn main() -> ExitCode {
-    let args = Args::read();
+    let args = match Args::of(std::env::args_os()) {
+        Ok(args) => args,
+        Err(error) if error.use_stderr() => return flags::refuse("servicekeel-sidecar", &error.to_string()),
+        // What was asked for.
+        Err(help) => help.exit(),
+    };
     match logs::init().map_err(anyhow::Error::msg).and_then(|()| serve(args)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
