@@ -127,6 +127,34 @@ async fn a_peer_fills_no_log() {
     assert!((2..30).contains(&sum), "{turns:?}");
 }
 
+#[tokio::test]
+async fn many_strangers_that_make_room_are_told_once() {
+    listen();
+    servicekeel_runtime::limit::raise_open_files();
+    let stand = Stand::apart().await;
+    let words = "too many unidentified connections";
+    let closed = async || stand.a.metric("peers_refused_total").await;
+    let mut strangers = vec![wait_for(LIMIT, async || TcpStream::connect(stand.a.peers).await.ok()).await];
+    let mut crowd = async |number: usize| {
+        for _ in 0..number {
+            strangers.push(TcpStream::connect(stand.a.peers).await.unwrap());
+        }
+    };
+    crowd(400).await;
+    wait_for(LIMIT, async || (closed().await >= 100.0).then_some(())).await;
+    let told = lines(words);
+    assert!(told.len() == 1 && suppressed(&told[0]) == 0, "{told:#?}");
+    // The next line says how many were not told. It is due 10 s after the first, which is when a handshake has lasted too
+    // long as well: more come than end.
+    let told = wait_for(2 * LIMIT, async || {
+        crowd(40).await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        (lines(words).len() > 1).then(|| lines(words))
+    })
+    .await;
+    assert!(told.len() == 2 && suppressed(&told[1]) >= 99, "{told:#?}");
+}
+
 /// As b.local's disk is copied to another machine, which starts while flows run.
 #[tokio::test]
 async fn two_routers_of_one_name_are_told_at_both_ends_and_the_first_keeps_its_flows() {
