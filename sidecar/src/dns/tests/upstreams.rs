@@ -34,6 +34,27 @@ async fn a_truncated_answer_is_asked_for_over_tcp() {
 }
 
 #[tokio::test]
+async fn a_datagram_longer_than_announced_is_passed_on_whole() {
+    for (records, length) in [(360, 8_500..10_000), (2_300, 60_000..65_500)] {
+        let large = move |query: &Message| {
+            let addresses: Vec<[u8; 4]> =
+                (0..records).map(|i: u16| [192, 0, (i >> 8) as u8, i as u8]).collect();
+            answer(query, 60, &addresses)
+        };
+        let upstream = Fake::new(move |query, _| vec![large(query)]).await;
+        let dns = dns(&[upstream.addr]);
+        let query = query("large.example", RecordType::A);
+        let packet = dns.answer(&query.to_vec().unwrap(), CLIENT, Transport::Tcp).await.unwrap();
+        assert!(length.contains(&packet.len()), "{} bytes", packet.len());
+        let answer = Message::from_vec(&packet).unwrap();
+        assert_eq!((answer.truncation, answer.answers.len()), (false, usize::from(records)));
+        let transports: Vec<Transport> =
+            upstream.asked().into_iter().map(|(_, transport)| transport).collect();
+        assert_eq!(transports, [Transport::Udp], "asked again");
+    }
+}
+
+#[tokio::test]
 async fn a_silent_upstream_is_passed_over_and_then_asked_last() {
     let silent = Fake::new(|_, _| vec![]).await;
     let good = Fake::new(|query, _| fine(query)).await;
