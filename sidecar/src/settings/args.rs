@@ -66,8 +66,8 @@ pub struct Args {
 
     /// DNS servers for names that are not imported: `IP` or `IP:PORT`, separated by commas. Default: the nameservers of
     /// /etc/resolv.conf, without this sidecar itself
-    #[arg(long, env = "SIDECAR_DNS_UPSTREAM", value_name = "SERVERS", value_delimiter = ',', value_parser = server)]
-    sidecar_dns_upstream: Option<Vec<SocketAddr>>,
+    #[arg(long, env = "SIDECAR_DNS_UPSTREAM", value_name = "SERVERS", value_parser = listed(server))]
+    sidecar_dns_upstream: Option<Vec<Listed<SocketAddr>>>,
 
     /// Socket of the node's router: `unix:///path`, or a bare path. On a shared machine prefer
     /// unix:///run/servicekeel/router.sock: any user may create a file in /tmp first
@@ -117,12 +117,12 @@ pub struct Args {
 
     /// Addresses of the pod at which the router connects to its exports, before its loopback; separated by commas.
     /// Default: POD_IPS, else the IPv4 addresses of the pod's interfaces
-    #[arg(long, env = "SIDECAR_POD_ADDRS", value_name = "IPS", value_delimiter = ',', value_parser = address)]
-    sidecar_pod_addrs: Option<Vec<IpAddr>>,
+    #[arg(long, env = "SIDECAR_POD_ADDRS", value_name = "IPS", value_parser = listed(address))]
+    sidecar_pod_addrs: Option<Vec<Listed<IpAddr>>>,
 
     /// The pod's addresses, from the downward API (status.podIPs)
-    #[arg(long, env = "POD_IPS", value_name = "IPS", value_delimiter = ',', value_parser = address)]
-    pod_ips: Option<Vec<IpAddr>>,
+    #[arg(long, env = "POD_IPS", value_name = "IPS", value_parser = listed(address))]
+    pod_ips: Option<Vec<Listed<IpAddr>>>,
 
     /// The pod's name, from the downward API. Default: the host's name
     #[arg(long, env = "POD_NAME", value_name = "NAME", value_parser = pod_text)]
@@ -151,6 +151,30 @@ pub enum SourceKind {
 /// An admin address, or none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Admin(Option<SocketAddr>);
+
+/// What one flag lists.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Listed<T>(Vec<T>);
+
+/// A reader of values that are separated by commas. Between two commas, or behind the last, there may be none: a template
+/// writes lists so.
+fn listed<T>(
+    one: fn(&str) -> Result<T, String>,
+) -> impl Fn(&str) -> Result<Listed<T>, String> + Clone + Send + Sync + 'static
+where
+    T: 'static,
+{
+    move |text| {
+        let items = text.split(',').filter(|item| !item.trim().is_empty());
+        items.map(one).collect::<Result<_, _>>().map(Listed)
+    }
+}
+
+/// The values of a flag; `None` where it has none.
+fn all<T>(flag: Option<Vec<Listed<T>>>) -> Option<Vec<T>> {
+    let values: Vec<T> = flag?.into_iter().flat_map(|listed| listed.0).collect();
+    (!values.is_empty()).then_some(values)
+}
 
 /// What can't be used, beyond what a single flag says.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -184,12 +208,6 @@ pub enum ArgsError {
 }
 
 impl Args {
-    /// Reads the process's flags and environment. Ends the process with a message where they are wrong, and with
-    /// the help where that was asked for.
-    pub fn read() -> Self {
-        Self::of(std::env::args_os()).unwrap_or_else(|error| error.exit())
-    }
-
     /// Reads these flags, the program's name first, and the process's environment.
     ///
     /// # Errors
@@ -232,6 +250,9 @@ impl Args {
                 warn!(nameserver, "ignoring a nameserver of {RESOLV_CONF}: it {reason}");
             }
         }
+        for (domain, reason) in &resolv.unused_search {
+            warn!(domain, "imports do not resolve under a search domain of {RESOLV_CONF}: it {reason}");
+        }
         let in_pod = ["POD_IP", "KUBERNETES_SERVICE_HOST"]
             .iter()
             .any(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty()));
@@ -245,12 +266,13 @@ impl Args {
         hostname: String,
         in_pod: bool,
     ) -> Result<Settings, ArgsError> {
-        let in_pod = in_pod || self.pod_ips.is_some();
+        let (pod_ips, pod_addrs) = (all(self.pod_ips), all(self.sidecar_pod_addrs));
+        let in_pod = in_pod || pod_ips.is_some();
         if self.sidecar_source == SourceKind::Api {
             return Err(ArgsError::NoApi(self.sidecar_config_dir));
         }
         let own = self.sidecar_dns_addr;
-        let (setting, addresses) = match (self.sidecar_pod_addrs, self.pod_ips) {
+        let (setting, addresses) = match (pod_addrs, pod_ips) {
             (Some(addresses), _) => ("SIDECAR_POD_ADDRS", addresses),
             (None, addresses) => ("POD_IPS", addresses.unwrap_or(interfaces)),
         };
@@ -259,7 +281,7 @@ impl Args {
         if let Some(address) = addresses.iter().find(in_range) {
             return Err(ArgsError::PodInRange { setting, address: *address, range });
         }
-        let upstreams = match self.sidecar_dns_upstream {
+        let upstreams = match all(self.sidecar_dns_upstream) {
             Some(servers) => match servers.iter().find(|server| is_own(**server, own, &addresses)) {
                 Some(server) => return Err(ArgsError::OwnUpstream(*server)),
                 None => servers,

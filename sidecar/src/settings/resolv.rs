@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, netdevice, socket_with};
-use servicekeel_core::name::ClusterName;
+use servicekeel_core::name::{ClusterName, NameError};
 
 /// The port of DNS.
 pub const DNS_PORT: u16 = 53;
@@ -15,6 +15,8 @@ pub struct Resolv {
     pub nameservers: Vec<SocketAddr>,
     /// The domains of the last `search` or `domain`.
     pub search: Vec<ClusterName>,
+    /// The domains of it that can't be used, as they are written, and why.
+    pub unused_search: Vec<(String, NameError)>,
     /// The nameservers that can't be used, as they are written, and why.
     pub unused: Vec<(String, UnusableServer)>,
 }
@@ -51,8 +53,14 @@ impl Resolv {
                     }
                 }
                 Some("search" | "domain") => {
+                    (resolv.search, resolv.unused_search) = Default::default();
                     // `.` is the root, under which every name stands anyway.
-                    resolv.search = words.filter_map(|domain| domain.parse().ok()).collect();
+                    for domain in words.filter(|domain| *domain != ".") {
+                        match domain.parse() {
+                            Ok(domain) => resolv.search.push(domain),
+                            Err(reason) => resolv.unused_search.push((domain.to_owned(), reason)),
+                        }
+                    }
                 }
                 _ => {}
             }
@@ -155,6 +163,14 @@ mod tests {
                 "10.0.0.256 is not an IP address",
             ]
         );
+    }
+
+    #[test]
+    fn a_search_domain_that_is_not_used_is_told() {
+        let resolv = Resolv::parse("search old_one\nsearch . ad_dc.example b.example\n", interface);
+        assert_eq!(resolv.search, ["b.example".parse().unwrap()]);
+        let [(domain, reason)] = &resolv.unused_search[..] else { panic!("{resolv:?}") };
+        assert!(domain == "ad_dc.example" && reason.to_string().contains("the character '_'"), "{reason}");
     }
 
     #[test]

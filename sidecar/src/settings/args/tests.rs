@@ -66,6 +66,19 @@ fn lists_sockets_and_switches() {
     assert_eq!(read.admin, None);
     assert_eq!(read.addresses, ["10.1.0.1".parse::<IpAddr>().unwrap(), "fd00::7".parse().unwrap()]);
     assert_eq!(read.range.to_string(), "127.0.70.0/24");
+    for ips in ["10.1.0.1,", ",10.1.0.1", "10.1.0.1, ,"] {
+        let read = settings(&[&format!("--pod-ips={ips}"), "--sidecar-pod-addrs=,"]).unwrap();
+        assert_eq!(
+            (read.addresses, read.private_status),
+            (vec![IpAddr::from([10, 1, 0, 1])], false),
+            "{ips}"
+        );
+    }
+    let none = settings(&["--pod-ips=,", "--sidecar-dns-upstream=,"]).unwrap();
+    assert_eq!(
+        (none.upstreams.len(), none.addresses, none.private_status),
+        (1, vec![IpAddr::from([10, 244, 1, 7])], true)
+    );
     let both = settings(&["--pod-ips=10.1.0.1", "--sidecar-pod-addrs=10.2.0.2"]).unwrap();
     assert_eq!(both.addresses, [IpAddr::from([10, 2, 0, 2])]);
     assert_eq!(settings(&["--sidecar-server-listen=unix:/r.sock"]).unwrap().router, Path::new("/r.sock"));
@@ -85,6 +98,7 @@ fn what_is_wrong_is_said() {
         let pod_addrs = format!("--sidecar-pod-addrs=10.1.0.1,{address}");
         refused(&[&pod_addrs], &format!("SIDECAR_POD_ADDRS has {address}, which is inside SIDECAR_IP_RANGE"));
     }
+    refused(&["--pod-ips=10.1.0.1,x"], "\"x\" is not an IP address");
     refused(&["--pod-ips=127.0.66.1"], "POD_IPS has 127.0.66.1, which is inside SIDECAR_IP_RANGE");
     refused(&["--sidecar-cluster=a_b"], "'_'");
     refused(&["--sidecar-source=api"], "set SIDECAR_SOURCE=files");
