@@ -1,4 +1,4 @@
-//! The signals that end a program: the first asks, the second insists. And SIGHUP, which does not.
+//! The signals that end a program: the first asks, the second insists. And those that do not: SIGHUP, SIGUSR1, SIGUSR2.
 
 use std::future::Future;
 use std::io::{self, IsTerminal};
@@ -16,7 +16,8 @@ const HANGUP: (&str, i32) = ("SIGHUP", 1);
 /// at once, with the exit code that a shell gives for it (128 + its number), even if the program hangs.
 ///
 /// SIGHUP asks likewise where the terminal of an interactive program is gone. Elsewhere it is what operators send to have
-/// files read anew: these are watched, so that it is logged and does nothing.
+/// files read anew: these are watched, so that it is logged and does nothing. So do SIGUSR1 and SIGUSR2, which operators send
+/// to other programs for a new log file or a dump.
 ///
 /// The first one ends the process likewise if nobody awaits the future any more. If the system refuses to listen,
 /// the error is logged, the future never resolves, and the signals keep what they do by default.
@@ -72,6 +73,7 @@ struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
+    user: [Signal; 2],
     interactive: bool,
 }
 
@@ -81,11 +83,13 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
+            user: [signal(SignalKind::user_defined1())?, signal(SignalKind::user_defined2())?],
             interactive: io::stdin().is_terminal(),
         })
     }
 
     async fn next(&mut self) -> (&'static str, i32) {
+        let [user_1, user_2] = &mut self.user;
         loop {
             tokio::select! {
                 biased;
@@ -97,6 +101,8 @@ impl Signals {
                     }
                     tracing::info!("SIGHUP ignored: config files are watched and reloaded automatically");
                 }
+                Some(()) = user_1.recv() => tracing::info!("SIGUSR1 ignored: it has no meaning here"),
+                Some(()) = user_2.recv() => tracing::info!("SIGUSR2 ignored: it has no meaning here"),
                 else => std::future::pending().await,
             }
         }
@@ -202,6 +208,16 @@ mod tests {
     fn a_hangup_without_a_terminal_asks_nothing() {
         let mut program = Program::start("clean");
         program.send(Signal::HUP);
+        program.send(Signal::TERM);
+        program.says("asked by SIGTERM");
+        assert_eq!(program.exit_code(), Some(0));
+    }
+
+    #[test]
+    fn signals_without_a_meaning_end_nothing() {
+        let mut program = Program::start("clean");
+        program.send(Signal::USR1);
+        program.send(Signal::USR2);
         program.send(Signal::TERM);
         program.says("asked by SIGTERM");
         assert_eq!(program.exit_code(), Some(0));
