@@ -28,6 +28,7 @@ use crate::ready::Readiness;
 use crate::throttle::Throttle;
 
 mod client;
+mod exposition;
 #[cfg(test)]
 mod tests;
 
@@ -56,7 +57,6 @@ const PATHS: &str = "/livez\n/readyz\n/metrics\n/status\n";
 const TEXT: &str = "text/plain; charset=utf-8";
 const HTML: &str = "text/html; charset=utf-8";
 const JSON: &str = "application/json";
-const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 type Telling = Pin<Box<dyn Future<Output = String> + Send>>;
 
@@ -66,7 +66,7 @@ type Telling = Pin<Box<dyn Future<Output = String> + Send>>;
 /// |---|---|
 /// | `/livez` | 200: the program answers |
 /// | `/readyz` | 200, or 503 with what is waited for, a line each |
-/// | `/metrics` | the registry, as OpenMetrics text |
+/// | `/metrics` | the registry, as OpenMetrics text where `Accept` names that, else as Prometheus has it |
 /// | `/status` | what the program says of itself, as JSON; 503 where others have asked for it for 2 s |
 /// | `/` | the page, if there is one, else the paths |
 ///
@@ -139,7 +139,7 @@ impl Admin {
         Some(match path {
             "/livez" => response(StatusCode::OK, TEXT, "ok\n"),
             "/readyz" => self.ready(),
-            "/metrics" => self.metrics(),
+            "/metrics" => self.metrics(exposition::Format::of(request.headers())),
             "/status" => return None,
             "/" => match self.page {
                 Some(page) => response(StatusCode::OK, HTML, page),
@@ -175,10 +175,9 @@ impl Admin {
         response(StatusCode::SERVICE_UNAVAILABLE, TEXT, lines)
     }
 
-    fn metrics(&self) -> Response<Full<Bytes>> {
-        let mut text = String::new();
-        match prometheus_client::encoding::text::encode(&mut text, &self.registry) {
-            Ok(()) => response(StatusCode::OK, OPEN_METRICS, text),
+    fn metrics(&self, format: exposition::Format) -> Response<Full<Bytes>> {
+        match format.text(&self.registry) {
+            Ok(text) => response(StatusCode::OK, format.kind(), text),
             Err(error) => response(StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("{error}\n")),
         }
     }

@@ -49,7 +49,11 @@ async fn answers_each_path() {
         assert_eq!((status, text.contains("/readyz\n/metrics\n")), (404, true), "{text}");
         let (status, text) = get(addr, "/metrics").await.unwrap();
         assert_eq!(status, 200);
-        assert!(text.contains("\nflows_total 7\n") && text.ends_with("# EOF\n"), "{text}");
+        assert!(text.ends_with("\nflows_total 7\n"), "{text}");
+        let request = "GET /metrics HTTP/1.1\r\nHost: a\r\nAccept: application/openmetrics-text\r\n\r\n";
+        let text = ask(addr, request).await;
+        assert!(text.contains("\r\ncontent-type: application/openmetrics-text; "), "{text}");
+        assert!(text.ends_with("\nflows_total 7\n# eof\n"), "{text}");
     })
     .await;
 }
@@ -87,7 +91,7 @@ async fn says_what_it_is() {
     serving(admin().with_page("<!doctype html><title>links</title>"), async |addr| {
         assert!(get(addr, "/nonsense").await.unwrap().1.contains("\n/\n/livez\n"));
         for (path, kind) in [
-            ("/metrics", "application/openmetrics-text; version=1.0.0; charset=utf-8"),
+            ("/metrics", "text/plain; version=0.0.4; charset=utf-8"),
             ("/status", "application/json"),
             ("/", "text/html; charset=utf-8"),
         ] {
