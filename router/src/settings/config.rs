@@ -268,7 +268,15 @@ fn check_address(text: &str) -> Result<(), String> {
     if text.parse::<SocketAddr>().is_ok_and(|addr| addr.port() > 0) {
         return Ok(());
     }
-    if text.parse::<Ipv6Addr>().is_ok() {
+    let is_ipv6 = text.parse::<Ipv6Addr>().is_ok();
+    // `::1:7443` is an address too, of which hardly anybody thinks.
+    if let Some((host, port)) = text.rsplit_once(':')
+        && host.parse::<Ipv6Addr>().is_ok()
+        && port.parse::<u16>().is_ok_and(|port| port > 999 || (port > 0 && !is_ipv6))
+    {
+        return Err(format!("has an IPv6 address without brackets; write [{host}]:{port}"));
+    }
+    if is_ipv6 {
         return Err(format!("has no port; write [{text}]:7443"));
     }
     if text.contains("://") {

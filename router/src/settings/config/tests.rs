@@ -154,6 +154,21 @@ trust:
 }
 
 #[test]
+fn an_ipv6_address_without_brackets_is_told_with_them() {
+    for (written, advice) in [
+        ("::1:7443", "write [::1]:7443"),
+        ("::1:443", "write [::1:443]:7443"),
+        ("fd00::2:17443", "write [fd00::2]:17443"),
+        ("1:2:3:4:5:6:7:8:443", "write [1:2:3:4:5:6:7:8]:443"),
+        ("fd00::1", "write [fd00::1]:7443"),
+        ("1:2:3:4:5:6:7:7443", "write [1:2:3:4:5:6:7:7443]:7443"),
+    ] {
+        let told = check_address(written).unwrap_err();
+        assert!(told.ends_with(advice), "{written}: {told}");
+    }
+}
+
+#[test]
 fn trust_is_for_others_and_once_each() {
     let problems = problems(
         "cluster: a.local
