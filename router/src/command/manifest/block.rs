@@ -64,13 +64,13 @@ mod tests {
     /// As `kubectl get pods -A -o json | jq -c` prints a cluster.
     #[test]
     fn a_line_with_many_values_is_read_once() {
-        let text = "x".repeat(4 << 20);
+        let text = "x".repeat(1 << 20) + ": 1";
         let mut lines = Lines::new(&text);
         let begun = Instant::now();
-        for column in 1..10_000 {
+        for column in 1..2_000 {
             assert_eq!(lines.block(1, column), None);
         }
-        // Read for each value, it takes ten times as long on any machine, and some ms read once.
-        assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+        // Read for each value it takes ten times as long, and read once some milliseconds.
+        assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
     }
 }
