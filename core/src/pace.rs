@@ -72,15 +72,17 @@ impl Pace {
         self.whole.full.max(self.sure.full) <= now
     }
 
-    /// A message of this cost is there: zero where it may be handled now, or else how long to wait before it is asked
-    /// again.
+    /// A message of this cost is there: how long to wait until it may be handled. It is counted as if it were, and those
+    /// that come behind it wait for longer.
     pub fn handle_message(&mut self, shared: &mut Bucket, cost: u32, now: Instant) -> Duration {
         let cost = cost.min(SURE_BURST);
-        let sure = self.sure.wait(cost, now);
-        let wait = self.whole.wait(cost, now).max(sure.min(shared.wait(cost, now)));
-        if wait.is_zero() {
-            self.whole.take(cost, now);
-            if sure.is_zero() { self.sure.take(cost, now) } else { shared.take(cost, now) }
+        let (sure, out_of_shared) = (self.sure.wait(cost, now), shared.wait(cost, now));
+        let wait = self.whole.wait(cost, now).max(sure.min(out_of_shared));
+        self.whole.take(cost, now);
+        if sure <= out_of_shared {
+            self.sure.take(cost, now)
+        } else {
+            shared.take(cost, now)
         }
         wait
     }
@@ -95,10 +97,8 @@ mod tests {
     fn handled(pace: &mut Pace, shared: &mut Bucket, from: Instant, time: Duration, cost: u32) -> u32 {
         let (mut now, mut sum) = (from, 0);
         while now < from + time {
-            match pace.handle_message(shared, cost, now) {
-                Duration::ZERO => sum += cost,
-                wait => now += wait,
-            }
+            now += pace.handle_message(shared, cost, now);
+            sum += cost;
         }
         sum
     }

@@ -232,20 +232,27 @@ impl Bound {
     /// Takes one until what is returned is dropped; `None` where the owner holds as many as it may.
     pub(crate) fn take(self: &Arc<Self>, owner: &Owner) -> Option<Held> {
         let taken = self.lock().ledger.take(owner, 1);
-        taken.then(|| Held { bound: self.clone(), owner: owner.clone(), is_session: false })
+        taken.then(|| self.held_by(owner, false))
     }
 
-    /// Takes one for a UDP session, which lasts long after its last datagram: those of an owner have no more than three
-    /// quarters of what it may hold, so that its flows find room beside them.
+    fn held_by(self: &Arc<Self>, owner: &Owner, is_session: bool) -> Held {
+        Held { bound: self.clone(), owner: owner.clone(), is_session }
+    }
+
+    /// Takes one for a UDP session, which lasts long after its last datagram: those of an owner, and those of a router with
+    /// all its consumers, have no more than three quarters of what it may hold, so that its flows find room beside them.
     pub(crate) fn take_session(self: &Arc<Self>, owner: &Owner) -> Option<Held> {
         let inner = &mut *self.lock();
-        let sessions = inner.sessions.get(owner).map_or(1, |sessions| sessions + 1);
-        let more = (sessions * 4).div_ceil(3).saturating_sub(inner.ledger.held(owner)).max(1);
-        if !(inner.ledger.allows(owner, more) && inner.ledger.take(owner, 1)) {
+        let allowed = of_sessions(owner).all(|level| {
+            let sessions = inner.sessions.get(&level).map_or(1, |sessions| sessions + 1);
+            let more = (sessions * 4).div_ceil(3).saturating_sub(inner.ledger.held(&level)).max(1);
+            inner.ledger.allows(&level, more)
+        });
+        if !(allowed && inner.ledger.take(owner, 1)) {
             return None;
         }
-        inner.sessions.insert(owner.clone(), sessions);
-        Some(Held { bound: self.clone(), owner: owner.clone(), is_session: true })
+        of_sessions(owner).for_each(|level| *inner.sessions.entry(level).or_default() += 1);
+        Some(self.held_by(owner, true))
     }
 
     /// Takes as many of `most` as the owner may hold beside others.
@@ -257,7 +264,7 @@ impl Bound {
     /// Counts one that the owner holds in any case, be it one too many.
     pub(crate) fn owe(self: &Arc<Self>, owner: &Owner) -> Held {
         self.lock().ledger.owe(owner, 1);
-        Held { bound: self.clone(), owner: owner.clone(), is_session: false }
+        self.held_by(owner, false)
     }
 
     /// Takes one, where the owner could take as many again as it holds: for what is worth less than what is to come.
@@ -265,7 +272,7 @@ impl Bound {
         let mut inner = self.lock();
         let held = inner.ledger.held(owner);
         let taken = inner.ledger.allows(owner, held + 1) && inner.ledger.take(owner, 1);
-        taken.then(|| Held { bound: self.clone(), owner: owner.clone(), is_session: false })
+        taken.then(|| self.held_by(owner, false))
     }
 
     /// Waits until the owner may take one. Others may take it first.
@@ -352,6 +359,13 @@ impl Bound {
     }
 }
 
+/// In whose names the sessions of an owner are counted: its own, and of a consumer its router's.
+fn of_sessions(owner: &Owner) -> impl Iterator<Item = Owner> + use<> {
+    let router = owner.for_consumer(None);
+    let own = (*owner != router).then(|| owner.clone());
+    std::iter::once(router).chain(own)
+}
+
 /// One of what is bounded. Dropped, it is given back.
 #[derive(Debug)]
 pub(crate) struct Held {
@@ -370,12 +384,12 @@ impl Drop for Held {
     fn drop(&mut self) {
         let inner = &mut *self.bound.lock();
         inner.ledger.give(&self.owner, 1);
-        if self.is_session
-            && let Some(sessions) = inner.sessions.get_mut(&self.owner)
-        {
-            *sessions -= 1;
-            if *sessions == 0 {
-                inner.sessions.remove(&self.owner);
+        for level in of_sessions(&self.owner).filter(|_| self.is_session) {
+            if let Some(sessions) = inner.sessions.get_mut(&level) {
+                *sessions -= 1;
+                if *sessions == 0 {
+                    inner.sessions.remove(&level);
+                }
             }
         }
         let ledger = &inner.ledger;

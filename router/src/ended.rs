@@ -71,8 +71,17 @@ impl Drop for Place<'_> {
     }
 }
 
+/// Why a client waits no more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// It is gone, or its flow is taken.
+    GaveUp,
+    /// It has ended, and is to make room.
+    MadeRoom,
+}
+
 /// Resolves when a client that waits for an endpoint is gone, or has ended and is to make room, or waits no more.
-pub(crate) async fn gone<S: Stream>(client: &Guest<(S, Held)>, ended: &Ended) {
+pub(crate) async fn gone<S: Stream>(client: &Guest<(S, Held)>, ended: &Ended) -> End {
     sleep(ASK_CLIENT).await;
     let mut again = interval(ASK_CLIENT_AGAIN);
     let mut place = None;
@@ -89,11 +98,12 @@ pub(crate) async fn gone<S: Stream>(client: &Guest<(S, Held)>, ended: &Ended) {
         let asked = client.watch(|(client, _), cx| client.poll_gone(cx));
         tokio::select! {
             biased;
-            () = asked => return,
-            () = is_wanted => return,
+            () = asked => return End::GaveUp,
+            () = is_wanted => return End::MadeRoom,
             _ = again.tick() => {}
         }
     }
+    End::GaveUp
 }
 
 /// Whether a client that waits has ended.

@@ -218,7 +218,9 @@ where
     loop {
         if !round.is_taken()
             && let Some((number, addr)) = addresses.next()
-            && (waiting.is_empty() || !endpoint.is_fallback(number) || !endpoint.met.load(Ordering::Relaxed))
+            && (waiting.is_empty()
+                || !endpoint.is_fallback(number)
+                || !(hurries || endpoint.met.load(Ordering::Relaxed)))
         {
             match endpoint.pod.stock.take(DescriptorKind::TcpUnconnected, owner).await {
                 Ok(stocked) => {

@@ -139,7 +139,7 @@ pub(crate) async fn serve<N: Net>(
     let mut draining = node.draining.subscribe();
     let accept = async {
         loop {
-            if !node.flows.has_room(&party.owner) {
+            if !node.flows.has_room(&party.owner) && !import.ended.make_room() {
                 party.tell_full(&node.flows, wanted, "further connections wait");
             }
             node.room_for_flow(&party.owner).await;

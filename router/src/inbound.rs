@@ -167,11 +167,7 @@ pub(crate) async fn serve<N: Net>(node: &Arc<Node<N>>, met: Met<N>, dialled: boo
         }
         (Purpose::Datagrams, false) | (Purpose::DatagramsBack, true) => {
             // One carries all of a peer's sessions, and counts as one that carries no flow.
-            let (_place, room) = (met.place, met.peer.owner.begun());
-            if room.is_none() {
-                debug!(peer = %met.peer.id, "too many connections for UDP sessions from a peer; closing one");
-                return;
-            }
+            let _place = met.place;
             datagrams::serve::run(node.clone(), met.channel, met.peer, &met.standing).await;
         }
         (Purpose::FlowsBack, false) => {
@@ -220,6 +216,12 @@ async fn flows<N: Net>(
             Ok(Ok(Some(request))) => request,
             // Between two flows nothing is lost, however the connection ends.
             Ok(Ok(None) | Err(ChannelError::Cut | ChannelError::Io(_))) | Err(_) => return,
+            Ok(Err(error @ ChannelError::Begun)) => {
+                if let Some(suppressed) = node.crowds.permit() {
+                    warn!(peer = %peer.id, %error, suppressed, "peer connection closed");
+                }
+                return;
+            }
             Ok(Err(error)) => {
                 node.counters.peers_refused.inc();
                 if let Some(suppressed) = node.refusals.permit() {

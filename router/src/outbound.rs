@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tracing::debug;
 
 use crate::bounds::{Held, Owner};
-use crate::ended::{gone, has_ended};
+use crate::ended::{End, gone, has_ended};
 use crate::endpoint::{self, AS_TCP, BRIEFLY, Reply};
 use crate::flow::{self, Answer};
 use crate::guest::Guest;
@@ -30,6 +30,8 @@ const UNHEARD: Duration = Duration::from_millis(500);
 const RETRANSMITS: u32 = 4;
 /// Pauses between the attempts of a flow where an endpoint's router has no room for more flows of this one.
 const BUSY_PAUSES: [u64; 4] = [100, 200, 400, 800];
+/// Why a client that has ended is reset: it may have wanted an answer.
+const MADE_ROOM: &str = "the client had ended, and as many wait as may: it makes room for another";
 /// How long the room that a client has made takes to be there, also at another router.
 const MADE: Duration = Duration::from_millis(100);
 
@@ -40,24 +42,29 @@ pub(crate) async fn flow<N: Net>(node: Arc<Node<N>>, app: N::TcpStream, import: 
     let guest = Guest::new((app, held));
     let found = tokio::select! {
         biased;
-        found = find(&node, &guest, &import, &owner) => Some(found),
-        () = gone(&guest, &import.ended) => None,
+        found = find(&node, &guest, &import, &owner) => Ok(found),
+        end = gone(&guest, &import.ended) => Err(end),
     };
     let Some((app, _held)) = guest.take() else { return };
     match found {
         // Then it has been taken.
-        Some(Ok(Path::Here)) => {}
-        Some(Ok(Path::There(connection, candidate))) => {
+        Ok(Ok(Path::Here)) => {}
+        Ok(Ok(Path::There(connection, candidate))) => {
             import.leaves_node.store(true, Ordering::Relaxed);
             carry(&node, app, *connection, candidate, wanted).await;
         }
-        Some(Err(reason)) => {
+        Ok(Err(reason)) => {
             import.tell_no_flow(&node, reason);
             node.counters.flows_failed.inc();
             app.reset();
         }
-        None => {
+        Err(End::GaveUp) => {
             debug!(%wanted, "client gave up before an endpoint accepted its flow");
+            app.reset();
+        }
+        Err(End::MadeRoom) => {
+            import.tell_no_flow(&node, Some(MADE_ROOM.into()));
+            node.counters.flows_failed.inc();
             app.reset();
         }
     }
@@ -132,7 +139,7 @@ async fn patiently<N: Net>(
     loop {
         let begun = Instant::now();
         let tried = attempt(node, client, candidate, import, (owner, AS_TCP)).await;
-        let was_cut_short = tried.is_err() && (BRIEFLY..AS_TCP / 2).contains(&begun.elapsed());
+        let was_cut_short = matches!(&tried, Err((Outcome::Silent, _))) && begun.elapsed() < AS_TCP / 2;
         if !was_cut_short || has_ended(client) || !import.ended.make_room() {
             return tried;
         }

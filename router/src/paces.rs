@@ -1,15 +1,15 @@
 //! When a sidecar's message is handled: those of one owner come one after the other, at the pace of one.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use servicekeel_core::pace::{self, Bucket, Pace};
 use tokio::time::{Instant, sleep};
 
 use crate::bounds::Owner;
 
-/// The pace of one owner. Whoever waits for a turn has it, and others wait behind it.
-type Line = Arc<tokio::sync::Mutex<Pace>>;
+/// The pace of one owner.
+type Line = Arc<Mutex<Pace>>;
 
 /// The paces of all owners.
 #[derive(Debug)]
@@ -30,31 +30,27 @@ impl Paces {
 
     /// Those of a conversation of this owner.
     pub(crate) fn of(&self, owner: &Owner) -> OfOwner {
-        let mut owners = self.owners.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut owners = lock(&self.owners);
         let now = now();
         if !owners.contains_key(owner) {
-            let is_used = |line: &Line| Arc::strong_count(line) > 1;
-            let is_tired = |line: &Line| line.try_lock().map_or(true, |pace| !pace.is_rested(now));
-            owners.retain(|_, line| is_used(line) || is_tired(line));
+            owners.retain(|_, line| Arc::strong_count(line) > 1 || !lock(line).is_rested(now));
         }
-        let new = || Line::new(tokio::sync::Mutex::new(Pace::new(now)));
+        let new = || Line::new(Mutex::new(Pace::new(now)));
         OfOwner(owners.entry(owner.clone()).or_insert_with(new).clone())
     }
 
-    /// Waits until a message of so many bytes may be handled. What comes behind it waits too, with the kernel.
+    /// Waits until a message of so many bytes may be handled. What comes behind it waits too, with the kernel; nothing is
+    /// locked meanwhile, since the thread of whoever waits may be blocked.
     pub(crate) async fn wait(&self, of: &OfOwner, bytes: usize) {
-        let mut pace = of.0.lock().await;
-        loop {
-            let wait = {
-                let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
-                pace.handle_message(&mut shared, pace::cost(bytes), now())
-            };
-            if wait.is_zero() {
-                return;
-            }
+        let wait = lock(&of.0).handle_message(&mut lock(&self.shared), pace::cost(bytes), now());
+        if !wait.is_zero() {
             sleep(wait).await;
         }
     }
+}
+
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn now() -> std::time::Instant {

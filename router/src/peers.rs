@@ -412,7 +412,7 @@ impl<N: Net> Peer<N> {
             }
             Full::All(held) => format!("{} carries {held} {what}, as many as it may", node.id),
             Full::None => format!(
-                "one consumer of {id} holds {what} at {}, as many as it may beside others of it",
+                "{id}, or one consumer of it, holds {what} at {}, as many as it may beside others, of which three quarters may be sessions",
                 node.id
             ),
         };

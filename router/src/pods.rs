@@ -464,7 +464,7 @@ async fn converse<N: Net>(
         }
         // What there is no room for stays closed, and its sender pays for its closing.
         let want = message.descriptors().count();
-        let rooms = sockets.rooms(want).await;
+        let rooms = sockets.rooms(&message, want).await;
         let descriptors = take(conversation, rooms.len(), want)?;
         match message {
             ToRouter::Bye => return Ok(true),

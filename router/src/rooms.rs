@@ -16,6 +16,8 @@ use crate::bounds::Owner;
 const ON_WAY: Shares = Shares { budget: 256 << 20, least: 4 * WINDOW, part: 2 };
 /// Bytes that came for applications which take nothing, by the peer that sent them. One flow of each has its window.
 const HELD: Shares = Shares { budget: 64 << 20, least: WINDOW + (1 << 20), part: 2 };
+/// Frames that have begun and not ended, by the peer that sends them, on connections that wait for one.
+const BEGUN: Shares = Shares { budget: 64 << 20, least: 1 << 20, part: 2 };
 /// Datagrams that wait, by the pod or the peer that sent them. The largest always finds room.
 const DATAGRAMS: Shares = Shares { budget: 64 << 20, least: 256 << 10, part: 8 };
 
@@ -27,6 +29,7 @@ const OFFERS: Shares = Shares { budget: 256 << 20, least: 64 << 10, part: 1 };
 pub(crate) struct Rooms {
     pub(crate) on_way: Arc<Room>,
     pub(crate) held: Arc<Room>,
+    pub(crate) begun: Arc<Room>,
     pub(crate) datagrams: Arc<Room>,
     pub(crate) offers: Arc<Room>,
 }
@@ -36,6 +39,7 @@ impl Default for Rooms {
         Self {
             on_way: Room::new(ON_WAY),
             held: Room::new(HELD),
+            begun: Room::new(BEGUN),
             datagrams: Room::new(DATAGRAMS),
             offers: Room::new(OFFERS),
         }
@@ -218,7 +222,7 @@ mod tests {
             let node = format!("n{n}").parse().unwrap();
             Owner::peer(&RouterId { cluster: cluster.parse().unwrap(), node }, &home)
         };
-        for shares in [ON_WAY, HELD, DATAGRAMS] {
+        for shares in [ON_WAY, HELD, BEGUN, DATAGRAMS] {
             let room = Room::new(shares);
             let names: Vec<_> = (0..200).map(|n| room.account_of(&router("m.local", n))).collect();
             let first = (0..).take_while(|_| names[0].take(16_384)).count();

@@ -98,10 +98,15 @@ impl<N: Net> Sockets<N> {
     }
 
     /// Rooms for the sockets of a message, `want` at most.
-    pub(crate) async fn rooms(&self, want: usize) -> Vec<bounds::Held> {
-        match want {
-            1 => self.room(&self.node.sockets).await.into_iter().collect(),
-            want => self.node.sockets.take_up_to(&self.pod.party.owner, want),
+    pub(crate) async fn rooms(&self, message: &ToRouter, want: usize) -> Vec<bounds::Held> {
+        let (bound, owner) = (&self.node.sockets, &self.pod.party.owner);
+        // By the first one the kernel says whose next sidecar it is: then there is room before long.
+        if self.pod.namespace.get().is_none() && want > 0 && !bound.has_room(owner) {
+            return vec![bound.owe(owner)];
+        }
+        match message {
+            ToRouter::Import { .. } => self.room(bound).await.into_iter().collect(),
+            _ => bound.take_up_to(owner, want),
         }
     }
 
@@ -168,15 +173,16 @@ impl<N: Net> Sockets<N> {
                     self.withdraw(export.endpoint);
                 }
             }
-            ToRouter::Stock { tcp, .. } => {
+            ToRouter::Stock { tcp, udp: udps } => {
                 if let Some(error) = wrong {
                     return Err(error.into());
                 }
+                let came = (tcp.into(), udps.into());
                 let udp = descriptors.split_off(usize::from(tcp).min(descriptors.len()));
                 // What there was no room for is asked for again after a while.
                 let stocked = |(socket, held)| Stocked { socket, _held: held };
                 let [tcp, udp] = [descriptors, udp].map(|sockets| sockets.into_iter().map(stocked).collect());
-                self.pod.stock.put(tcp, udp);
+                self.pod.stock.put(came, tcp, udp);
             }
             ToRouter::Hello { .. } | ToRouter::Bye | ToRouter::Ping => {}
         }

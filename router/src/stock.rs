@@ -204,13 +204,14 @@ impl<D> Stock<D> {
         tcp + udp > 0 && tcp <= shelves.tcp.asked && udp <= shelves.udp.asked
     }
 
-    /// Sockets came from the sidecar. What is far beyond the target was not asked for and is closed.
-    pub(crate) fn put(&self, tcp: Vec<D>, udp: Vec<D>) {
+    /// So many TCP and UDP sockets came from the sidecar, which owes as many less. There was room for these of them; what is
+    /// far beyond the target was not asked for and is closed.
+    pub(crate) fn put(&self, (tcps, udps): (usize, usize), tcp: Vec<D>, udp: Vec<D>) {
         let mut shelves = self.lock();
         let most = shelves.most;
-        for (shelf, sockets) in [(0, tcp), (1, udp)] {
-            let shelf = if shelf == 0 { &mut shelves.tcp } else { &mut shelves.udp };
-            shelf.asked = shelf.asked.saturating_sub(sockets.len());
+        for (is_tcp, came, sockets) in [(true, tcps, tcp), (false, udps, udp)] {
+            let shelf = if is_tcp { &mut shelves.tcp } else { &mut shelves.udp };
+            shelf.asked = shelf.asked.saturating_sub(came);
             let left = sockets.into_iter().filter_map(|socket| shelf.waiting.give(socket).err());
             let room = most.saturating_sub(shelf.held.len());
             shelf.held.extend(left.take(room));
@@ -275,6 +276,12 @@ mod tests {
 
     const POD: Owner = Owner::Namespace(1);
 
+    impl<D> Stock<D> {
+        fn put_all(&self, tcp: Vec<D>, udp: Vec<D>) {
+            self.put((tcp.len(), udp.len()), tcp, udp);
+        }
+    }
+
     async fn asked(stock: &Stock<u32>) -> (u16, u16) {
         let low = tokio::time::timeout(Duration::from_millis(1), stock.low()).await;
         low.map_or((0, 0), |()| stock.ask(MAX_DESCRIPTORS))
@@ -284,19 +291,19 @@ mod tests {
     async fn grows_with_need_and_shrinks_without() {
         let stock = Stock::new(LAST_TARGET);
         assert_eq!(asked(&stock).await, (8, 2));
-        stock.put((0..8).collect(), vec![8, 9]);
+        stock.put_all((0..8).collect(), vec![8, 9]);
         for _ in 0..8 {
             stock.take(DescriptorKind::TcpUnconnected, &POD).await.unwrap();
         }
         let more = asked(&stock).await.0;
         assert!(more >= 4, "asked before it ran out: {more}");
-        stock.put((0..more.into()).collect(), vec![]);
+        stock.put_all((0..more.into()).collect(), vec![]);
         for _ in 0..more {
             stock.take(DescriptorKind::TcpUnconnected, &POD).await.unwrap();
         }
         assert!(stock.take(DescriptorKind::TcpUnconnected, &POD).await.is_err());
         assert_eq!(asked(&stock).await.0, 16);
-        stock.put((0..16).collect(), vec![]);
+        stock.put_all((0..16).collect(), vec![]);
         assert_eq!((stock.held(), asked(&stock).await), ((16, 2), (0, 0)));
         tokio::time::advance(SHRINK).await;
         stock.sweep();
@@ -318,7 +325,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_is_held_outlives_the_sidecar() {
         let stock = Stock::new(LAST_TARGET);
-        stock.put(vec![1], vec![]);
+        stock.put_all(vec![1], vec![]);
         stock.close();
         assert_eq!(stock.take(DescriptorKind::TcpUnconnected, &POD).await.unwrap(), 1);
         let start = Instant::now();
@@ -329,7 +336,7 @@ mod tests {
     #[test]
     fn no_more_than_the_bound_is_kept() {
         let stock = Stock::new(LAST_TARGET);
-        stock.put((0..2000).collect(), (0..2000).collect());
+        stock.put_all((0..2000).collect(), (0..2000).collect());
         assert_eq!(stock.held(), (LAST_TARGET, LAST_TARGET));
     }
 
@@ -345,12 +352,23 @@ mod tests {
         assert!(flood.next().now_or_never().is_none());
         let mut one = std::pin::pin!(take(2));
         assert!(one.as_mut().now_or_never().is_none());
-        stock.put(Vec::new(), vec![0, 1]);
+        stock.put_all(Vec::new(), vec![0, 1]);
         assert!(one.now_or_never().is_some_and(|taken| taken.is_ok()), "it waits behind the flood");
         assert!(flood.next().now_or_never().is_some_and(|taken| taken.is_some_and(|taken| taken.is_ok())));
         // Who gave up takes nothing of what comes.
         drop(flood);
-        stock.put(Vec::new(), vec![2, 3]);
+        stock.put_all(Vec::new(), vec![2, 3]);
         assert_eq!(stock.held(), (0, 2));
+    }
+
+    /// What comes in answer to nothing is handled at the pace of a loop.
+    #[tokio::test(start_paused = true)]
+    async fn what_came_and_found_no_room_is_owed_no_more() {
+        let stock: Stock<u32> = Stock::new(LAST_TARGET);
+        assert_eq!(asked(&stock).await, (8, 2));
+        assert!(stock.awaits(8, 2));
+        stock.put((8, 2), vec![1], Vec::new());
+        assert!(!stock.awaits(1, 0) && !stock.awaits(0, 1));
+        assert_eq!(asked(&stock).await, (7, 2));
     }
 }

@@ -219,4 +219,12 @@ fn udp_sessions_of_an_owner_leave_its_flows_room() {
         assert_eq!(sessions().collect::<Vec<_>>().len(), most);
         assert!(bound.lock().sessions.is_empty());
     }
+    // Also where a peer has many pods with a few each.
+    let bound = Bound::new(Limits::new(Some(1024), None).flows);
+    let peer = |pod| Owner::Foreign(crate::peers::tests::id("b.local"), Some(pod));
+    let sessions: Vec<_> = (0..300).filter_map(|n| bound.take_session(&peer(n % 100))).collect();
+    let (held, flows) = (sessions.len(), all(&bound, &peer(200)).len());
+    assert!(flows > 0 && held >= 2 * flows, "{held} sessions, {flows} flows");
+    drop(sessions);
+    assert!(bound.lock().sessions.is_empty());
 }

@@ -190,7 +190,7 @@ fn room<N: Net>(
     party.tell_full(
         bound,
         wanted,
-        "an idle UDP session gives way to a new one, or its datagrams are dropped",
+        "UDP sessions may be three quarters of them; an idle one gives way to a new one, or its datagrams are dropped",
     );
     drop(sessions.pop_idle(GIVES_WAY, Instant::now().into_std()));
     let held = take(bound, &party.owner);

@@ -48,6 +48,7 @@ async fn serve<N: Net>(
     peer: &Arc<Peer<N>>,
     standing: &Standing<N>,
 ) -> Result<(), LinkError> {
+    channel.count_begun(peer.owner.waiting());
     let lost = standing.lost();
     let mut lost = std::pin::pin!(lost);
     let (answers, mut answered) = Outbox::new();

@@ -3,11 +3,8 @@
 mod carry;
 mod room;
 
-use std::future::poll_fn;
-use std::task::Poll;
-
 pub(crate) use carry::carry;
-pub(crate) use room::Owner;
+pub(crate) use room::{Owner, Waiting};
 use servicekeel_core::flow::frame::{self, Kind, Open, Refused};
 use servicekeel_runtime::net::Stream;
 
@@ -71,24 +68,17 @@ pub(crate) async fn next_open<S: Stream>(
     channel: &mut Channel<S>,
     owner: &Owner,
 ) -> Result<Option<Open>, ChannelError> {
-    let mut room = None;
-    let frame = poll_fn(|cx| {
-        let polled = channel.poll_frame(cx);
-        if polled.is_pending() && room.is_none() && channel.has_begun() {
-            room = owner.begun();
-            if room.is_none() {
-                return Poll::Ready(Err(ChannelError::Begun));
-            }
-        }
-        polled
-    });
-    match frame.await? {
+    channel.count_begun(owner.waiting());
+    let next = match channel.recv().await? {
         None => Ok(None),
-        Some(frame) if frame.header.kind == Kind::Open => {
-            frame::decode_payload(channel.payload(&frame.place)).map(Some).map_err(malformed)
+        Some((header, payload)) if header.kind == Kind::Open => {
+            frame::decode_payload(payload).map(Some).map_err(malformed)
         }
-        Some(frame) => Err(unexpected(frame.header.kind, "Open")),
-    }
+        Some((header, _)) => Err(unexpected(header.kind, "Open")),
+    };
+    // What comes of a flow counts by its application.
+    channel.count_nothing();
+    next
 }
 
 /// Says that the flow is connected; [`carry`] it then.

@@ -27,22 +27,46 @@ const BEGUN: u64 = (BUFFER + HEADER + MAX_PAYLOAD) as u64;
 pub(crate) struct Owner {
     pub(super) on_way: Arc<Account>,
     pub(super) held: Arc<Account>,
+    /// Of connections that wait for a frame.
+    pub(super) begun: Arc<Account>,
 }
 
 impl Owner {
     /// Of a router.
     pub(crate) fn of(router: &bounds::Owner, rooms: &Rooms) -> Self {
-        Self { on_way: rooms.on_way.account_of(router), held: rooms.held.account_of(router) }
+        Self {
+            on_way: rooms.on_way.account_of(router),
+            held: rooms.held.account_of(router),
+            begun: rooms.begun.account_of(router),
+        }
     }
 
-    /// Room for what a connection holds of a frame that has begun, until what is returned is dropped.
-    pub(crate) fn begun(&self) -> Option<Lease> {
-        self.held.lease(BEGUN)
+    /// For a connection that waits for a frame.
+    pub(crate) fn waiting(&self) -> Waiting {
+        Waiting { account: self.begun.clone(), room: None }
     }
 
     #[cfg(test)]
     pub(crate) fn new(rooms: &Rooms) -> Self {
-        Self { on_way: rooms.on_way.account(), held: rooms.held.account() }
+        Self { on_way: rooms.on_way.account(), held: rooms.held.account(), begun: rooms.begun.account() }
+    }
+}
+
+/// What a connection holds of a frame that has begun.
+pub(crate) struct Waiting {
+    account: Arc<Account>,
+    room: Option<Lease>,
+}
+
+impl Waiting {
+    /// Counts it, where one `has_begun`; false where there is no room for it.
+    pub(crate) fn count(&mut self, has_begun: bool) -> bool {
+        match (has_begun, &self.room) {
+            (true, None) => self.room = self.account.lease(BEGUN),
+            (false, Some(_)) => self.room = None,
+            _ => {}
+        }
+        !has_begun || self.room.is_some()
     }
 }
 

@@ -379,5 +379,5 @@ async fn frames_that_begin_and_do_not_end_count_against_their_peer() {
         "another peer's closes"
     );
     waiting.shutdown().await;
-    assert_eq!(owner.held.held(), 0);
+    assert_eq!(owner.begun.held(), 0);
 }

@@ -17,6 +17,7 @@ use super::BufferPool;
 use super::handshake::Rekey;
 use super::pool::BUFFER;
 use super::record::{Content, KEY_RECORDS, Key, MAX_KEY_UPDATES, MAX_RECORD, RecordError};
+use crate::flow::Waiting;
 
 mod send;
 
@@ -108,6 +109,8 @@ pub struct Channel<S> {
     plain: Range<usize>,
     /// A frame that spans records, as far as it came.
     partial: Vec<u8>,
+    /// Where what has come of a frame counts.
+    begun: Option<Waiting>,
     /// Records and frames since the last read, or since others had their turn.
     looked_at: usize,
     /// The whole of it, until the next frame.
@@ -162,6 +165,7 @@ impl<S: Stream> Channel<S> {
             end: 0,
             plain: 0..0,
             partial: Vec::new(),
+            begun: None,
             looked_at: 0,
             assembled: Vec::new(),
             output: None,
@@ -350,16 +354,27 @@ impl<S: Stream> Channel<S> {
             if let Poll::Ready(Err(error)) = self.poll_flush(cx) {
                 return Poll::Ready(Err(error));
             }
-            if !ready!(self.poll_fill(cx))? {
+            let filled = self.poll_fill(cx);
+            if filled.is_pending() {
+                let has_begun = self.input.is_some() || !self.partial.is_empty();
+                if self.begun.as_mut().is_some_and(|begun| !begun.count(has_begun)) {
+                    return Poll::Ready(Err(ChannelError::Begun));
+                }
+            }
+            if !ready!(filled)? {
                 let whole = self.partial.is_empty();
                 return Poll::Ready(if whole { Ok(None) } else { Err(ChannelError::Cut) });
             }
         }
     }
 
-    /// Whether something came that is no whole frame yet.
-    pub(crate) fn has_begun(&self) -> bool {
-        self.input.is_some() || !self.partial.is_empty()
+    /// What has come of a frame that is waited for counts there from now on.
+    pub(crate) fn count_begun(&mut self, begun: Waiting) {
+        self.begun = Some(begun);
+    }
+
+    pub(crate) fn count_nothing(&mut self) {
+        self.begun = None;
     }
 
     /// Whether nothing came and nothing waits: an unused connection that is not so is dead, or its peer broke the rules.

@@ -131,7 +131,7 @@ async fn who_gives_up_waits_no_more() {
     let begun = Instant::now();
     reset(early);
     waiting(1.0).await;
-    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_millis(2800), "{:?}", begun.elapsed());
     let mut client = TcpStream::connect(import_at).await.unwrap();
     client.write_all(b"a word that nobody reads").await.unwrap();
     waiting(2.0).await;
@@ -293,10 +293,10 @@ async fn the_next_endpoint_has_the_flow_where_one_does_not_answer_for_2_s() {
             let mut stream = TcpStream::connect(at).await.unwrap();
             stream.write_all(b"word").await.unwrap();
             stream.read_exact(&mut [0; 4]).await.unwrap();
-            (start.elapsed() > Duration::from_secs(1)).then(|| start.elapsed())
+            (start.elapsed() > Duration::from_millis(1900)).then(|| start.elapsed())
         })
         .await;
-        assert!(took < Duration::from_secs(3), "{took:?}");
+        assert!(took < Duration::from_millis(3900), "{took:?}");
     }
 }
 

@@ -6,10 +6,14 @@
 //! linger"). So what is to be closed is sent to a thread that has descriptors of its own, which takes it, looks at nothing,
 //! and ends.
 
+use std::collections::BTreeSet;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -23,16 +27,25 @@ use super::own_files;
 
 /// The most that one thread takes with it.
 const AT_ONCE: usize = 32;
+/// The most threads that end at once: what they leave may take a while to close.
+const MOST_ENDING: usize = 16;
 /// A descriptor to take.
 const TAKE: u8 = 0;
 /// Whoever sent one has closed its own.
 const LEFT: u8 = 1;
+/// Each of them has the number of the descriptor behind it.
+const MESSAGE: usize = 9;
+/// How long a thread that is started for one descriptor waits for its sender to close its own.
+const WHILE: Duration = Duration::from_millis(500);
 /// Where no thread can be had, it is tried again after this.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Where to send what is to be closed. Dropped, its threads end.
 #[derive(Debug)]
-pub(super) struct Closer(OwnedFd);
+pub(super) struct Closer {
+    to: OwnedFd,
+    next: AtomicU64,
+}
 
 impl Closer {
     /// To be started early: what this process has open by then is looked at once.
@@ -43,72 +56,103 @@ impl Closer {
         let (to, from) =
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         own_files::spawn("closer", from.as_fd(), serve)?;
-        Ok(Arc::new(Self(to)))
+        Ok(Arc::new(Self { to, next: AtomicU64::new(0) }))
     }
 
     /// Leaves the closing of a socket to it. The caller closes its own descriptor, and drops what is returned after that.
     ///
     /// # Errors
-    /// Those of sendmsg(2).
-    pub(super) fn close(self: &Arc<Self>, socket: BorrowedFd<'_>) -> io::Result<Left> {
-        send(self.0.as_fd(), TAKE, Some(socket))?;
-        Ok(Left(self.clone()))
+    /// Those of sendmsg(2): such as that too many descriptors of this process's user are on their way (ETOOMANYREFS),
+    /// be they those of its other processes.
+    fn close(self: &Arc<Self>, socket: BorrowedFd<'_>) -> io::Result<Left> {
+        let number = self.next.fetch_add(1, Relaxed);
+        send(self.to.as_fd(), (TAKE, number), Some(socket))?;
+        Ok(Left { closer: self.clone(), number })
     }
 }
 
-fn send(to: BorrowedFd<'_>, what: u8, socket: Option<BorrowedFd<'_>>) -> io::Result<()> {
+/// Has a socket be closed by a thread that ends, once the caller has closed its own descriptor of it, and dropped what is
+/// returned after that.
+pub(super) fn leave(closer: Option<&Arc<Closer>>, socket: BorrowedFd<'_>) -> Option<Left> {
+    let left = closer.map(|closer| closer.close(socket));
+    if let Some(Ok(left)) = left {
+        return Some(left);
+    }
+    // Where that can't be either, it is closed where the caller is.
+    let _ = own_files::spawn("closing", socket, |_| thread::sleep(WHILE));
+    None
+}
+
+fn send(to: BorrowedFd<'_>, (what, number): (u8, u64), socket: Option<BorrowedFd<'_>>) -> io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if let Some(socket) = &socket {
         control.push(SendAncillaryMessage::ScmRights(std::slice::from_ref(socket)));
     }
-    rustix::net::sendmsg(to, &[IoSlice::new(&[what])], &mut control, SendFlags::NOSIGNAL)?;
+    let number = number.to_ne_bytes();
+    let message = [IoSlice::new(std::slice::from_ref(&what)), IoSlice::new(&number)];
+    rustix::net::sendmsg(to, &message, &mut control, SendFlags::NOSIGNAL)?;
     Ok(())
 }
 
 /// A socket that is left to the closer. Dropped, the closer has the last descriptor.
 #[derive(Debug)]
-pub(super) struct Left(Arc<Closer>);
+pub(super) struct Left {
+    closer: Arc<Closer>,
+    number: u64,
+}
 
 impl Drop for Left {
     fn drop(&mut self) {
-        // Where this fails the closer ends its thread at the next one.
-        let _ = send(self.0.0.as_fd(), LEFT, None);
+        // Where this fails the closer's thread has it until others have come.
+        let _ = send(self.closer.to.as_fd(), (LEFT, self.number), None);
     }
 }
 
 /// Has one thread after the other take what comes, until nothing can come any more.
 fn serve(from: BorrowedFd<'_>) {
+    let mut ending: Vec<i32> = Vec::new();
     loop {
         match own_files::spawn("closing", from, take).map(JoinHandle::join) {
-            Ok(Ok(Some(false))) => return,
+            Ok(Ok(Some(None))) => return,
+            // It is joined before it has closed anything.
+            Ok(Ok(Some(Some(thread)))) => ending.push(thread),
             Ok(_) => {}
             Err(_) => thread::sleep(PAUSE),
+        }
+        while ending.len() >= MOST_ENDING {
+            ending.retain(|thread| Path::new(&format!("/proc/self/task/{thread}")).exists());
+            thread::sleep(Duration::from_millis(1));
         }
     }
 }
 
-/// Takes what there is, at least one, until nobody else has a descriptor of it; false where nothing can come any more. It
-/// is closed when this thread has ended.
-fn take(from: BorrowedFd<'_>) -> bool {
-    let (mut taken, mut left) = (0, 0);
-    while taken == 0 || left < taken && taken < AT_ONCE {
+/// Takes what there is, at least one, until nobody else has a descriptor of it, and says which thread has it: it is closed
+/// when that has ended. `None` where nothing can come any more.
+fn take(from: BorrowedFd<'_>) -> Option<i32> {
+    let (mut taken, mut waiting) = (0, BTreeSet::new());
+    while taken == 0 || (!waiting.is_empty() && taken < AT_ONCE) {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
-        let mut byte = [0];
+        let mut message = [0; MESSAGE];
         let flags = RecvFlags::CMSG_CLOEXEC;
-        match rustix::net::recvmsg(from, &mut [IoSliceMut::new(&mut byte)], &mut control, flags) {
-            Ok(received) if received.bytes == 0 => return false,
+        match rustix::net::recvmsg(from, &mut [IoSliceMut::new(&mut message)], &mut control, flags) {
+            Ok(received) if received.bytes == 0 => return None,
             Ok(_) => {}
             Err(Errno::INTR) => continue,
             Err(_) => {
                 thread::sleep(PAUSE);
-                return true;
+                break;
             }
         }
-        match byte[0] {
-            TAKE => taken += 1,
-            _ => left += 1,
+        let [what, number @ ..] = message;
+        let number = u64::from_ne_bytes(number);
+        match what {
+            TAKE => {
+                taken += 1;
+                waiting.insert(number);
+            }
+            _ => drop(waiting.remove(&number)),
         }
         for message in control.drain() {
             if let RecvAncillaryMessage::ScmRights(rights) = message {
@@ -116,7 +160,7 @@ fn take(from: BorrowedFd<'_>) -> bool {
             }
         }
     }
-    true
+    Some(rustix::thread::gettid().as_raw_nonzero().get())
 }
 
 #[cfg(test)]
@@ -150,7 +194,7 @@ mod tests {
     fn what_lingers_holds_up_nothing_that_is_closed_behind_it() {
         let closer = Closer::start().unwrap();
         let mut deaf = Vec::new();
-        for _ in 0..2 * AT_ONCE {
+        for number in 0..2 * AT_ONCE {
             let (stock, reader) = lingering();
             deaf.push(reader);
             // As a pod does that has gone.
@@ -163,10 +207,13 @@ mod tests {
             .unwrap();
             let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::NONBLOCK).unwrap();
             for fd in [&stock, &write] {
-                send(theirs.as_fd(), TAKE, Some(fd.as_fd())).unwrap();
+                send(theirs.as_fd(), (TAKE, 0), Some(fd.as_fd())).unwrap();
             }
             drop((stock, write, theirs));
-            let left = closer.close(ours.as_fd()).unwrap();
+            // Without a closer, too: it may have no room.
+            let closer = Some(&closer).filter(|_| number % 2 == 0);
+            let left = leave(closer, ours.as_fd());
+            assert_eq!(left.is_some(), closer.is_some());
             drop(ours);
             drop(left);
             assert!(closes(&read));

@@ -23,8 +23,9 @@ use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tracing::warn;
 
-use super::closer::{Closer, Left};
+use super::closer::{Closer, Left, leave};
 use super::descriptor::namespace;
 use super::thread::OfPod;
 use super::{OsDescriptor, OsPodThread, while_doing};
@@ -48,6 +49,8 @@ pub struct OsHandoffListener {
     // Removed before the socket closes: as long as it is open, no other file can get its inode number.
     _file: path::SocketFile,
     socket: UnixListener,
+    /// Behind the socket, since it is dropped when that has closed.
+    left: Option<Left>,
     /// Where whoever is refused is told so.
     closing: OsPodThread,
     /// Closes what is refused; `None` where the system can't have one.
@@ -69,15 +72,28 @@ impl OsHandoffListener {
         let file = path::serve(path, &socket, listen)
             .await
             .map_err(while_doing(format_args!("cannot listen on {}", path.display())))?;
+        let closer = Closer::start();
+        if let Err(error) = &closer {
+            warn!(%error, "cannot have a thread with descriptors of its own (close_range(2), Linux 5.9): whoever is rejected may hold up that others are");
+        }
+        let closer = closer.ok();
         let [closing, shared] = [(); 2].map(|()| OsPodThread::start(Arc::new(|_| None)));
         Ok(Self {
             _file: file,
             socket: UnixListener::from_std(socket.into())?,
+            left: None,
             closing: closing?,
-            closer: Closer::start().ok(),
+            closer,
             shared: shared?,
             refused: Arc::new(Semaphore::new(MAX_REFUSED)),
         })
+    }
+}
+
+impl Drop for OsHandoffListener {
+    /// With it goes what is under way in connections that nobody has accepted.
+    fn drop(&mut self) {
+        self.left = leave(self.closer.as_ref(), self.socket.as_fd());
     }
 }
 
@@ -90,7 +106,8 @@ impl HandoffListener for OsHandoffListener {
             match self.socket.accept().await {
                 Ok((socket, _)) => {
                     let (shared, closer) = (self.shared.clone(), self.closer.clone());
-                    let held = Held { socket, left: None, permit: Some(permit), shared, closer };
+                    let held =
+                        Held { socket, left: None, permit: Some(permit), shared, closer, is_own: false };
                     let conversation = OsHandoff { held: OfPod::new(held, self.closing.clone()) };
                     let socket = &conversation.held.socket;
                     let (peer, network) = (socket.peer_cred()?, namespace(socket.as_fd())?);
@@ -119,17 +136,17 @@ struct Held {
     /// Of those that may be refused and not closed, until it has a thread of its own. Given back behind the close.
     permit: Option<OwnedSemaphorePermit>,
     shared: OsPodThread,
-    /// Closes it, where its own thread is not its pod's alone.
     closer: Option<Arc<Closer>>,
+    /// Where it is dropped is its pod's own.
+    is_own: bool,
 }
 
 impl Drop for Held {
     /// The kernel closes what is under way in it, and a socket may have that wait for as long as it says.
     fn drop(&mut self) {
         let _ = SockRef::from(&self.socket).shutdown(Shutdown::Both);
-        if let Some(closer) = &self.closer {
-            // Where this fails it is closed here.
-            self.left = closer.close(self.socket.as_fd()).ok();
+        if !self.is_own {
+            self.left = leave(self.closer.as_ref(), self.socket.as_fd());
         }
     }
 }
@@ -137,7 +154,7 @@ impl Drop for Held {
 impl OsHandoff {
     fn own(socket: OwnedFd) -> io::Result<Self> {
         let (socket, shared) = (UnixStream::from_std(socket.into())?, OsPodThread::default());
-        let held = Held { socket, left: None, permit: None, shared, closer: None };
+        let held = Held { socket, left: None, permit: None, shared, closer: None, is_own: true };
         Ok(Self { held: OfPod::new(held, OsPodThread::default()) })
     }
 
@@ -176,7 +193,7 @@ impl Handoff for OsHandoff {
         match OsPodThread::start(places) {
             Ok(thread) => {
                 let mut own = self.on(thread);
-                own.held.get_mut().closer = None;
+                own.held.get_mut().is_own = true;
                 Ok(own)
             }
             Err(error) => Err((self, error)),
