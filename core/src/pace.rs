@@ -116,7 +116,7 @@ mod tests {
         let sum = handled(&mut pace, &mut shared, later, Duration::from_secs(100), cost(16_384));
         assert!((RATE * 99..=RATE * 102).contains(&sum), "{sum}");
         // After a rest it may begin anew.
-        let rested = later + Duration::from_secs(100) + Duration::from_secs(1) * BURST / RATE;
+        let rested = later + Duration::from_secs(101) + Duration::from_secs(1) * BURST / RATE;
         for _ in 0..BURST {
             assert_eq!(pace.handle_message(&mut shared, 1, rested), Duration::ZERO);
         }

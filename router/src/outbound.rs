@@ -139,7 +139,9 @@ async fn patiently<N: Net>(
     loop {
         let begun = Instant::now();
         let tried = attempt(node, client, candidate, import, (owner, AS_TCP)).await;
-        let was_cut_short = matches!(&tried, Err((Outcome::Silent, _))) && begun.elapsed() < AS_TCP / 2;
+        // Here, or at the router where it is.
+        let silent = matches!(&tried, Err((Outcome::Silent | Outcome::Rejected(Cause::Unreachable), _)));
+        let was_cut_short = silent && (BRIEFLY..AS_TCP / 2).contains(&begun.elapsed());
         if !was_cut_short || has_ended(client) || !import.ended.make_room() {
             return tried;
         }

@@ -179,6 +179,34 @@ async fn descriptors_that_wait_to_be_closed_are_their_pods_own() {
     until("another pod is served", async || newcomer.is_served().await).await;
 }
 
+/// By its first socket the kernel says that it is the next one.
+#[tokio::test]
+async fn a_sidecar_that_restarts_where_its_pod_has_all_it_may_takes_its_place() {
+    let mut pair = Pair::start(MANY, FEW).await;
+    let first = greet(&pair.b.socket, "pod").await;
+    let is_rejected = async || {
+        let said = timeout(Duration::from_millis(20), first.recv()).await;
+        let Ok(Ok(Some((bytes, _)))) = said else { return false };
+        matches!(ToSidecar::decode(&bytes), Ok(ToSidecar::Refused { .. }))
+    };
+    let mut number = 0;
+    while !is_rejected().await {
+        number += 1;
+        assert!(number < u64::from(FEW), "nothing is rejected");
+        import(&first, number, &port(80, Protocol::Tcp)).await;
+    }
+    drop(first);
+    let next = greet(&pair.b.socket, "pod").await;
+    let mut imports = Vec::new();
+    for number in 1..=3 {
+        imports.push(import(&next, number, &port(80, Protocol::Tcp)).await);
+    }
+    pair.tasks.spawn(stock(next));
+    for at in imports {
+        until("it is served", async || is_served(at).await).await;
+    }
+}
+
 /// A pod that begins 1,000 conversations.
 async fn many_conversations(socket: PathBuf, told: Option<mpsc::Sender<String>>) -> Hostile {
     Hostile::does(|| async move {
@@ -555,7 +583,7 @@ async fn many_udp_clients_of_a_pod_leave_its_flows_room() {
             clients.push(client);
         }
         let full = if across {
-            "one consumer of b.local/n holds"
+            "of which three quarters may be sessions"
         } else {
             "as many flows and UDP sessions as it may"
         };

@@ -37,7 +37,7 @@ const LEFT: u8 = 1;
 const MESSAGE: usize = 9;
 /// How long a thread that is started for one descriptor waits for its sender to close its own.
 const WHILE: Duration = Duration::from_millis(500);
-/// Where no thread can be had, it is tried again after this.
+/// Where nothing can be received, it is tried again after this.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Where to send what is to be closed. Dropped, its threads end.
@@ -118,7 +118,9 @@ fn serve(from: BorrowedFd<'_>) {
             // It is joined before it has closed anything.
             Ok(Ok(Some(Some(thread)))) => ending.push(thread),
             Ok(_) => {}
-            Err(_) => thread::sleep(PAUSE),
+            // There is no thread to be had: better that it is closed here than not at all.
+            Err(_) if receive(from).is_none() => return,
+            Err(_) => {}
         }
         while ending.len() >= MOST_ENDING {
             ending.retain(|thread| Path::new(&format!("/proc/self/task/{thread}")).exists());
@@ -127,11 +129,17 @@ fn serve(from: BorrowedFd<'_>) {
     }
 }
 
-/// Takes what there is, at least one, until nobody else has a descriptor of it, and says which thread has it: it is closed
-/// when that has ended. `None` where nothing can come any more.
+/// Takes what there is, and says which thread has it: it is closed when that has ended. `None` where nothing can come any
+/// more.
 fn take(from: BorrowedFd<'_>) -> Option<i32> {
-    let (mut taken, mut waiting) = (0, BTreeSet::new());
-    while taken == 0 || (!waiting.is_empty() && taken < AT_ONCE) {
+    receive(from)?.into_iter().for_each(|taken| _ = taken.into_raw_fd());
+    Some(rustix::thread::gettid().as_raw_nonzero().get())
+}
+
+/// What there is, at least one, once nobody else has a descriptor of it; `None` where nothing can come any more.
+fn receive(from: BorrowedFd<'_>) -> Option<Vec<OwnedFd>> {
+    let (mut taken, mut waiting) = (Vec::new(), BTreeSet::new());
+    while taken.is_empty() || (!waiting.is_empty() && taken.len() < AT_ONCE) {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let mut message = [0; MESSAGE];
@@ -147,20 +155,14 @@ fn take(from: BorrowedFd<'_>) -> Option<i32> {
         }
         let [what, number @ ..] = message;
         let number = u64::from_ne_bytes(number);
-        match what {
-            TAKE => {
-                taken += 1;
-                waiting.insert(number);
-            }
-            _ => drop(waiting.remove(&number)),
-        }
+        _ = if what == TAKE { waiting.insert(number) } else { waiting.remove(&number) };
         for message in control.drain() {
             if let RecvAncillaryMessage::ScmRights(rights) = message {
-                rights.for_each(|taken| _ = taken.into_raw_fd());
+                taken.extend(rights);
             }
         }
     }
-    Some(rustix::thread::gettid().as_raw_nonzero().get())
+    Some(taken)
 }
 
 #[cfg(test)]
