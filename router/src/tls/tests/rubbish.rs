@@ -186,7 +186,9 @@ fn a_path_that_spoils_what_it_carries() {
                     }
                 }
             };
-            let _ = timeout(Duration::from_secs(60), async { tokio::join!(dialled, accepted, path) }).await;
+            let _ =
+                timeout(Duration::from_secs(60), Box::pin(async { tokio::join!(dialled, accepted, path) }))
+                    .await;
         });
     }
     trial.end();
