@@ -196,6 +196,7 @@ async fn a_sidecar_that_restarts_where_its_pod_has_all_it_may_takes_its_place() 
         import(&first, number, &port(80, Protocol::Tcp)).await;
     }
     drop(first);
+    until("its end is seen", async || pair.b.log().contains("sidecar disconnected unexpectedly")).await;
     let next = greet(&pair.b.socket, "pod").await;
     let mut imports = Vec::new();
     for number in 1..=3 {
