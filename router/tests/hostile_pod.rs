@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "what these files hold is tests")]
 
 mod hostile;
+mod lingering;
 mod program;
 #[allow(dead_code, reason = "each file takes what it needs")]
 mod stand;

@@ -4,10 +4,10 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "what these files hold is tests")]
 
+mod lingering;
 mod owners;
 mod program;
 
-use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use lingering::lingering;
 use owners::{
     Conversation, FEW, Honest, Hostile, LIMIT, MANY, Most, Pair, Router, SOON, echo, greet, idle_flows,
     import, is_served, port, stock, until, user,
@@ -22,9 +23,8 @@ use owners::{
 use servicekeel_core::handoff::{DescriptorKind, MAX_DESCRIPTORS, Pod, ToRouter, ToSidecar};
 use servicekeel_core::name::Protocol;
 use servicekeel_runtime::admin;
-use servicekeel_runtime::net::os::{OsDescriptor, OsNet};
+use servicekeel_runtime::net::os::OsNet;
 use servicekeel_runtime::net::{Descriptor, Handoff, Net};
-use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::sync::{mpsc, oneshot};
@@ -132,16 +132,6 @@ async fn flows_across_that_stand_still_are_their_pods_own() {
     assert!((20..100).contains(&served), "{served}");
 }
 
-/// A connection with bytes that nobody takes and an hour for them at its close, and who does not take them.
-fn lingering() -> (OsDescriptor, std::net::TcpStream) {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let mut stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    stream.set_nonblocking(true).unwrap();
-    while std::io::Write::write(&mut stream, &[0; 64 << 10]).is_ok() {}
-    SockRef::from(&stream).set_linger(Some(Duration::from_secs(3600))).unwrap();
-    (OsDescriptor::from(OwnedFd::from(stream)), listener.accept().unwrap().0)
-}
-
 /// Each conversation stands still in the close of one socket, and what came with it is open meanwhile.
 #[tokio::test]
 #[ignore = "needs root: make test-net"]
@@ -155,7 +145,7 @@ async fn descriptors_that_wait_to_be_closed_are_their_pods_own() {
         let mut kept = Vec::new();
         for number in 0..60 {
             let conversation = greet(&socket, &format!("hostile-{number}")).await;
-            let (first, deaf) = lingering();
+            let first = lingering();
             let of_pod = || OsNet::new().make_unbound(DescriptorKind::TcpUnconnected).unwrap();
             // Each of them is none that a stock has.
             let most = MAX_DESCRIPTORS as u16;
@@ -165,7 +155,7 @@ async fn descriptors_that_wait_to_be_closed_are_their_pods_own() {
             let _ = conversation.send(&stock.encode(), sockets).await;
             // Whoever closes it last waits.
             thread::spawn(move || drop(first));
-            kept.push((conversation, deaf));
+            kept.push(conversation);
         }
         sleep(SOON).await;
         kept

@@ -15,7 +15,7 @@ use servicekeel_core::handoff::{DescriptorKind, Pod, ToRouter, ToSidecar};
 use servicekeel_core::name::{Protocol, ServicePort};
 use servicekeel_runtime::net::os::{OsDescriptor, OsNet};
 use servicekeel_runtime::net::{Descriptor, Handoff, Net};
-use socket2::{Domain, SockRef, Socket, Type};
+use socket2::{Domain, Socket, Type};
 
 use crate::stand::{Conversation, Stand, port, say_hello};
 
@@ -199,21 +199,8 @@ pub(crate) async fn import(
 pub(crate) async fn hand_over_lingering(router: &Path) {
     let conversation = say_hello(&OsNet::new(), router, pod("hostile"), Vec::new()).await;
     let message = ToRouter::Stock { tcp: 1, udp: 0 }.encode();
-    conversation.send(&message, vec![lingering()]).await.unwrap();
+    conversation.send(&message, vec![crate::lingering::lingering()]).await.unwrap();
     while let Ok(Some(_)) = conversation.recv().await {}
-}
-
-/// A connection with bytes that nobody takes, and an hour for them at its close.
-fn lingering() -> OsDescriptor {
-    let deaf = TcpListener::bind("127.0.0.1:0").unwrap();
-    let mut stream = TcpStream::connect(deaf.local_addr().unwrap()).unwrap();
-    // Accepted and never read, for as long as the test runs.
-    std::mem::forget(deaf.accept().unwrap());
-    SockRef::from(&stream).set_send_buffer_size(4096).unwrap();
-    stream.set_nonblocking(true).unwrap();
-    while stream.write(&[0; 64 << 10]).is_ok() {}
-    SockRef::from(&stream).set_linger(Some(Duration::from_secs(3600))).unwrap();
-    OsDescriptor::from(std::os::fd::OwnedFd::from(stream))
 }
 
 fn serve(echo: TcpListener) {

@@ -290,7 +290,7 @@ pub struct NamespaceCookie(pub u64);
 pub trait HandoffListener: Send + Sync + 'static {
     /// What it accepts.
     type Handoff: Handoff;
-    /// The next sidecar, with what the kernel says of it. It waits while too many that were refused can't be closed.
+    /// The next sidecar, with what the kernel says of it. It waits while too many are refused and not told so yet.
     fn accept(&self) -> impl Future<Output = io::Result<(Self::Handoff, PeerCredentials)>> + Send;
 }
 
@@ -328,7 +328,7 @@ pub trait Handoff: Send + Sync + 'static {
     /// See [`Handoff::thread`].
     type Thread: PodThread;
     /// Gives a conversation that was accepted a thread of its own. One that is dropped without, since it is refused, is
-    /// closed on a thread that all such share. Another thread of it, for flows, takes a place, which it keeps while it
+    /// told so on a thread that all such share, and closed by one that waits for nothing. Another thread of it, for flows, takes a place, which it keeps while it
     /// lasts: where it gets none, the flows share those that are there.
     ///
     /// # Errors

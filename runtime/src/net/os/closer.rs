@@ -166,7 +166,7 @@ fn receive(from: BorrowedFd<'_>) -> Option<Vec<OwnedFd>> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::time::Instant;
 
     use super::*;
@@ -183,7 +183,8 @@ mod tests {
         false
     }
 
-    fn lingering() -> (OwnedFd, std::net::TcpStream) {
+    /// A connection with bytes that nobody takes, and an hour for them at its close; and who does not take them.
+    pub(in crate::net::os) fn lingering() -> (OwnedFd, std::net::TcpStream) {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let mut stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         stream.set_nonblocking(true).unwrap();

@@ -7,6 +7,7 @@ use tokio::time::timeout;
 
 use super::*;
 use crate::net::Descriptor;
+use crate::net::os::closer::tests::lingering;
 
 /// A conversation between the code and a peer that the test plays by hand.
 async fn with_fake_peer() -> (OsHandoff, OwnedFd) {
@@ -342,16 +343,6 @@ async fn errors_name_the_path() {
     assert!(e.to_string().contains("absent"), "{e}");
 }
 
-/// A connection with bytes that nobody takes, and an hour for them at its close; and who does not take them.
-fn lingering() -> (OsDescriptor, std::net::TcpStream) {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let mut stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    stream.set_nonblocking(true).unwrap();
-    while std::io::Write::write(&mut stream, &[0; 64 << 10]).is_ok() {}
-    socket2::SockRef::from(&stream).set_linger(Some(Duration::from_secs(3600))).unwrap();
-    (OsDescriptor::from(OwnedFd::from(stream)), listener.accept().unwrap().0)
-}
-
 #[tokio::test]
 async fn what_lingers_in_a_conversation_that_is_refused_keeps_nobody_out() {
     let dir = tempfile::tempdir().unwrap();
@@ -363,6 +354,7 @@ async fn what_lingers_in_a_conversation_that_is_refused_keeps_nobody_out() {
             let sidecar = OsHandoff::connect(&path).await.unwrap();
             if number % 8 == 0 {
                 let (stock, reader) = lingering();
+                let stock = OsDescriptor::from(stock);
                 sidecar.send(b"x", vec![stock]).await.unwrap();
                 deaf.push(reader);
             }
