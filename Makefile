@@ -35,9 +35,11 @@ test-slow-router:
 test-slow-runtime:
 	$(CARGO) test --locked -p servicekeel-runtime --lib -- --ignored
 
-# Optimised by one level, a seed takes half of the time; what is not the workspace's is built so already.
+# Optimised by one level, a seed takes half of the time; what is not the workspace's is built so already. OPT=0 takes what
+# `make test` has built.
+OPT ?= 1
 soak: ## Run every scenario of the simulation with many seeds: SEEDS=n FROM=seed SECONDS=limit ONLY=name.
-	@CARGO_PROFILE_DEV_OPT_LEVEL=1 $(CARGO) run --locked --quiet -p sim --bin soak -- \
+	@CARGO_PROFILE_DEV_OPT_LEVEL=$(OPT) $(CARGO) run --locked --quiet -p sim --bin soak -- \
 		$(if $(SEEDS),--seeds $(SEEDS)) $(if $(FROM),--from $(FROM)) $(if $(SECONDS),--seconds $(SECONDS)) \
 		$(if $(ONLY),--only $(ONLY))
 

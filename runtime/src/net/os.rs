@@ -73,7 +73,7 @@ impl Net for OsNet {
 
     fn own_threads(&self) -> OsPodThread {
         // Where there is none, they run with everything else.
-        OsPodThread::start(Arc::new(|_| Some(Box::new(())))).unwrap_or_default()
+        OsPodThread::own().unwrap_or_default()
     }
 
     fn make_unbound(&self, kind: DescriptorKind) -> io::Result<OsDescriptor> {

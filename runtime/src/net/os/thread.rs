@@ -31,6 +31,9 @@ const STACK: usize = 2 << 20;
 const MORE: usize = 3;
 /// A pod gets another thread when each that it has carries so many flows.
 const BUSY: usize = 2;
+/// This program gets another when each of its own has so many: they only wait there, and where little work is spread over
+/// more threads, a thread is woken for each bit of it.
+const OWN_BUSY: usize = 64;
 /// A process that may have fewer open files (RLIMIT_NOFILE) has one thread for each pod: a thread takes three or four.
 const FEW_FILES: u64 = 4096;
 /// See [`Pace`]: shorter than any timeout of a flow.
@@ -44,6 +47,8 @@ pub struct OsPodThread(Option<Arc<Running>>);
 #[derive(Debug)]
 struct Running {
     first: Thread,
+    /// So many flows of each are a reason for another.
+    busy: usize,
     /// Started one after the other as flows come, and kept for the next.
     more: [OnceLock<Thread>; MORE],
     guests: Guests,
@@ -167,12 +172,12 @@ impl Running {
     fn least_busy(&self) -> &Thread {
         let flows = |thread: &&Thread| thread.flows.load(Ordering::Relaxed);
         if let Some(here) = self.here()
-            && flows(&here) < BUSY
+            && flows(&here) < self.busy
         {
             return here;
         }
         let least = self.all().min_by_key(flows).unwrap_or(&self.first);
-        if flows(&least) < BUSY {
+        if flows(&least) < self.busy {
             return least;
         }
         let next = self.more.iter().take(more()).find(|thread| thread.get().is_none());
@@ -205,10 +210,19 @@ impl PartialEq for OsPodThread {
 
 impl OsPodThread {
     pub(super) fn start(places: Places) -> io::Result<Self> {
+        Self::start_until(BUSY, places)
+    }
+
+    /// Of no pod: for what is this program's own.
+    pub(super) fn own() -> io::Result<Self> {
+        Self::start_until(OWN_BUSY, Arc::new(|_| Some(Box::new(()))))
+    }
+
+    fn start_until(busy: usize, places: Places) -> io::Result<Self> {
         let guests = Guests::default();
         let first = Thread::start(guests.clone())?;
         let (more, places) = (Default::default(), Taken(places));
-        Ok(Self(Some(Arc::new(Running { first, more, guests, places }))))
+        Ok(Self(Some(Arc::new(Running { first, busy, more, guests, places }))))
     }
 
     /// Threads of another pod, whose first is the first of these. What is held goes with the last handle, where a call may
@@ -216,6 +230,7 @@ impl OsPodThread {
     pub(super) fn beside(&self, places: Places) -> Self {
         let running = |shared: &Arc<Running>| Running {
             first: shared.first.clone(),
+            busy: shared.busy,
             more: Default::default(),
             guests: Guests::default(),
             places: Taken(places),
@@ -423,6 +438,22 @@ mod tests {
             wait_for_flows(number, &pod).await;
         }
         assert_eq!(pod.0.as_ref().unwrap().all().count(), 1);
+    }
+
+    #[tokio::test]
+    async fn what_waits_on_the_programs_own_threads_is_many_to_each() {
+        let own = OsPodThread::own().unwrap();
+        let mut flows = JoinSet::new();
+        let threads = async |flows: &mut JoinSet<Option<()>>, number| {
+            while flows.len() < number {
+                let thread = own.clone();
+                flows.spawn(async move { thread.run_flow(std::future::pending()).await });
+                wait_for_flows(flows.len(), &own).await;
+            }
+            own.0.as_ref().unwrap().all().count()
+        };
+        assert_eq!(threads(&mut flows, OWN_BUSY).await, 1);
+        assert_eq!(threads(&mut flows, OWN_BUSY + 1).await, 1 + more().min(1));
     }
 
     async fn wait_for_flows(number: usize, pod: &OsPodThread) {
