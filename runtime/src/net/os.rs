@@ -17,6 +17,7 @@ mod descriptor;
 mod dial;
 mod getsockopt;
 mod handoff;
+mod lull;
 mod own_files;
 mod reservation;
 mod splice;

@@ -26,3 +26,22 @@ pub(super) fn getsockopt<const LEN: usize>(
     }
     Ok((bytes, len as usize))
 }
+
+/// Sets an option that is a number, as a pod may.
+///
+/// # Errors
+/// Those of setsockopt(2).
+#[cfg(test)]
+pub(super) fn setsockopt(
+    socket: BorrowedFd<'_>,
+    level: libc::c_int,
+    option: libc::c_int,
+    value: libc::c_uint,
+) -> io::Result<()> {
+    let len = size_of_val(&value) as libc::socklen_t;
+    // SAFETY: the descriptor is open, since it is borrowed. The kernel reads `len` bytes at the pointer, which are those of
+    // `value`, and keeps no pointer.
+    let outcome =
+        unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const value).cast(), len) };
+    if outcome == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}

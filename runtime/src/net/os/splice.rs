@@ -19,8 +19,8 @@ use tokio::net::TcpStream;
 use tokio::select;
 use tokio::time::{sleep, timeout};
 
-use super::OsStream;
-use super::tcp_info;
+use super::lull::Lull;
+use super::{OsStream, tcp_info};
 use crate::limit;
 use crate::net::Stream;
 use crate::net::tcp::TcpInfo;
@@ -272,23 +272,25 @@ async fn both_ways(
 
 /// Carries bytes one way until `from` ends, and then ends `to`.
 async fn carry(pipes: &Pipes, from: &Side<'_>, to: &Side<'_>, count: impl Fn(u64)) -> io::Result<()> {
-    let mut short = true;
+    let (mut short, mut lull) = (true, Lull::default());
     loop {
         from.stream.readable().await?;
         let mut pipe = pipes.take().await;
-        let ended = burst(&mut pipe, from, to, &mut short, &count).await?;
+        let came = burst(&mut pipe, from, to, &mut short, &count).await?;
         pipes.put_back(pipe);
-        if ended && from.is_broken() {
-            return Err(io::ErrorKind::ConnectionReset.into());
-        }
-        if ended {
-            return SockRef::from(to.stream).shutdown(Shutdown::Write).map_err(|error| to.breaks(error));
+        match came {
+            Some(0) => lull.pause().await,
+            Some(_) => lull.end(),
+            None if from.is_broken() => return Err(io::ErrorKind::ConnectionReset.into()),
+            None => {
+                return SockRef::from(to.stream).shutdown(Shutdown::Write).map_err(|error| to.breaks(error));
+            }
         }
     }
 }
 
-/// Carries what `from` has now; true when `from` has ended. Leaves the pipe empty. `short`: what came last was less than
-/// a page, and so may this be.
+/// Carries what `from` has now, and says how much it was; `None` when `from` has ended. Leaves the pipe empty. `short`:
+/// what came last was less than a page, and so may this be.
 ///
 /// Bytes are read into an empty pipe only, so EAGAIN has one meaning each time: into the pipe, that `from` has
 /// nothing; out of it, that `to` has no room.
@@ -298,9 +300,10 @@ async fn burst(
     to: &Side<'_>,
     short: &mut bool,
     count: &impl Fn(u64),
-) -> io::Result<bool> {
+) -> io::Result<Option<usize>> {
     let mut share = SHARE;
     let mut all = 0;
+    let mut lull = Lull::default();
     loop {
         let moved = from.stream.try_io(Interest::READABLE, || {
             if !*short {
@@ -313,11 +316,11 @@ async fn burst(
             pipe.copy(from.stream, to.stream)
         });
         let (came, went) = match moved {
-            Ok((0, _)) => return Ok(true),
+            Ok((0, _)) => return Ok(None),
             Ok((came, went)) => (came, went.map_err(|error| to.breaks(error))?),
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                 *short = all < PAGE;
-                return Ok(false);
+                return Ok(Some(all));
             }
             Err(e) => return Err(from.breaks(e)),
         };
@@ -328,8 +331,14 @@ async fn burst(
         all += came;
         while pipe.held > 0 {
             match to.stream.try_io(Interest::WRITABLE, || pipe.drain(to.stream)) {
-                Ok(n) => count(n as u64),
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => has_room(from, to).await?,
+                Ok(n) => {
+                    lull.end();
+                    count(n as u64);
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    has_room(from, to).await?;
+                    lull.pause().await;
+                }
                 Err(e) => return Err(to.breaks(e)),
             }
         }

@@ -16,18 +16,12 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::runtime::{Handle, Id};
 
 use super::descriptor::BACKLOG;
+use super::lull::Lull;
 use super::tcp_info;
 use super::thread::OfPod;
 use super::{OsDescriptor, OsPodThread, while_doing};
 use crate::net::tcp::{BETWEEN_ROUTERS, TcpInfo};
 use crate::net::{Descriptor, Listener, Stream};
-
-/// A listener of a pod that says so often in a row that a connection waits, and then has none ...
-const SPURIOUS: u32 = 32;
-/// ... is asked again after this time each time ...
-const SPURIOUS_PAUSE: Duration = Duration::from_millis(10);
-/// ... and after twice of it the next, up to this: a pod may have thousands.
-const SPURIOUS_MOST: Duration = Duration::from_millis(500);
 
 /// A client that has closed both ways looks like one that only has nothing more to say, until its kernel has forgotten the
 /// connection (60 s: tcp_fin_timeout, tcp(7)) and says so to a probe. One that stands still answers.
@@ -64,7 +58,7 @@ impl OsStream {
         socket.connect(addr).await.map(Self::own)
     }
 
-    fn own(stream: TcpStream) -> Self {
+    pub(super) fn own(stream: TcpStream) -> Self {
         Self::polled_here(stream, OsPodThread::default())
     }
 
@@ -298,7 +292,7 @@ impl OsListener {
 
 /// Accepts on a listener of a pod. The call may block: the pod has cleared O_NONBLOCK, and has taken the connection.
 async fn accept_of_pod(listener: &TcpStream) -> io::Result<(OsStream, SocketAddr)> {
-    let (mut spurious, mut pause) = (0, SPURIOUS_PAUSE);
+    let mut lull = Lull::default();
     loop {
         listener.readable().await?;
         let accepted = listener.try_io(Interest::READABLE, || {
@@ -306,12 +300,7 @@ async fn accept_of_pod(listener: &TcpStream) -> io::Result<(OsStream, SocketAddr
             Ok(rustix::net::acceptfrom_with(listener, flags)?)
         });
         if accepted.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock) {
-            // A pod that has shut it down and listens again leaves it readable for ever.
-            spurious += 1;
-            if spurious >= SPURIOUS {
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(SPURIOUS_MOST);
-            }
+            lull.pause().await;
             continue;
         }
         let (stream, peer) = accepted?;

@@ -5,6 +5,7 @@ use tokio::task::JoinSet;
 
 use super::*;
 use crate::net::os::OsNet;
+use crate::net::os::getsockopt::setsockopt;
 use crate::net::{Listener, Net};
 
 /// A client and a server, and the splice between them.
@@ -60,6 +61,60 @@ async fn an_idle_flow_costs_no_time() {
     let spent = processor_time() - before;
     drop(flow);
     assert!(spent < Duration::from_millis(150), "{spent:?} of processor time while nothing moved");
+}
+
+/// What a listener accepts inherits SO_TIMESTAMPING (socket(7)): each send then puts something in the error queue, and
+/// epoll says for ever that the socket is writable. The thread is that of the other pod.
+#[test]
+fn a_client_that_seems_to_have_room_for_ever_does_not_hold_up_the_thread() {
+    const SENT: usize = 32 << 20;
+    let (told, tells) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let net = OsNet::new();
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            stamp_all(&listener);
+            let mut client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let accepted = listener.accept().unwrap().0;
+            accepted.set_nonblocking(true).unwrap();
+            let a = OsStream::own(TcpStream::from_std(accepted).unwrap());
+            let (mut server, b) = pair(&net).await;
+            let mut tasks = JoinSet::new();
+            tasks.spawn(async move { drop(net.splice(a, b, |_, _| ()).await) });
+            tasks.spawn(async move { server.write_all(&vec![7; SENT]).await.unwrap() });
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            let before = processor_time();
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            told.send(Ok(processor_time() - before)).unwrap();
+            // And what it was sent is there once it reads.
+            let reader = std::thread::spawn(move || {
+                let mut got = 0;
+                let mut buf = vec![0; 1 << 20];
+                while got < SENT {
+                    got += std::io::Read::read(&mut client, &mut buf).unwrap();
+                }
+                got
+            });
+            while !reader.is_finished() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            told.send(Err(reader.join().unwrap())).unwrap();
+        });
+    });
+    let spent = tells.recv_timeout(Duration::from_secs(20)).expect("nothing else has its turn").unwrap();
+    assert!(spent < Duration::from_millis(250), "{spent:?} of 500 ms for a flow that stands still");
+    let got = tells.recv_timeout(Duration::from_secs(60)).expect("it does not go on");
+    assert_eq!(got, Err(SENT));
+}
+
+/// A stamp for each send, by the kernel itself, when it is queued, sent and acknowledged.
+fn stamp_all(socket: &impl AsFd) {
+    let flags = libc::SOF_TIMESTAMPING_TX_SOFTWARE
+        | libc::SOF_TIMESTAMPING_SOFTWARE
+        | libc::SOF_TIMESTAMPING_TX_SCHED
+        | libc::SOF_TIMESTAMPING_TX_ACK;
+    setsockopt(socket.as_fd(), libc::SOL_SOCKET, libc::SO_TIMESTAMPING, flags).unwrap();
 }
 
 /// The processor time of this thread.
