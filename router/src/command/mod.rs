@@ -62,7 +62,7 @@ The config, with its defaults. Only `cluster` is required; without `identity` th
   identity: { ca: ca.crt, cert: node.crt, key: node.key }
   trust:                               # other clusters' authorities (see `pki bundle`)
     - { cluster: cluster-b.local, ca: cluster-b-ca.crt }
-  revoked: []                          # cut off at once: cluster/node, or a certificate's SHA-256 fingerprint
+  revoked: []                          # cut off at once: cluster/node, or a SHA-256 fingerprint
   state: /var/lib/servicekeel/router   # reserved: nothing is kept there yet
 
 Changes to `peers`, `identity`, `trust`, `revoked` and the certificates take effect at once, changes to `cluster`, `node` \

@@ -19,9 +19,10 @@ use crate::status::{FailureStatus, PeerStatus, Status};
 /// The words of the tables that do not explain themselves.
 pub(super) const WORDS: &str = "\
 Flows are counted since the start: \"failed\" ones had no endpoint, \"lost\" ones lost the path to theirs; both were reset. A \
-peer is \"up\" while it is linked, and \"expired\" if new flows to it fail because a certificate has expired. IDLE CONNS are \
-connections to a peer that are ready for the next flow. The exit code is 1 if there is a PROBLEM: something that needs an \
-operator, such as a certificate that has expired or that a peer rejects, or an address of `peers` not reached for 30 s.";
+peer is \"up\" while it is linked, else \"down\"; \"expired\" if it is linked and new flows fail because a certificate has \
+expired, \"rejected\" if they fail because one of the two routers rejects the other. IDLE CONNS are connections to a peer \
+that are ready for the next flow. The exit code is 1 if there is a PROBLEM: something that needs an operator, such as a \
+certificate that has expired or that a peer rejects, two routers of one name, or an address of `peers` not reached for 30 s.";
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
